@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# One door. As root: `make demo` and `make test` set up everything they need.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The venv is made by Debian's Python, for that is where python3-bpfcc lives.
+# Never pip install "bcc": on PyPI that is an unrelated crystal-lattice library.
+PYTHON := /usr/bin/python3
+PACKAGES := python3 python3-venv python3-bpfcc libbpf1 iproute2 ethtool nftables iptables docker.io busybox-static util-linux
+
+export TRACE TARGET
+
+.PHONY: help setup demo test lint bench lab format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: build/packages $(VENV)/ready ## install what is missing (Debian packages, a Python venv)
+
+build/packages: Makefile
+	@mkdir -p build
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		[ "$$(id -u)" = 0 ] || { echo "setup needs root to install:" $$missing >&2; exit 1; }; \
+		apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+	@touch $@
+
+$(VENV)/ready: build/packages pyproject.toml constraints.txt
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## the same trace without shadows, reactive and with Penumbra (TRACE=file.csv, TARGET=docker)
+	@$(BIN)/python -m controlplane.lab.demo
+
+test: setup ## all tests, as root
+	@$(BIN)/python -m pytest
+
+lint: setup ## ruff, mypy, import contracts, yamllint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@PYTHONPATH=. $(BIN)/lint-imports
+	@$(BIN)/yamllint -s playbooks
+
+bench: setup ## ns per packet and more, into build/bench.json
+	@$(BIN)/python -m tests.bench
+
+lab: setup ## start the lab and leave it up (penumbra lab down ends it)
+	@$(BIN)/penumbra lab up
+
+format: setup ## ruff's formatter over everything
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## what was built, the venv too
+	@rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Every map, a line each: meaning; writer; reader. Sizes come as -D from the
+ * loader: MAX_SERVICES, MAX_ENDPOINTS, MAX_BUCKETS, MAX_RING_LINES, MAX_CPUS.
+ * Arrays are mmapable: user space reads and writes them without system calls.
+ */
+#ifndef PENUMBRA_MAPS_H
+#define PENUMBRA_MAPS_H
+
+#include "structs.h"
+
+/* How the program behaves; loader writes, program reads. */
+BPF_F_TABLE("array", u32, struct settings, settings, 1, BPF_F_MMAPABLE);
+/* VIP, protocol, port -> index of the service; user space; program. */
+BPF_TABLE("hash", struct target, u32, service_index, MAX_SERVICES);
+/* VIPs, whatever the port, port and protocol zero -> services; user space; program. */
+BPF_TABLE("hash", struct target, u32, vips, MAX_SERVICES);
+/* Services by index; user space; program. */
+BPF_F_TABLE("array", u32, struct service, services, MAX_SERVICES, BPF_F_MMAPABLE);
+/* Endpoint's address, protocol, port -> its index: who sent a return; user space; program. */
+BPF_TABLE("hash", struct target, u32, endpoint_index, MAX_ENDPOINTS);
+/* Endpoints by index; user space; program. */
+BPF_F_TABLE("array", u32, struct endpoint, endpoints, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* Maglev rings of all services, two copies each; user space; program. */
+BPF_F_TABLE("array", u32, struct ring_line, rings, MAX_RING_LINES, BPF_F_MMAPABLE);
+/* The shadow table: slots of each live endpoint; user space; program. */
+BPF_F_TABLE("array", u32, struct shadow_slots, shadow_table, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* The flow cache; program; program, CLI. */
+BPF_F_TABLE("array", u32, struct bucket, flows, MAX_BUCKETS, BPF_F_MMAPABLE);
+/* The 5-tuples of the flow cache, cold; program; program on SYN, CLI. */
+BPF_F_TABLE("array", u32, struct bucket_keys, flow_keys, MAX_BUCKETS, BPF_F_MMAPABLE);
+/* [cpu][endpoint] counters; program; user space. */
+BPF_F_TABLE("array", u32, struct endpoint_counters, counters, MAX_CPUS * MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* [cpu] packets by reason; program; user space. */
+BPF_F_TABLE("array", u32, struct reasons, reasons, MAX_CPUS, BPF_F_MMAPABLE);
+/* SYN to SYN-ACK time of each endpoint, one copy for all CPUs; program; user space. */
+BPF_F_TABLE("array", u32, struct histogram, rtt, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* Destinations that endpoints may answer as themselves; user space; program. */
+BPF_F_TABLE("lpm_trie", struct prefix, u32, direct, 4096, BPF_F_NO_PREALLOC);
+/* Rate limit of events per endpoint; program; program. */
+BPF_F_TABLE("array", u32, struct event_gate, event_gates, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* What happened, for people; program; user space. */
+BPF_RINGBUF_OUTPUT(events, 16);
+/* Names and weights; user space; user space. */
+BPF_F_TABLE("array", u32, struct label, endpoint_labels, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct label, service_labels, MAX_SERVICES, BPF_F_MMAPABLE);
+
+#endif

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Keys and values of every map: the contract between the program and user
+ * space. Padding is explicit and sizes are asserted; Python's numpy dtypes
+ * (controlplane/adapters/layout.py) are held equal to these field by field
+ * by tests/packet/test_layout.py.
+ */
+#ifndef PENUMBRA_STRUCTS_H
+#define PENUMBRA_STRUCTS_H
+
+/* Addresses are 16 bytes; IPv4 is mapped (::ffff:a.b.c.d, RFC 4291 2.5.5.2). */
+#define ADDRESS_WORDS 4
+#define V4_WORD 3
+#define V4_MAPPED_PREFIX bpf_htonl(0xffff)
+
+#define BUCKET_FLOWS 4		/* flows in one 64-byte bucket */
+#define RING_LINE_CELLS 16	/* ring cells in one 64-byte line */
+#define SHADOW_SLOTS 128	/* slots of one live endpoint's shadow table */
+#define HISTOGRAM_SUB 16	/* sub-buckets per octave */
+#define HISTOGRAM_BUCKETS 336	/* 16 linear + 20 octaves: 1 us to 16.8 s */
+#define REASON_SLOTS 64
+#define NAME_BYTES 48
+
+/*
+ * One tick is 2^28 ns (268 ms) of CLOCK_MONOTONIC: coarse enough that a busy
+ * flow's last-seen is stored four times a second, not once a packet.
+ */
+#define TICK_SHIFT 28
+
+/*
+ * A reference names an endpoint's index and the generation of that index:
+ * {generation:12 | index:20}. 0 names nobody, so index 0 is never given out.
+ */
+#define REF_INDEX_BITS 20
+#define REF_INDEX_MASK ((1U << REF_INDEX_BITS) - 1)
+#define REF_GENERATION_MASK 0xfffU
+
+#define SPILL_ALL 0xffffffffU
+
+enum role {
+	ROLE_LIVE = 1,
+	ROLE_SHADOW = 2,
+};
+
+/* struct endpoint.state, low 32 bits; the high 32 bits are the generation. */
+#define ENDPOINT_PRESENT (1U << 0)
+#define ENDPOINT_DOWN (1U << 1)
+#define ENDPOINT_DRAINING (1U << 2)
+
+/* struct service.flags */
+#define SERVICE_PRESENT (1U << 0)
+#define SERVICE_ON_DOWN_KEEP (1U << 1)	/* else reset: flows of a down endpoint move */
+
+/* struct flow.life, bits 24..31 */
+#define FLOW_SYN (1U << 0)	/* the client's SYN was seen */
+#define FLOW_SYNACK (1U << 1)	/* the endpoint's SYN-ACK was seen */
+#define FLOW_ESTABLISHED (1U << 2) /* handshake done, or the endpoint answered */
+#define FLOW_FIN_CLIENT (1U << 3)
+#define FLOW_FIN_ENDPOINT (1U << 4)
+#define FLOW_RST (1U << 5)
+#define FLOW_MIDSTREAM (1U << 6) /* TCP, first seen without its SYN */
+
+struct settings {
+	__u64 layout;		/* hash of this layout; always the first field */
+	__u64 hash_key[2];	/* one key per fleet; root only, never printed */
+	__u32 bucket_mask;	/* buckets of the flow cache - 1 */
+	__u32 idle_opening_ticks; /* idle limit until the handshake is done */
+	__u32 idle_established_ticks;
+	__u32 idle_closing_ticks; /* after a FIN or RST */
+	__u32 idle_udp_ticks;
+	__u32 event_ticks;	/* least time between two events of a kind and endpoint */
+};
+_Static_assert(sizeof(struct settings) == 48, "settings");
+
+/* A service's VIP, or an endpoint: where packets are sent to. */
+struct target {
+	__be32 address[ADDRESS_WORDS];
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct target) == 20, "target");
+
+struct service {
+	__be32 vip[ADDRESS_WORDS];
+	__be16 port;
+	__u8 protocol;
+	__u8 flags;
+	__u32 ring_base;	/* first cell of copy 0; copy 1 is ring_size on */
+	__u32 ring_size;	/* cells of one copy, prime; 0: no ring yet */
+	__u32 ring_active;	/* 0 or 1: the copy in use; flipping it is the swap */
+	__u32 pad[8];
+};
+_Static_assert(sizeof(struct service) == 64, "service");
+
+/* All that a hit needs of an endpoint, in one cache line. */
+struct endpoint {
+	__be32 address[ADDRESS_WORDS];
+	__be16 port;
+	__u8 protocol;
+	__u8 role;
+	__u32 service;		/* index into services */
+	__u64 state;		/* {generation:32 | flags:32}, one store */
+	__u32 spill;		/* share of new flows for shadows, of 2^32; SPILL_ALL: all */
+	__u32 parent;		/* index of a shadow's live endpoint; a live one's own */
+	__u32 hop_expires;	/* tick past which the next hop is not trusted; 0: none */
+	__u32 hop_ifindex;
+	__u8 hop_dst[6];
+	__u8 hop_src[6];
+	__be16 hop_vlan;	/* 0: untagged */
+	__u16 hop_mtu;		/* bytes of IP packet; 0: unknown */
+};
+_Static_assert(sizeof(struct endpoint) == 64, "endpoint");
+
+struct ring_line {
+	__u32 cell[RING_LINE_CELLS]; /* references of live endpoints */
+};
+_Static_assert(sizeof(struct ring_line) == 64, "ring_line");
+
+struct shadow_slots {
+	__u32 slot[SHADOW_SLOTS]; /* references; 0: empty */
+};
+_Static_assert(sizeof(struct shadow_slots) == 512, "shadow_slots");
+
+struct flow {
+	__u64 id;		/* {tag:32 | reference:32}, 0: empty; cmpxchg only */
+	__u64 life;		/* {last seen tick:32 | FLOW_*:8 | stamp us:24} */
+};
+
+struct bucket {
+	struct flow flow[BUCKET_FLOWS];
+};
+_Static_assert(sizeof(struct bucket) == 64, "bucket");
+
+/* The cold half of a flow: what its hash was made of. */
+struct flow_key {
+	__be32 client[ADDRESS_WORDS];
+	__be16 client_port;
+	__u16 pad;
+	__u32 service;		/* index into services: VIP, protocol, port */
+};
+_Static_assert(sizeof(struct flow_key) == 24, "flow_key");
+
+struct bucket_keys {
+	struct flow_key key[BUCKET_FLOWS];
+};
+_Static_assert(sizeof(struct bucket_keys) == 96, "bucket_keys");
+
+/* One endpoint on one CPU. User space never zeroes: it takes baselines. */
+struct endpoint_counters {
+	__u64 packets;		/* to the endpoint */
+	__u64 bytes;		/* IP bytes, to the endpoint */
+	__u64 return_packets;
+	__u64 return_bytes;
+	__u64 flows;		/* new flows this endpoint was given */
+	__u64 offered;		/* group: new flows the ring chose it for, before spill */
+	__u64 completed;	/* group: of those, handshake done or UDP answered */
+	__u64 spilled;		/* group: of those offered, given to a shadow */
+	__u64 midstream;	/* group: TCP packets of unknown flows without SYN */
+	__u64 unremembered;	/* new flows for which no cache entry was free */
+	__u64 resets;		/* RST from the endpoint */
+	__u64 fins;		/* flows closed from both sides */
+	__u64 rtt_count;	/* SYN to SYN-ACK samples */
+	__u64 rtt_sum_us;
+	__u64 pad[2];
+};
+_Static_assert(sizeof(struct endpoint_counters) == 128, "endpoint_counters");
+
+struct histogram {
+	__u32 bucket[HISTOGRAM_BUCKETS];
+};
+_Static_assert(sizeof(struct histogram) == 1344, "histogram");
+
+/*
+ * Why a packet left as it did: one counter each, one place that counts.
+ * X(name): expected ones first; from "broken" on we expect none.
+ */
+#define REASONS(X) \
+	X(forward_hop)		/* to an endpoint by its cached next hop */ \
+	X(forward_fib)		/* to an endpoint by fib lookup */ \
+	X(forward_kernel)	/* rewritten, then left to the kernel to forward */ \
+	X(return_hop)		/* to a client by a cached next hop */ \
+	X(return_fib)		/* to a client by fib lookup */ \
+	X(return_kernel)	/* rewritten, then left to the kernel to forward */ \
+	X(pass_other)		/* neither to a VIP nor a return */ \
+	X(pass_direct)		/* from an endpoint to a direct destination */ \
+	X(pass_not_ip)		/* neither IPv4 nor a protocol named below */ \
+	X(pass_ipv6)		/* not steered yet */ \
+	X(pass_vlan)		/* not steered yet */ \
+	X(pass_icmp)		/* not steered yet */ \
+	X(pass_fragment)	/* not steered yet */ \
+	X(pass_ttl)		/* TTL would end here: the kernel answers */ \
+	X(pass_mtu)		/* larger than the next hop takes: the kernel answers */ \
+	X(drop_vip_port)	/* a VIP, but no such service: passing would loop */ \
+	X(drop_no_endpoint)	/* a service without any endpoint */ \
+	X(drop_broken)		/* ours, but malformed */ \
+	X(abort_impossible)	/* a map without an entry that must exist */
+
+enum reason {
+#define REASON_ENUM(name) REASON_##name,
+	REASONS(REASON_ENUM)
+#undef REASON_ENUM
+	REASON_COUNT,
+};
+_Static_assert(REASON_COUNT <= REASON_SLOTS, "reasons");
+
+struct reasons {
+	__u64 count[REASON_SLOTS];
+};
+
+/* Things seen beside the verdict; these may overlap with each other. */
+enum event_kind {
+	EVENT_REDIRECTED = 0,	/* redirected to shadow */
+	EVENT_NO_SHADOW = 1,	/* no shadow available, primary kept */
+	EVENT_ENDPOINT_DOWN = 2, /* endpoint down, its packet went elsewhere */
+	EVENT_KINDS = 4,	/* room for one more, so that the gate is 16 bytes */
+};
+
+struct event {
+	__u64 time_ns;		/* CLOCK_MONOTONIC */
+	__u32 kind;
+	__u32 service;		/* index */
+	__u32 endpoint;		/* index: the live endpoint the ring chose */
+	__u32 chosen;		/* index: the one the flow was given */
+	__be32 client[ADDRESS_WORDS];
+	__be16 client_port;
+	__u16 pad;
+	__u32 pad2;
+};
+_Static_assert(sizeof(struct event) == 48, "event");
+
+/* Tick of the last event of each kind: the rate limit. */
+struct event_gate {
+	__u32 tick[EVENT_KINDS];
+};
+
+/* What user space remembers beside an endpoint or service; never read here. */
+struct label {
+	char name[NAME_BYTES];
+	__u32 weight;		/* ring weight in thousandths */
+	__u32 pad[3];
+};
+_Static_assert(sizeof(struct label) == 64, "label");
+
+struct prefix {
+	__u32 length;		/* bits, of the mapped address: 96 + n for IPv4 */
+	__be32 address[ADDRESS_WORDS];
+};
+
+#endif

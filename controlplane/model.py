@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nouns. Frozen values without behaviour that touches the world.
+
+Times are seconds of a monotonic clock unless a name says otherwise; rates are per second;
+shares are 0..1; ``capacity`` and demand are completed new flows per second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+
+class Protocol(Enum):
+    """Transport protocols that are steered; the value is the IP protocol number."""
+
+    TCP = 6
+    UDP = 17
+
+
+class Role(Enum):
+    """What an endpoint is; the value is the one in ``bpf/structs.h``."""
+
+    LIVE = 1
+    SHADOW = 2
+
+
+class Mode(Enum):
+    """How far the controller may go."""
+
+    FORECAST_ONLY = "forecast-only"
+    """Forecasts and health only: spill, weights and shadows stay as they are."""
+    ADVISE = "advise"
+    """Says what it would do and does none of it."""
+    ACT = "act"
+
+
+class OnDown(Enum):
+    """What becomes of established flows when their endpoint goes down."""
+
+    RESET = "reset"
+    KEEP = "keep"
+
+
+class ProbeKind(Enum):
+    TCP = "tcp"
+    HTTP = "http"
+
+
+class ForecastMethod(Enum):
+    MOVING_AVERAGE = "moving-average"
+    SIMPLE = "simple"
+    HOLT = "holt"
+    NONE = "none"
+    """No forecast: the present demand is all that is known (reactive)."""
+
+
+class ShadowState(Enum):
+    """A shadow's life, in order; FAILED may follow any of the first three."""
+
+    REQUESTED = "requested"
+    PROVISIONING = "provisioning"
+    WARMING = "warming"
+    READY = "ready"
+    DRAINING = "draining"
+    REMOVING = "removing"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A health check of every endpoint of a service."""
+
+    kind: ProbeKind = ProbeKind.TCP
+    path: str = "/"
+    """HTTP only: what to GET; 200..399 is healthy."""
+    interval_s: float = 1.0
+    timeout_s: float = 0.5
+    rise: int = 2
+    """Consecutive successes until healthy."""
+    fall: int = 3
+    """Consecutive failures until unhealthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastSettings:
+    method: ForecastMethod = ForecastMethod.HOLT
+    window_s: float = 10.0
+    """Moving average's window, and the memory of the observed forecast errors."""
+    level_gain: float = 0.4
+    """Smoothing of the level per tick of 1 s, 0..1."""
+    trend_gain: float = 0.2
+    """Holt's smoothing of the trend per tick of 1 s, 0..1."""
+    quantile: float = 0.9
+    """The quantile of demand that is compared with capacity."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowSettings:
+    """When a live endpoint gets shadows, how many, where, and until when."""
+
+    target: str = "netns"
+    """The Ansible role that makes them: ``netns`` or ``docker``."""
+    hosts: tuple[str, ...] = ()
+    """Hosts that may carry them, best first; empty: none may be made."""
+    max_per_endpoint: int = 4
+    headroom: float = 0.2
+    """The share of capacity kept free."""
+    lead_time_s: float = 10.0
+    """Assumed until provisioning was measured."""
+    warm_up_s: float = 2.0
+    """From healthy until it may take its full share."""
+    min_life_s: float = 60.0
+    idle_s: float = 30.0
+    """How long it must be unwanted before it is drained."""
+    drain_s: float = 30.0
+    """Deadline for its old flows, after which they are cut."""
+    timeout_s: float = 120.0
+    """Time limit of one provisioning run."""
+    retries: int = 3
+    retry_after_s: float = 5.0
+    """First pause after a failure; doubles with each further one, up to 5 min."""
+    variables: Mapping[str, object] = field(default_factory=dict)
+    """Extra variables for the playbooks of this service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address and port that serves a service, as configured (live)."""
+
+    name: str
+    service: str
+    address: IPv4Address
+    port: int
+    weight: float = 1.0
+    capacity: float | None = None
+    """New flows per second it can serve; None: unknown, no shadows are ordered for it."""
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    name: str
+    vip: IPv4Address
+    port: int
+    protocol: Protocol
+    endpoints: tuple[Endpoint, ...]
+    on_down: OnDown = OnDown.RESET
+    ring_size: int = 16381
+    probe: Probe = Probe()
+    forecast: ForecastSettings = ForecastSettings()
+    shadows: ShadowSettings = ShadowSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Hardware that may carry shadows."""
+
+    name: str
+    slots: int = 1
+    """How many shadows it may carry at once."""
+    variables: Mapping[str, object] = field(default_factory=dict)
+    """Ansible host variables, e.g. ``ansible_connection`` or ``netns``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Compiled-in sizes of the maps."""
+
+    services: int = 64
+    endpoints: int = 1024
+    flows: int = 262_144
+    """Entries of the flow cache, a power of two."""
+    ring_cells: int = 4_194_304
+    """Cells of all rings, two copies each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Idle limits of flows."""
+
+    opening_s: float = 10.0
+    established_s: float = 900.0
+    closing_s: float = 5.0
+    udp_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    instance: str
+    interfaces: tuple[str, ...]
+    services: Mapping[str, Service]
+    hosts: Mapping[str, Host] = field(default_factory=dict)
+    mode: Mode = Mode.ACT
+    tick_s: float = 1.0
+    direct: tuple[IPv4Network, ...] = ()
+    """More destinations that endpoints answer as themselves."""
+    sizes: Sizes = Sizes()
+    idle: Idle = Idle()
+    playbooks: Path | None = None
+    """Folder with provision.yml and deprovision.yml; None: the shipped ones."""
+    state_dir: Path = Path("/var/lib/penumbra")
+    metrics_address: str = "127.0.0.1"
+    metrics_port: int = 9464
+
+
+# ---- what the data plane has, or should have ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An endpoint, live or shadow, as installed in the data plane."""
+
+    name: str
+    service: str
+    address: IPv4Address
+    port: int
+    role: Role
+    parent: str | None = None
+    """A shadow's live endpoint; None for a live one."""
+    down: bool = False
+    draining: bool = False
+    spill: float = 0.0
+    """Live only: share of its new flows that go to ``slots``; resolution 2**-32."""
+    slots: Mapping[str, float] = field(default_factory=dict)
+    """Live only: name of a shadow (or of a neighbour with room) -> weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualService:
+    """A service as installed in the data plane."""
+
+    name: str
+    vip: IPv4Address
+    port: int
+    protocol: Protocol
+    on_down: OnDown
+    ring_size: int
+    ring: Mapping[str, float] = field(default_factory=dict)
+    """Name of a live endpoint -> weight in the ring, resolution 1/1000."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """All that steers packets: installed, or wanted."""
+
+    services: Mapping[str, VirtualService] = field(default_factory=dict)
+    members: Mapping[str, Member] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InstallService:
+    service: VirtualService
+    """Installed without a ring."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveService:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstallMember:
+    member: Member
+    """Installed with its down flag, without spill or slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveMember:
+    name: str
+    """From here on its cached flows are misses."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetRing:
+    service: str
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SetSlots:
+    member: str
+    slots: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SetSpill:
+    member: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetDown:
+    member: str
+    down: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetDraining:
+    member: str
+    draining: bool
+
+
+Step = (
+    InstallService
+    | RemoveService
+    | InstallMember
+    | RemoveMember
+    | SetRing
+    | SetSlots
+    | SetSpill
+    | SetDown
+    | SetDraining
+)
+
+
+# ---- shadows and what is known of the world --------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """One shadow's record, as the store keeps it. Times are Unix seconds (they survive a restart)."""
+
+    name: str
+    service: str
+    parent: str
+    host: str
+    target: str
+    state: ShadowState
+    requested_unix_s: float
+    changed_unix_s: float
+    """When ``state`` was entered."""
+    address: IPv4Address | None = None
+    port: int | None = None
+    healthy_unix_s: float | None = None
+    ready_unix_s: float | None = None
+    attempts: int = 0
+    reason: str = ""
+    """Why it is in this state, in words."""
+    by_hand: bool = False
+    """Ordered by ``penumbra shadow add``: the policy does not remove it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a provisioner is asked for: everything a playbook run needs to know."""
+
+    shadow: str
+    instance: str
+    service: str
+    parent: Endpoint
+    protocol: Protocol
+    probe: Probe
+    host: Host
+    target: str
+    timeout_s: float
+    variables: Mapping[str, object] = field(default_factory=dict)
+
+
+class RunState(Enum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where a provisioning or deprovisioning run is."""
+
+    shadow: str
+    state: RunState
+    address: IPv4Address | None = None
+    port: int | None = None
+    reason: str = ""
+    """Why it failed, one line."""
+    started_s: float = 0.0
+    ended_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One probe's answer."""
+
+    member: str
+    ok: bool
+    at_s: float
+    latency_s: float
+    reason: str = ""
+
+
+class EventKind(Enum):
+    """Kinds of events from the data plane; the value is the one in ``bpf/structs.h``."""
+
+    REDIRECTED = 0
+    NO_SHADOW = 1
+    ENDPOINT_DOWN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    kind: EventKind
+    at_s: float
+    service: str
+    endpoint: str
+    chosen: str
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One sentence of the decision log, with what it was made of."""
+
+    at_unix_s: float
+    subject: str
+    """Endpoint or shadow it is about."""
+    action: str
+    """add, hold, drain, remove, spill, ring, health, adopt, fail, retry, ..."""
+    reason: str
+    inputs: Mapping[str, float | str] = field(default_factory=dict)

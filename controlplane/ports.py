@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ports: what the loop needs of the world. Each has a real adapter and a fake (tests/fakes.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane import model
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """One reading of all counters, summed over CPUs. They only grow, until the maps are made anew."""
+
+    at_s: float
+    rows: Mapping[str, int]
+    """Member's name -> row in the arrays."""
+    packets: npt.NDArray[np.uint64]
+    bytes: npt.NDArray[np.uint64]
+    return_packets: npt.NDArray[np.uint64]
+    return_bytes: npt.NDArray[np.uint64]
+    flows: npt.NDArray[np.uint64]
+    offered: npt.NDArray[np.uint64]
+    completed: npt.NDArray[np.uint64]
+    spilled: npt.NDArray[np.uint64]
+    midstream: npt.NDArray[np.uint64]
+    unremembered: npt.NDArray[np.uint64]
+    resets: npt.NDArray[np.uint64]
+    fins: npt.NDArray[np.uint64]
+    rtt_count: npt.NDArray[np.uint64]
+    rtt_sum_us: npt.NDArray[np.uint64]
+
+
+class Dataplane(Protocol):
+    """What steers packets. Raises ``DataplaneError`` with what is wrong and what to do."""
+
+    def installed(self) -> model.Steering:
+        """What is installed now, read back from the maps."""
+
+    def apply(self, step: model.Step) -> None:
+        """Takes one step. Doing it twice is the same as once."""
+
+    def counters(self) -> Counters: ...
+
+    def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
+        """Flows in the cache, within their idle limit and not closed, per member."""
+
+    def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
+        """Replaces the destinations that endpoints answer as themselves."""
+
+    def renew_hops(self) -> None:
+        """Renews every member's next hop from the kernel's routes and neighbours."""
+
+    def events(self) -> Sequence[model.Event]:
+        """Events since the last call, at most some thousands."""
+
+
+class Prober(Protocol):
+    """Health checks in the background, never blocking the loop."""
+
+    def watch(self, targets: Mapping[str, tuple[str, int, model.Probe]]) -> None:
+        """Member's name -> (address, port, probe): from now on exactly these are probed."""
+
+    def results(self) -> Sequence[model.Health]:
+        """Answers since the last call, oldest first."""
+
+    def close(self) -> None: ...
+
+
+class Provisioner(Protocol):
+    """Makes and removes shadows in the background. One run per shadow at a time."""
+
+    def provision(self, order: model.Order) -> None: ...
+
+    def deprovision(self, order: model.Order) -> None: ...
+
+    def results(self) -> Sequence[model.RunResult]:
+        """Runs that ended since the last call."""
+
+    def running(self) -> Collection[str]:
+        """Shadows with a run under way."""
+
+    def close(self) -> None:
+        """Ends what is running, and everything it started."""
+
+
+class Store(Protocol):
+    """What survives a restart."""
+
+    def shadows(self) -> Mapping[str, model.Shadow]: ...
+
+    def put_shadow(self, shadow: model.Shadow) -> None: ...
+
+    def forget_shadow(self, name: str) -> None: ...
+
+    def log(self, decision: model.Decision) -> None: ...
+
+    def decisions(self, limit: int) -> Sequence[model.Decision]:
+        """Newest first."""
+
+    def get(self, key: str) -> str | None:
+        """A small value by name: frozen, drained endpoints, measured lead times, ..."""
+
+    def put(self, key: str, value: str | None) -> None: ...
+
+
+class Clock(Protocol):
+    def now_s(self) -> float:
+        """Monotonic seconds."""
+
+    def unix_s(self) -> float: ...
+
+    def wait_until(self, at_s: float) -> None:
+        """Returns at ``at_s``, or early when the process is asked to stop or wake."""
+
+
+class Metrics(Protocol):
+    """Where numbers go for others to read (Prometheus)."""
+
+    def publish(self, values: Sequence[Sample]) -> None:
+        """Replaces all samples of the last tick."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    name: str
+    """Without the prefix ``penumbra_``; with its unit as Prometheus' conventions have it."""
+    labels: Mapping[str, str]
+    value: float
+    counter: bool = False
+
+
+class DataplaneError(RuntimeError):
+    """The data plane can't do what was asked; the message says why and what to do."""
+
+
+class StoreError(RuntimeError):
+    """The store can't be read or written; the message says why and what to do."""
