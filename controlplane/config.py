@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML -> ``model.Config``. An unknown key, a bad unit or a contradiction is an error that names its path.
+
+Nothing here looks at the machine: that an interface or a host exists is for ``penumbra check``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+)
+
+from controlplane import config_errors, model
+
+NAME_MOST = 36
+"""Characters of a name: a label in the maps holds 47, and a shadow's name adds a suffix."""
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
+_CAPACITY = re.compile(r"(\d+(?:\.\d+)?)\s*flows/s")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class ConfigError(ValueError):
+    """The configuration is refused. ``problems``: one line each, with path, value and what is allowed."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def _duration_s(value: object) -> object:
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        return float(match[1]) * _SECONDS[match[2]]
+    raise ValueError("a duration with its unit is allowed, e.g. 500ms, 2s, 5m, 1h")
+
+
+def _flows_per_s(value: object) -> object:
+    if isinstance(value, str) and (match := _CAPACITY.fullmatch(value.strip())) and float(match[1]) > 0:
+        return float(match[1])
+    raise ValueError('a rate of new flows above 0 with its unit is allowed, e.g. "40 flows/s"')
+
+
+def _named(value: str) -> str:
+    if not _NAME.fullmatch(value) or len(value) > NAME_MOST:
+        raise ValueError(f"a-z, 0-9 and inner '-' are allowed, at most {NAME_MOST} characters")
+    return value
+
+
+def _is_prime(value: int) -> int:
+    if value < 3 or any(value % divisor == 0 for divisor in range(2, int(value**0.5) + 1)):
+        raise ValueError("a prime number is allowed, e.g. 4093, 16381, 65537")
+    return value
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("a power of two is allowed, e.g. 262144")
+    return value
+
+
+def _host_address(value: IPv4Address) -> IPv4Address:
+    if value.is_multicast or value.is_loopback or value.is_unspecified or int(value) == 0xFFFFFFFF:
+        raise ValueError("a unicast IPv4 address is allowed (not loopback, multicast or 0.0.0.0)")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_named)]
+Seconds = Annotated[float, BeforeValidator(_duration_s)]
+PositiveSeconds = Annotated[float, BeforeValidator(_duration_s), Field(gt=0)]
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1)]
+Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
+Share = Annotated[float, Strict(), Field(gt=0, lt=1)]
+Address = Annotated[IPv4Address, AfterValidator(_host_address)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Probe(_Section):
+    kind: model.ProbeKind = model.ProbeKind.TCP
+    path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/"
+    interval: PositiveSeconds = 1.0
+    timeout: PositiveSeconds = 0.5
+    rise: Count = 2
+    fall: Count = 3
+
+
+class _Forecast(_Section):
+    method: model.ForecastMethod | None = None
+    window: PositiveSeconds | None = None
+    level_gain: Share | None = None
+    trend_gain: Share | None = None
+    quantile: Share | None = None
+
+
+class _Shadows(_Section):
+    target: Literal["netns", "docker"] | None = None
+    hosts: tuple[Name, ...] | None = None
+    max_per_endpoint: Count | None = None
+    headroom: Annotated[float, Strict(), Field(ge=0, lt=1)] | None = None
+    lead_time: PositiveSeconds | None = None
+    warm_up: Seconds | None = None
+    min_life: Seconds | None = None
+    idle: Seconds | None = None
+    drain: Seconds | None = None
+    timeout: PositiveSeconds | None = None
+    retries: Annotated[int, Strict(), Field(ge=0)] | None = None
+    retry_after: PositiveSeconds | None = None
+    variables: dict[str, Any] | None = None
+
+
+class _Endpoint(_Section):
+    address: Address
+    port: Port
+    weight: Annotated[float, Strict(), Field(gt=0, le=1000)] = 1.0
+    capacity: Annotated[float, BeforeValidator(_flows_per_s)] | None = None
+    host: Name | None = None
+
+
+class _Service(_Section):
+    vip: Address
+    port: Port
+    protocol: Literal["tcp", "udp"] = "tcp"
+    on_down: model.OnDown = model.OnDown.RESET
+    ring_size: Annotated[int, Strict(), Field(le=2_097_143), AfterValidator(_is_prime)] = 16381
+    probe: _Probe = _Probe()
+    endpoints: Annotated[dict[Name, _Endpoint], Field(min_length=1)]
+    forecast: _Forecast = _Forecast()
+    shadows: _Shadows = _Shadows()
+
+
+class _Host(_Section):
+    slots: Count = 1
+    variables: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Sizes(_Section):
+    services: Annotated[int, Strict(), Field(ge=1, le=65536)] = 64
+    endpoints: Annotated[int, Strict(), Field(ge=2, le=1_048_575)] = 1024
+    flows: Annotated[int, Strict(), Field(ge=1024, le=1 << 28), AfterValidator(_power_of_two)] = 262_144
+    ring_cells: Annotated[int, Strict(), Field(ge=64, le=1 << 30)] = 4_194_304
+
+
+class _Idle(_Section):
+    opening: PositiveSeconds = 10.0
+    established: PositiveSeconds = 900.0
+    closing: PositiveSeconds = 5.0
+    udp: PositiveSeconds = 60.0
+
+
+class _Metrics(_Section):
+    address: IPv4Address = IPv4Address("127.0.0.1")
+    port: Port = 9464
+
+
+class _Root(_Section):
+    instance: Name = "default"
+    mode: model.Mode = model.Mode.ACT
+    tick: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.1, le=60)] = 1.0
+    interfaces: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=15)], ...], Field(min_length=1)]
+    direct: tuple[IPv4Network, ...] = ()
+    sizes: _Sizes = _Sizes()
+    idle: _Idle = _Idle()
+    playbooks: Path | None = None
+    state_dir: Path = Path("/var/lib/penumbra")
+    metrics: _Metrics = _Metrics()
+    hosts: dict[Name, _Host] = Field(default_factory=dict)
+    services: Annotated[dict[Name, _Service], Field(min_length=1)]
+
+    @field_validator("playbooks", "state_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("an absolute path is allowed")
+        return value
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets a later key replace an earlier one silently: here it is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            try:
+                twice = key in seen
+                seen.add(key)
+            except TypeError:
+                continue
+            if twice:
+                line = key_node.start_mark.line + 1
+                raise ConfigError([f"line {line}: {key!r} stands twice; one of each key is allowed"])
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path) -> model.Config:
+    """Reads a configuration file. Raises ``ConfigError``; nothing else is touched."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError([f"{path}: can't be read: {reason}"]) from None
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {problem}" for problem in error.problems) from None
+
+
+def parse(text: str) -> model.Config:
+    """Parses a configuration. Raises ``ConfigError`` with every problem found."""
+    try:
+        raw = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError([f"line {line}: not YAML: {error.problem}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"not YAML: {str(error).splitlines()[0]}"]) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            [f"the file holds {type(raw).__name__}; a mapping with interfaces and services is allowed"]
+        )
+    try:
+        root = _Root.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(config_errors.lines(error, _Root)) from None
+    if problems := list(_contradictions(root)):
+        raise ConfigError(problems)
+    return _to_model(root)
+
+
+def _contradictions(root: _Root) -> Iterable[str]:
+    for name, service in root.services.items():
+        yield from _in_service(root, f"services.{name}", service)
+    yield from _across_services(root)
+    cells = sum(2 * service.ring_size for service in root.services.values())
+    if cells > root.sizes.ring_cells:
+        yield f"sizes.ring_cells: {root.sizes.ring_cells} is too few; {cells} or more is allowed"
+    if len(root.services) > root.sizes.services:
+        yield f"sizes.services: {root.sizes.services} is too few; {len(root.services)} or more is allowed"
+    endpoints = sum(len(service.endpoints) for service in root.services.values())
+    if endpoints >= root.sizes.endpoints:
+        yield f"sizes.endpoints: {root.sizes.endpoints} is too few; more than {endpoints} is allowed"
+    if len(set(root.interfaces)) != len(root.interfaces):
+        yield f"interfaces: {list(root.interfaces)} names one twice; each once is allowed"
+
+
+def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
+    hosts = {f"shadows.hosts.{at}": host for at, host in enumerate(service.shadows.hosts or ())}
+    hosts |= {f"endpoints.{name}.host": one.host for name, one in service.endpoints.items() if one.host}
+    keys = ", ".join(root.hosts) or "which is empty"
+    for path, host in hosts.items():
+        if host not in root.hosts:
+            yield f"{where}.{path}: {host!r} is not a key of hosts ({keys})"
+    probe = service.probe
+    if probe.timeout > probe.interval:
+        yield (
+            f"{where}.probe.timeout: {probe.timeout:g}s is longer than the interval ({probe.interval:g}s); "
+            f"at most the interval is allowed"
+        )
+    if probe.kind is model.ProbeKind.TCP and service.protocol == "udp":
+        yield f"{where}.probe.kind: tcp can't probe a udp service; http is allowed (on the same port)"
+    if service.ring_size < 100 * len(service.endpoints):
+        yield (
+            f"{where}.ring_size: {service.ring_size} is too small for {len(service.endpoints)} endpoints; "
+            f"100 cells or more for each are allowed"
+        )
+
+
+def _across_services(root: _Root) -> Iterable[str]:
+    """VIPs, endpoints' targets and names: what may stand only once in the whole configuration."""
+    vips = {service.vip: name for name, service in root.services.items()}
+    targets: dict[tuple[IPv4Address, str, int], str] = {}
+    names: dict[str, str] = {}
+    for service_name, service in root.services.items():
+        where = f"services.{service_name}"
+        served = (service.vip, service.protocol, service.port)
+        if served in targets:
+            yield f"{where}.vip: {_target(served)} is {targets[served]} already; one each is allowed"
+        targets.setdefault(served, where)
+        for name, endpoint in service.endpoints.items():
+            path = f"{where}.endpoints.{name}"
+            if name in names:
+                yield f"{path}: the name is that of {names[name]}; names must differ across services"
+            names.setdefault(name, path)
+            if endpoint.address in vips:
+                yield (
+                    f"{path}.address: {endpoint.address} is the vip of services.{vips[endpoint.address]}; "
+                    f"an address of its own is allowed"
+                )
+            target = (endpoint.address, service.protocol, endpoint.port)
+            if target in targets:
+                yield f"{path}: {_target(target)} is {targets[target]} already; each may serve one service"
+            targets.setdefault(target, path)
+
+
+def _target(key: tuple[IPv4Address, str, int]) -> str:
+    return f"{key[0]} {key[1]} port {key[2]}"
+
+
+def _given(section: BaseModel, renamed: Mapping[str, str]) -> dict[str, Any]:
+    """What the user gave, under the model's names: the model's defaults stay where nothing was given."""
+    return {
+        renamed.get(key, key): value
+        for key in section.model_fields_set
+        if (value := getattr(section, key)) is not None
+    }
+
+
+def _to_model(root: _Root) -> model.Config:
+    return model.Config(
+        instance=root.instance,
+        interfaces=root.interfaces,
+        services={name: _service(name, service) for name, service in root.services.items()},
+        hosts={name: model.Host(name, host.slots, host.variables) for name, host in root.hosts.items()},
+        mode=root.mode,
+        tick_s=root.tick,
+        direct=root.direct,
+        sizes=model.Sizes(**root.sizes.model_dump()),
+        idle=model.Idle(**{f"{key}_s": value for key, value in root.idle.model_dump().items()}),
+        playbooks=root.playbooks,
+        state_dir=root.state_dir,
+        metrics_address=str(root.metrics.address),
+        metrics_port=root.metrics.port,
+    )
+
+
+_SHADOW_NAMES = {
+    key: f"{key}_s" for key in ("lead_time", "warm_up", "min_life", "idle", "drain", "timeout", "retry_after")
+}
+
+
+def _service(name: str, service: _Service) -> model.Service:
+    return model.Service(
+        name=name,
+        vip=service.vip,
+        port=service.port,
+        protocol=model.Protocol[service.protocol.upper()],
+        endpoints=tuple(
+            model.Endpoint(key, name, one.address, one.port, one.weight, one.capacity, one.host)
+            for key, one in service.endpoints.items()
+        ),
+        on_down=service.on_down,
+        ring_size=service.ring_size,
+        probe=model.Probe(**_given(service.probe, {"interval": "interval_s", "timeout": "timeout_s"})),
+        forecast=model.ForecastSettings(**_given(service.forecast, {"window": "window_s"})),
+        shadows=model.ShadowSettings(**_given(service.shadows, _SHADOW_NAMES)),
+    )

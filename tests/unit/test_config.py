@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A configuration is read whole, or refused with the field's path, the value and what is allowed."""
+
+from ipaddress import IPv4Address
+
+import pytest
+
+from controlplane import config, model
+
+GOOD = """
+instance: lab
+interfaces: [a, b]
+hosts:
+  h2: {slots: 2}
+services:
+  web:
+    vip: 198.51.100.1
+    port: 80
+    endpoints:
+      web-1: {address: 10.0.0.2, port: 8080, capacity: 40 flows/s}
+    shadows: {hosts: [h2], lead_time: 500ms}
+"""
+
+SECOND = """
+  api:
+    vip: 198.51.100.2
+    port: 80
+    endpoints:
+      api-1: {address: 10.0.0.3, port: 8080}
+"""
+
+
+def test_what_is_given_arrives_and_the_rest_has_the_models_defaults():
+    service = config.parse(GOOD).services["web"]
+    assert service.vip == IPv4Address("198.51.100.1")
+    assert service.endpoints[0].capacity == 40
+    assert service.shadows == model.ShadowSettings(hosts=("h2",), lead_time_s=0.5)
+    assert service.forecast == model.ForecastSettings()
+    assert service.probe == model.Probe()
+
+
+def test_the_models_own_defaults_stand_for_everything_that_is_not_given():
+    parsed = config.parse(GOOD)
+    assert parsed.sizes == model.Sizes()
+    assert parsed.idle == model.Idle()
+    assert parsed.state_dir == model.Config.__dataclass_fields__["state_dir"].default
+
+
+BAD = {
+    "an unknown key, with a near name": (
+        ("vip: 198", "vipp: 198"),
+        "services.web.vipp: unknown key (did you mean 'vip'?); allowed: vip, port,",
+    ),
+    "a missing key": (("    port: 80\n", ""), "services.web.port: is missing"),
+    "an unknown key in a map of named things": (("slots:", "slot:"), "hosts.h2.slot: unknown key"),
+    "a port as text": (("port: 80\n", "port: '80'\n"), "services.web.port: '80': integer is allowed"),
+    "a port out of range": (("port: 80\n", "port: 65536\n"), "services.web.port: 65536: less than or equal"),
+    "a capacity without unit": (("40 flows/s", "40"), "endpoints.web-1.capacity: 40: a rate of new flows"),
+    "a negative capacity": (
+        ("40 flows/s", "-4 flows/s"),
+        "capacity: '-4 flows/s': a rate of new flows above 0",
+    ),
+    "a capacity of zero": (("40 flows/s", "0 flows/s"), "capacity: '0 flows/s': a rate of new flows above 0"),
+    "a duration without unit": (("500ms", "5"), "shadows.lead_time: 5: a duration with its unit"),
+    "a bool where a count belongs": (("slots: 2", "slots: true"), "hosts.h2.slots: True: integer is allowed"),
+    "a host that is not there": (
+        ("[h2]", "[h9]"),
+        "services.web.shadows.hosts.0: 'h9' is not a key of hosts",
+    ),
+    "a VIP that is an endpoint too": (
+        ("10.0.0.2", "198.51.100.1"),
+        "endpoints.web-1.address: 198.51.100.1 is the vip of services.web",
+    ),
+    "a VIP that is another service's endpoint": (
+        ("198.51.100.1\n", "10.0.0.3\n"),
+        "services.api.endpoints.api-1.address: 10.0.0.3 is the vip of services.web",
+    ),
+    "one target in two services": (
+        ("10.0.0.3", "10.0.0.2"),
+        "services.api.endpoints.api-1: 10.0.0.2 tcp port 8080 is services.web.endpoints.web-1 already",
+    ),
+    "one VIP, protocol and port in two services": (
+        ("198.51.100.2", "198.51.100.1"),
+        "services.api.vip: 198.51.100.1 tcp port 80 is services.web already",
+    ),
+    "one name in two services": (("api-1", "web-1"), "services.api.endpoints.web-1: the name is that of"),
+    "a key that stands twice": (
+        ("instance: lab", "instance: a\ninstance: b"),
+        "line 3: 'instance' stands twice",
+    ),
+    "a name that is none": (("web-1:", "Web_1:"), "services.web.endpoints.Web_1: 'Web_1': a-z, 0-9"),
+    "an unknown mode": (
+        ("instance: lab", "instance: lab\nmode: auto"),
+        "mode: 'auto': 'forecast-only', 'advise'",
+    ),
+    "a ring that is no prime": (
+        ("port: 80\n", "port: 80\n    ring_size: 1000\n"),
+        "ring_size: 1000: a prime",
+    ),
+    "no YAML at all": (("web-1: {", "web-1: {{"), "line 12: not YAML"),
+    "a loopback address": (("10.0.0.2", "127.0.0.1"), "address: '127.0.0.1': a unicast IPv4"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), BAD.values(), ids=BAD.keys())
+def test_a_bad_configuration_is_refused_with_path_value_and_what_is_allowed(change, said):
+    text = GOOD + SECOND
+    assert text.replace(*change) != text
+    with pytest.raises(config.ConfigError) as refused:
+        config.parse(text.replace(*change, 1))
+    assert any(said in problem for problem in refused.value.problems), refused.value.problems
+    assert all("\n" not in problem for problem in refused.value.problems)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "5", "a: [1, 2", "\t", "? [a]\n: b\n"])
+def test_files_that_are_no_configuration_are_refused_in_a_line(text):
+    with pytest.raises(config.ConfigError):
+        config.parse(text)
+
+
+def test_a_file_that_is_missing_or_unreadable_says_so(tmp_path):
+    with pytest.raises(config.ConfigError, match="can't be read: No such file"):
+        config.load(tmp_path / "none.yml")
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(config.ConfigError, match="not UTF-8"):
+        config.load(tmp_path / "binary.yml")
