@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probes tell who answers, who refuses, who is slow and who answers wrongly: on real sockets of loopback."""
+
+import http.server
+import socket
+import threading
+import time
+
+import pytest
+
+from controlplane import model
+from controlplane.adapters.probes import NetworkProber
+
+HTTP = model.Probe(model.ProbeKind.HTTP, "/healthz", interval_s=0.05, timeout_s=0.04)
+TCP = model.Probe(model.ProbeKind.TCP, interval_s=0.05, timeout_s=0.04)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self):
+        self.send_response(self.status if self.path == "/healthz" else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web():
+    handler = type("Handler", (Handler,), {})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def silent():
+    """Accepts connections (the kernel does) and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def prober():
+    prober = NetworkProber()
+    yield prober
+    prober.close()
+
+
+def refused_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def first(prober, member, wanted=lambda _: True):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for health in prober.results():
+            if health.member == member and wanted(health):
+                return health
+        time.sleep(0.01)
+    raise AssertionError(f"no such answer for {member} within 10 s")
+
+
+def test_a_get_that_answers_is_healthy(web, prober):
+    prober.watch({"a": ("127.0.0.1", web.server_port, HTTP)})
+    health = first(prober, "a")
+    assert health.ok
+    assert 0 < health.latency_s < 1
+
+
+def test_a_get_with_an_error_status_is_not(web, prober):
+    web.RequestHandlerClass.status = 503
+    prober.watch({"a": ("127.0.0.1", web.server_port, HTTP)})
+    health = first(prober, "a")
+    assert not health.ok
+    assert health.reason == "GET /healthz answered 503"
+
+
+def test_a_connect_is_enough_for_tcp_but_not_for_http(silent, prober):
+    prober.watch({"tcp": ("127.0.0.1", silent, TCP), "http": ("127.0.0.1", silent, HTTP)})
+    assert first(prober, "tcp").ok
+    assert first(prober, "http").reason == "no answer within 0.04 s"
+
+
+def test_a_refused_connection_says_so(prober):
+    prober.watch({"a": ("127.0.0.1", refused_port(), TCP)})
+    health = first(prober, "a")
+    assert not health.ok
+    assert "refused" in health.reason.lower()
+
+
+def test_a_change_of_answer_wakes_whoever_waits(web):
+    woken = threading.Event()
+    prober = NetworkProber(woken.set)
+    try:
+        prober.watch({"a": ("127.0.0.1", web.server_port, HTTP)})
+        first(prober, "a")
+        first(prober, "a")
+        assert not woken.is_set()
+        web.RequestHandlerClass.status = 500
+        assert woken.wait(10)
+        woken.clear()
+        web.RequestHandlerClass.status = 200
+        assert woken.wait(10)
+    finally:
+        prober.close()
+
+
+def test_what_is_no_longer_watched_is_no_longer_probed(web, prober):
+    prober.watch({"a": ("127.0.0.1", web.server_port, HTTP), "b": ("127.0.0.1", web.server_port, HTTP)})
+    first(prober, "a")
+    prober.watch({"b": ("127.0.0.1", web.server_port, HTTP)})
+    first(prober, "b")
+    prober.results()
+    for _ in range(5):
+        first(prober, "b")
+    assert all(health.member == "b" for health in prober.results())
