@@ -229,7 +229,7 @@ class ProgramInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class TestRun:
+class ProgramRun:
     """What one test run left: the verdict, the packet, and mean nanoseconds per repetition."""
 
     verdict: int
@@ -282,7 +282,7 @@ def prog_test_run(
     repeat: int = 1,
     flags: int = 0,
     batch: int = 0,
-) -> TestRun:
+) -> ProgramRun:
     """Runs an XDP program on a packet (BPF_PROG_TEST_RUN, Documentation/bpf/bpf_prog_run.rst).
 
     ``ingress_ifindex`` 0 means the loopback of this namespace. With ``repeat`` > 1 the frame is not
@@ -306,7 +306,7 @@ def prog_test_run(
     if not live:
         options.data_out, options.data_size_out = ctypes.addressof(out), len(out)
     call("test run", "bpf_prog_test_run_opts", fd, byref(options))
-    return TestRun(options.retval, out.raw[: 0 if live else options.data_size_out], options.duration)
+    return ProgramRun(options.retval, out.raw[: 0 if live else options.data_size_out], options.duration)
 
 
 # ---- XDP links -----------------------------------------------------------------------
