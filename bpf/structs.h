@@ -220,7 +220,8 @@ struct event {
 	__u64 time_ns;		/* CLOCK_MONOTONIC */
 	__u32 kind;
 	__u32 service;		/* index */
-	__u32 endpoint;		/* index: the live endpoint the ring chose */
+	__u32 endpoint;		/* index: the live endpoint the ring chose, or the
+				   one that is down */
 	__u32 chosen;		/* index: the one the flow was given */
 	__be32 client[ADDRESS_WORDS];
 	__be16 client_port;
@@ -228,6 +229,14 @@ struct event {
 	__u32 pad2;
 };
 _Static_assert(sizeof(struct event) == 48, "event");
+
+/* This CPU's tick, good for as long as the kernel's jiffies stay the same. */
+struct cpu_clock {
+	__u64 jiffies;
+	__u32 tick;
+	__u32 pad[13];
+};
+_Static_assert(sizeof(struct cpu_clock) == 64, "cpu_clock");
 
 /* Tick of the last event of each kind: the rate limit. */
 struct event_gate {
@@ -238,7 +247,8 @@ struct event_gate {
 struct label {
 	char name[NAME_BYTES];
 	__u32 weight;		/* ring weight in thousandths */
-	__u32 pad[3];
+	__u32 removed_tick;	/* when it was removed; its index rests for a while */
+	__u32 pad[2];
 };
 _Static_assert(sizeof(struct label) == 64, "label");
 

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The flow's hash and what is taken from it. tests/reference.py and the CLI
+ * compute the same, so this is part of the contract. Knows no map.
+ *
+ * The service's index is not hashed: it is an access point's own affair, and
+ * all access points that share a key must decide alike.
+ */
+#ifndef PENUMBRA_HASH_H
+#define PENUMBRA_HASH_H
+
+#include "structs.h"
+
+#define HASH_FINAL 0x9e3779b97f4a7c15ULL
+#define HASH_PICK 0xd6e8feb86659fd93ULL
+#define HASH_AGAIN 0xa0761d6478bd642fULL
+#define HASH_OTHER_BUCKET 0x9e3779b1U
+
+/* MurmurHash3's finaliser (public domain): every bit moves every bit. */
+static __always_inline u64 hash_mix(u64 h)
+{
+	h ^= h >> 33;
+	h *= 0xff51afd7ed558ccdULL;
+	h ^= h >> 33;
+	h *= 0xc4ceb9fe1a85ec53ULL;
+	h ^= h >> 33;
+	return h;
+}
+
+/*
+ * Both multipliers are secret, so no difference between two tuples collides
+ * more often than chance unless the key is known. Addresses and ports count
+ * as numbers (host byte order).
+ */
+static __always_inline u64 hash_v4(const u64 *key, __be32 client, __be32 vip,
+				   __be16 client_port, __be16 port, u8 protocol)
+{
+	u64 addresses = (u64)bpf_ntohl(client) << 32 | bpf_ntohl(vip);
+	u64 ports = (u64)protocol << 32 | (u32)bpf_ntohs(port) << 16 |
+		    bpf_ntohs(client_port);
+	u64 h;
+
+	h = (addresses ^ key[0]) * (key[1] | 1);
+	h ^= h >> 32;
+	h = (h ^ ports) * (key[0] | 1);
+	h ^= h >> 29;
+	h *= HASH_FINAL;
+	h ^= h >> 32;
+	return h;
+}
+
+static __always_inline u32 hash_tag(u64 h)
+{
+	u32 tag = h >> 32;
+
+	return tag ? tag : 1;
+}
+
+static __always_inline u32 hash_bucket(u64 h, u32 mask)
+{
+	return (u32)h & mask;
+}
+
+/* From bucket and tag alone, and never the same; its own inverse. */
+static __always_inline u32 hash_other_bucket(u32 bucket, u32 tag, u32 mask)
+{
+	return (bucket ^ ((tag * HASH_OTHER_BUCKET >> 3) | 1)) & mask;
+}
+
+/* The second mix: high half for the ring, low half for spill. */
+static __always_inline u64 hash_pick(u64 h)
+{
+	return hash_mix(h ^ HASH_PICK);
+}
+
+/* The ring's slot of the n-th try; 0 is the flow's own. */
+static __always_inline u32 hash_ring_slot(u64 pick, u32 try, u32 ring_size)
+{
+	u64 h = try ? hash_mix(pick + try * HASH_AGAIN) : pick;
+
+	return (h >> 32) * ring_size >> 32;
+}
+
+static __always_inline u32 hash_spill_bits(u64 pick)
+{
+	return (u32)pick;
+}
+
+static __always_inline u32 hash_shadow_slot(u64 pick)
+{
+	return hash_mix(pick ^ HASH_AGAIN) % SHADOW_SLOTS;
+}
+
+#endif

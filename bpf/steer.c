@@ -1,0 +1,976 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The packet's path: parse -> service -> flow or ring -> rewrite -> verdict.
+ * The only file with programs and map calls; the headers know no map, except
+ * maps.h, which declares them. Every path ends in an enum reason, and leave()
+ * alone counts it and turns it into a verdict.
+ */
+#include <linux/types.h>
+
+#include "maps.h"
+#include "parse.h"
+#include "hash.h"
+#include "histogram.h"
+#include "rewrite.h"
+
+#define AF_INET 2
+
+#define CANDIDATES (2 * BUCKET_FLOWS)	/* entries a flow may lie in */
+#define SLOT_TRIES 16			/* shadow slots looked at for a usable one */
+#define SLOT_STRIDE 53			/* odd: passes over neighbours alike */
+#define RING_TRIES 8			/* ring slots looked at when one is down */
+#define LIFE_TRIES 4			/* against other CPUs, for one entry */
+
+/* struct flow.life: {last seen tick:32 | FLOW_*:8 | stamp us:24} */
+#define LIFE_TICK 32
+#define LIFE_FLAGS 24
+#define LIFE_STAMP 0xffffffU
+#define LIFE(flags) ((u64)(flags) << LIFE_FLAGS)
+#define CLOSING (FLOW_FIN_CLIENT | FLOW_FIN_ENDPOINT | FLOW_RST)
+#define STAMP_TICKS ((LIFE_STAMP * 1000ULL) >> TICK_SHIFT) /* until it wraps */
+#define NS_PER_US 1000
+
+#define ID_TAG 32
+
+/* What every step needs to know besides the packet. */
+struct here {
+	struct xdp_md *ctx;
+	struct settings *settings;
+	u32 cpu;
+	u32 tick;
+};
+
+/* Where a flow lies, or may lie, in the cache; flow NULL: nowhere. */
+struct place {
+	struct flow *flow;
+	u64 id;			/* as it was read */
+	u32 bucket;
+	u32 way;
+};
+
+/* The endpoint that a flow was given; to NULL: none. */
+struct choice {
+	struct endpoint *to;
+	u32 ref;
+	u32 live;		/* index that the ring chose; 0: none */
+	bool spilled;
+};
+
+static __always_inline u32 ref_index(u32 ref)
+{
+	return ref & REF_INDEX_MASK;
+}
+
+static __always_inline bool ref_current(u32 ref, u64 state)
+{
+	return ((state >> 32) & REF_GENERATION_MASK) == ref >> REF_INDEX_BITS;
+}
+
+/* Named by ref, and still the same one and present; NULL otherwise. */
+static __always_inline struct endpoint *lookup_present(u32 ref, u64 *state)
+{
+	u32 index = ref_index(ref);
+	struct endpoint *endpoint;
+
+	if (!index)
+		return NULL;
+	endpoint = endpoints.lookup(&index);
+	if (!endpoint)
+		return NULL;
+	*state = *(volatile u64 *)&endpoint->state;
+	if (!(*state & ENDPOINT_PRESENT) || !ref_current(ref, *state))
+		return NULL;
+	return endpoint;
+}
+
+static __always_inline bool takes_new(u64 state)
+{
+	return !(state & (ENDPOINT_DOWN | ENDPOINT_DRAINING));
+}
+
+static __always_inline struct endpoint_counters *lookup_counters(u32 cpu,
+								 u32 endpoint)
+{
+	u32 index = cpu * MAX_ENDPOINTS + endpoint;
+
+	return counters.lookup(&index);
+}
+
+/*
+ * The coarse clock costs 19 ns, jiffies nothing (the verifier inlines them),
+ * and the clock moves only when they do.
+ */
+static __always_inline u32 now_tick(u32 cpu)
+{
+	struct cpu_clock *clock = clocks.lookup(&cpu);
+	u64 jiffies = bpf_jiffies64();
+
+	if (!clock)
+		return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+	if (clock->jiffies != jiffies) {
+		clock->tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+		clock->jiffies = jiffies;
+	}
+	return clock->tick;
+}
+
+static __always_inline void say(struct here *here, u32 kind, u32 service,
+				u32 endpoint, u32 chosen,
+				const struct packet *packet)
+{
+	struct event_gate *gate = event_gates.lookup(&endpoint);
+	struct event *event;
+	u32 last;
+
+	if (!gate)
+		return;
+	last = gate->tick[kind];
+	if (last && here->tick - last < here->settings->event_ticks)
+		return;
+	gate->tick[kind] = here->tick; /* two CPUs at once: two events, no harm */
+	event = events.ringbuf_reserve(sizeof(*event));
+	if (!event)
+		return;
+	event->time_ns = bpf_ktime_get_ns();
+	event->kind = kind;
+	event->service = service;
+	event->endpoint = endpoint;
+	event->chosen = chosen;
+	__builtin_memcpy(event->client, packet->source, sizeof(event->client));
+	event->client_port = packet->source_port;
+	event->pad = 0;
+	event->pad2 = 0;
+	events.ringbuf_submit(event, 0);
+}
+
+/* ---- who gets a new flow ------------------------------------------------- */
+
+static __always_inline u32 lookup_ring(const struct service *service, u64 pick,
+				       u32 try)
+{
+	u32 size = service->ring_size, cell, line;
+	struct ring_line *cells;
+
+	if (!size)
+		return 0;
+	cell = service->ring_base + (service->ring_active ? size : 0) +
+	       hash_ring_slot(pick, try, size);
+	line = cell / RING_LINE_CELLS;
+	cells = rings.lookup(&line);
+	return cells ? cells->cell[cell % RING_LINE_CELLS] : 0;
+}
+
+/* The first of a few slots whose member takes new flows. */
+static __always_inline bool pick_slot(struct choice *choice, u32 service,
+				      u64 pick)
+{
+	u32 live = choice->live, at = hash_shadow_slot(pick), ref;
+	struct shadow_slots *slots = shadow_table.lookup(&live);
+	struct endpoint *to;
+	u64 state;
+
+	if (!slots)
+		return false;
+	for (u32 i = 0; i < SLOT_TRIES; i++) {
+		ref = slots->slot[(at + i * SLOT_STRIDE) % SHADOW_SLOTS];
+		to = lookup_present(ref, &state);
+		if (!to || !takes_new(state) || to->service != service)
+			continue;
+		choice->to = to;
+		choice->ref = ref;
+		choice->spilled = true;
+		return true;
+	}
+	return false;
+}
+
+static __always_inline bool pick_other_live(struct choice *choice,
+					    const struct service *service,
+					    u64 pick)
+{
+	struct endpoint *to;
+	u64 state;
+	u32 ref;
+
+	for (u32 try = 1; try <= RING_TRIES; try++) {
+		ref = lookup_ring(service, pick, try);
+		to = lookup_present(ref, &state);
+		if (!to || !takes_new(state))
+			continue;
+		choice->to = to;
+		choice->ref = ref;
+		return true;
+	}
+	return false;
+}
+
+/*
+ * The routing rule: the ring's live endpoint; its shadows for the share that
+ * spills, or for all when it is down or drains; it again when there is none;
+ * another live one when it can't; and when nobody can, it all the same, for
+ * the last one is never ejected.
+ */
+static __always_inline struct choice pick(struct here *here, u32 index,
+					  const struct service *service,
+					  const struct packet *packet, u64 hash)
+{
+	u64 pick = hash_pick(hash), state = 0;
+	u32 ref = lookup_ring(service, pick, 0), spill = SPILL_ALL;
+	struct endpoint *live = lookup_present(ref, &state);
+	struct choice choice = { .ref = ref };
+	bool able = live && takes_new(state);
+
+	if (live) {
+		choice.live = ref_index(ref);
+		if (able)
+			spill = *(volatile u32 *)&live->spill;
+		if (spill == SPILL_ALL || hash_spill_bits(pick) < spill) {
+			if (pick_slot(&choice, index, pick))
+				say(here, EVENT_REDIRECTED, index, choice.live,
+				    ref_index(choice.ref), packet);
+			else if (!(state & ENDPOINT_DOWN))
+				say(here, EVENT_NO_SHADOW, index, choice.live,
+				    choice.live, packet);
+		}
+	}
+	if (!choice.to && !able)
+		pick_other_live(&choice, service, pick);
+	else if (!choice.to)
+		choice.to = live;
+	if (!choice.to && live) {
+		choice.to = live;
+		choice.ref = ref;
+	}
+	if (state & ENDPOINT_DOWN)
+		say(here, EVENT_ENDPOINT_DOWN, index, choice.live,
+		    ref_index(choice.ref), packet);
+	return choice;
+}
+
+/* ---- the flow cache ------------------------------------------------------ */
+
+static __always_inline bool find_in_bucket(struct place *place, u32 index,
+					   u32 tag)
+{
+	struct bucket *bucket = flows.lookup(&index);
+
+	if (!bucket)
+		return false;
+#pragma unroll
+	for (u32 way = 0; way < BUCKET_FLOWS; way++) {
+		u64 id = *(volatile u64 *)&bucket->flow[way].id;
+
+		if (id >> ID_TAG == tag) {
+			place->flow = &bucket->flow[way];
+			place->id = id;
+			place->bucket = index;
+			place->way = way;
+			return true;
+		}
+	}
+	return false;
+}
+
+static __always_inline struct place find_flow(struct here *here, u64 hash)
+{
+	u32 mask = here->settings->bucket_mask, tag = hash_tag(hash);
+	u32 bucket = hash_bucket(hash, mask);
+	struct place place = {};
+
+	if (!find_in_bucket(&place, bucket, tag))
+		find_in_bucket(&place, hash_other_bucket(bucket, tag, mask),
+			       tag);
+	return place;
+}
+
+static __always_inline u32 idle_limit(const struct settings *settings,
+				      u64 life, u8 protocol)
+{
+	if (life & LIFE(CLOSING))
+		return settings->idle_closing_ticks;
+	if (protocol == IPPROTO_UDP)
+		return settings->idle_udp_ticks;
+	if (life & LIFE(FLOW_ESTABLISHED))
+		return settings->idle_established_ticks;
+	return settings->idle_opening_ticks;
+}
+
+static __always_inline bool idle(struct here *here, u64 life, u8 protocol)
+{
+	return (s32)(here->tick - (u32)(life >> LIFE_TICK)) >
+	       (s32)idle_limit(here->settings, life, protocol);
+}
+
+#define RANK_EMPTY 0ULL
+#define RANK_INVALID 1ULL
+#define RANK_IDLE 2ULL
+#define RANK_UNANSWERED (1ULL << 32)	/* + last seen: the oldest goes first */
+#define RANK_NEVER (~0ULL)
+
+/* How gladly an entry is given up: less is sooner. */
+static __always_inline u64 victim_rank(struct here *here, u64 id, u64 life)
+{
+	struct endpoint *endpoint;
+	u64 state;
+
+	if (!id)
+		return RANK_EMPTY;
+	endpoint = lookup_present((u32)id, &state);
+	if (!endpoint)
+		return RANK_INVALID;
+	if (idle(here, life, endpoint->protocol))
+		return RANK_IDLE;
+	if (life & LIFE(FLOW_ESTABLISHED))
+		return RANK_NEVER;
+	return RANK_UNANSWERED + (life >> LIFE_TICK);
+}
+
+static __always_inline struct place find_victim(struct here *here, u64 hash)
+{
+	u32 mask = here->settings->bucket_mask;
+	u32 first = hash_bucket(hash, mask);
+	u32 second = hash_other_bucket(first, hash_tag(hash), mask);
+	u64 best = RANK_NEVER, id, rank;
+	struct place place = {};
+	struct bucket *bucket;
+	struct flow *flow;
+
+	for (u32 i = 0; i < CANDIDATES; i++) {
+		u32 index = i < BUCKET_FLOWS ? first : second;
+
+		bucket = flows.lookup(&index);
+		if (!bucket)
+			continue;
+		flow = &bucket->flow[i % BUCKET_FLOWS];
+		id = *(volatile u64 *)&flow->id;
+		rank = victim_rank(here, id, *(volatile u64 *)&flow->life);
+		if (rank >= best)
+			continue;
+		best = rank;
+		place.flow = flow;
+		place.id = id;
+		place.bucket = index;
+		place.way = i % BUCKET_FLOWS;
+	}
+	return place;
+}
+
+static __always_inline void write_key(const struct place *place, u32 service,
+				      const struct packet *packet)
+{
+	u32 index = place->bucket;
+	struct bucket_keys *keys = flow_keys.lookup(&index);
+	struct flow_key *key;
+
+	if (!keys)
+		return;
+	key = &keys->key[place->way % BUCKET_FLOWS];
+	__builtin_memcpy(key->client, packet->source, sizeof(key->client));
+	key->client_port = packet->source_port;
+	key->service = service;
+}
+
+/* Whether the entry was made by this 5-tuple, not by one of the same tag. */
+static __always_inline bool same_key(const struct place *place, u32 service,
+				     const struct packet *packet)
+{
+	u32 index = place->bucket;
+	struct bucket_keys *keys = flow_keys.lookup(&index);
+	struct flow_key *key;
+
+	if (!keys)
+		return false;
+	key = &keys->key[place->way % BUCKET_FLOWS];
+	return key->service == service &&
+	       key->client_port == packet->source_port &&
+	       key->client[0] == packet->source[0] &&
+	       key->client[1] == packet->source[1] &&
+	       key->client[2] == packet->source[2] &&
+	       key->client[3] == packet->source[3];
+}
+
+/*
+ * Puts the flow at its old place, or at a victim's. Two CPUs may do so for one
+ * flow at once: then the entry found first is it, and the other is taken back.
+ * Returns the reference that is remembered now, 0 for none.
+ */
+static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
+				    u64 life, u32 service,
+				    const struct packet *packet,
+				    const struct place *old)
+{
+	struct place place = old->flow ? *old : find_victim(here, hash);
+	u64 id = (u64)hash_tag(hash) << ID_TAG | ref;
+	struct place found;
+
+	if (!place.flow)
+		return 0;
+	if (__sync_val_compare_and_swap(&place.flow->id, place.id, id) !=
+	    place.id) {
+		found = find_flow(here, hash);
+		return found.flow ? (u32)found.id : 0;
+	}
+	*(volatile u64 *)&place.flow->life = life;
+	write_key(&place, service, packet);
+	found = find_flow(here, hash);
+	if (found.flow && (found.bucket != place.bucket ||
+			   found.way != place.way)) {
+		__sync_val_compare_and_swap(&place.flow->id, id, 0);
+		return found.id;
+	}
+	return ref;
+}
+
+/*
+ * Adds flags and the time last seen; without news nothing is written. *life
+ * becomes what stands there now; returns the flags that this call has added.
+ */
+static __always_inline u64 update_life(struct flow *flow, u64 *life, u64 set,
+				       u32 tick)
+{
+	u64 next, seen;
+
+	for (u32 i = 0; i < LIFE_TRIES; i++) {
+		next = (u32)*life | set | (u64)tick << LIFE_TICK;
+		if (next == *life)
+			return 0;
+		seen = __sync_val_compare_and_swap(&flow->life, *life, next);
+		if (seen == *life) {
+			*life = next;
+			return next & ~seen & LIFE(0xff);
+		}
+		*life = seen;
+	}
+	return 0;
+}
+
+/* The handshake is done, or the endpoint answered: credit the group. */
+static __always_inline void count_completed(struct here *here,
+					    const struct service *service,
+					    u64 hash)
+{
+	u32 ref = lookup_ring(service, hash_pick(hash), 0);
+	struct endpoint_counters *counted;
+	u64 state;
+
+	if (!lookup_present(ref, &state))
+		return;
+	counted = lookup_counters(here->cpu, ref_index(ref));
+	if (counted)
+		counted->completed++;
+}
+
+static __always_inline bool both_fins(u64 gained, u64 life)
+{
+	return (gained & LIFE(FLOW_FIN_CLIENT | FLOW_FIN_ENDPOINT)) &&
+	       (life & LIFE(FLOW_FIN_CLIENT)) &&
+	       (life & LIFE(FLOW_FIN_ENDPOINT));
+}
+
+/* ---- leaving ------------------------------------------------------------- */
+
+/* Whether the kernel knows a way for {source, destination}, and which. */
+static __always_inline long lookup_route(struct here *here,
+					 const struct packet *packet,
+					 __be32 source, __be32 destination,
+					 struct bpf_fib_lookup *route)
+{
+	__builtin_memset(route, 0, sizeof(*route));
+	route->family = AF_INET;
+	route->l4_protocol = packet->protocol;
+	route->tot_len = packet->bytes;
+	route->tos = packet->ip->tos;
+	route->ipv4_src = source;
+	route->ipv4_dst = destination;
+	route->ifindex = here->ctx->ingress_ifindex;
+	return bpf_fib_lookup(here->ctx, route, sizeof(*route), 0);
+}
+
+static __always_inline bool takes_redirects(u32 ifindex)
+{
+	return ports.lookup(&ifindex) != NULL;
+}
+
+static __always_inline enum reason send_forward(struct here *here,
+						struct packet *packet,
+						const struct endpoint *to)
+{
+	struct bpf_fib_lookup route;
+	long found;
+
+	if (here->tick < to->hop_expires && !to->hop_vlan) {
+		if (to->hop_mtu && packet->bytes > to->hop_mtu)
+			return REASON_pass_mtu;
+		rewrite_destination(packet, to->address, to->port);
+		rewrite_hop(packet, to->hop_dst, to->hop_src);
+		packet->out_ifindex = to->hop_ifindex;
+		return REASON_forward_hop;
+	}
+	found = lookup_route(here, packet, packet->source[V4_WORD],
+			     to->address[V4_WORD], &route);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return REASON_pass_mtu;
+	rewrite_destination(packet, to->address, to->port);
+	if (found != BPF_FIB_LKUP_RET_SUCCESS || !takes_redirects(route.ifindex))
+		return REASON_forward_kernel;
+	rewrite_hop(packet, route.dmac, route.smac);
+	packet->out_ifindex = route.ifindex;
+	return REASON_forward_fib;
+}
+
+static __always_inline enum reason send_return(struct here *here,
+					       struct packet *packet,
+					       const struct service *service)
+{
+	struct bpf_fib_lookup route;
+	long found = lookup_route(here, packet, service->vip[V4_WORD],
+				  packet->destination[V4_WORD], &route);
+
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return REASON_pass_mtu;
+	rewrite_source(packet, service->vip, service->port);
+	if (found != BPF_FIB_LKUP_RET_SUCCESS || !takes_redirects(route.ifindex))
+		return REASON_return_kernel;
+	rewrite_hop(packet, route.dmac, route.smac);
+	packet->out_ifindex = route.ifindex;
+	return REASON_return_fib;
+}
+
+/* ---- client to endpoint -------------------------------------------------- */
+
+/* Whether a cached flow's endpoint may go on serving it. */
+static __always_inline bool still_serves(const struct service *service,
+					 u64 state, u64 life)
+{
+	if (!(state & ENDPOINT_DOWN))
+		return true;
+	return (service->flags & SERVICE_ON_DOWN_KEEP) &&
+	       (life & LIFE(FLOW_ESTABLISHED));
+}
+
+/* Demand is the group's, whoever is given the flow. */
+static __always_inline void count_new(struct here *here, u32 live, u32 given,
+				      bool spilled, bool remembered)
+{
+	struct endpoint_counters *counted = lookup_counters(here->cpu, live);
+
+	if (counted && live) {
+		counted->offered++;
+		counted->spilled += spilled;
+	}
+	counted = lookup_counters(here->cpu, given);
+	if (counted) {
+		counted->flows++;
+		counted->unremembered += !remembered;
+	}
+}
+
+static __always_inline void count_midstream(struct here *here, u32 live)
+{
+	struct endpoint_counters *counted = lookup_counters(here->cpu, live);
+
+	if (counted && live)
+		counted->midstream++;
+}
+
+static __always_inline u64 first_life(struct here *here,
+				      const struct packet *packet)
+{
+	u64 life = (u64)here->tick << LIFE_TICK;
+	u32 stamp;
+
+	if (packet->protocol == IPPROTO_UDP)
+		return life;
+	if (opens(packet)) {
+		stamp = bpf_ktime_get_ns() / NS_PER_US & LIFE_STAMP;
+		return life | LIFE(FLOW_SYN) | (stamp ? stamp : 1);
+	}
+	life |= LIFE(FLOW_MIDSTREAM);
+	if (packet->tcp_flags & TCP_FIN)
+		life |= LIFE(FLOW_FIN_CLIENT);
+	return life;
+}
+
+/*
+ * A flow that the cache does not know, or no longer: pick and remember, at its
+ * old place if it has one. NULL: nobody is there to serve it.
+ */
+static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
+						   const struct service *service,
+						   const struct packet *packet,
+						   u64 hash,
+						   const struct place *place,
+						   u32 *ref)
+{
+	struct choice choice = pick(here, index, service, packet, hash);
+	struct endpoint *other;
+	u32 kept = 0;
+	u64 state;
+
+	if (!choice.to)
+		return NULL;
+	*ref = choice.ref;
+	/* The RST of an unknown flow is its end: nothing to remember. */
+	if (!(packet->tcp_flags & TCP_RST))
+		kept = remember(here, hash, choice.ref,
+				first_life(here, packet), index, packet, place);
+	if (kept && kept != choice.ref) {	/* another CPU was first */
+		other = lookup_present(kept, &state);
+		if (other) {
+			*ref = kept;
+			return other;
+		}
+	}
+	if (packet->protocol == IPPROTO_TCP && !opens(packet))
+		count_midstream(here, choice.live);
+	else
+		count_new(here, choice.live, ref_index(choice.ref),
+			  choice.spilled, kept);
+	return choice.to;
+}
+
+/* A SYN that met an entry of its tag; false: it opens a new flow. */
+static __always_inline bool goes_on(struct here *here, u32 index,
+				    const struct service *service,
+				    const struct packet *packet, u64 hash,
+				    const struct place *place, u64 state,
+				    u64 life)
+{
+	u32 live;
+
+	if (!takes_new(state) || (life & LIFE(CLOSING)) ||
+	    idle(here, life, IPPROTO_TCP))
+		return false;
+	if (!same_key(place, index, packet)) {
+		/*
+		 * Another flow of the same tag. Its later packets carry no
+		 * more than the tag, so they would go to this entry's endpoint:
+		 * its SYN goes there at once.
+		 */
+		live = ref_index(lookup_ring(service, hash_pick(hash), 0));
+		count_new(here, live, ref_index(place->id), false, false);
+		return true;
+	}
+	/*
+	 * Sent again: which SYN will the answer be to? Without its stamp there
+	 * is no sample (Karn's rule, RFC 6298 section 3).
+	 */
+	if (!(life & LIFE(FLOW_SYNACK)) && (life & LIFE_STAMP))
+		__sync_val_compare_and_swap(&place->flow->life, life,
+					    life & ~(u64)LIFE_STAMP);
+	return true;
+}
+
+/* What a client's packet tells of its flow. */
+static __always_inline void note_forward(struct here *here,
+					 const struct service *service,
+					 const struct packet *packet, u64 hash,
+					 const struct place *place, u64 life)
+{
+	struct endpoint_counters *counted;
+	u64 set = 0, gained;
+
+	if (packet->tcp_flags & TCP_RST) {
+		set = LIFE(FLOW_RST);
+	} else if (packet->protocol == IPPROTO_TCP) {
+		if (packet->tcp_flags & TCP_FIN)
+			set = LIFE(FLOW_FIN_CLIENT);
+		if (life & LIFE(FLOW_SYNACK))
+			set |= LIFE(FLOW_ESTABLISHED);
+	}
+	gained = update_life(place->flow, &life, set, here->tick);
+	if (gained & LIFE(FLOW_ESTABLISHED))
+		count_completed(here, service, hash);
+	if (both_fins(gained, life)) {
+		counted = lookup_counters(here->cpu, ref_index(place->id));
+		if (counted)
+			counted->fins++;
+	}
+}
+
+/* The cached flow's endpoint, or NULL: the entry is as good as none. */
+static __always_inline struct endpoint *go_on(struct here *here, u32 index,
+					      const struct service *service,
+					      const struct packet *packet,
+					      u64 hash,
+					      const struct place *place)
+{
+	u64 life = *(volatile u64 *)&place->flow->life, state;
+	struct endpoint *to = lookup_present(place->id, &state);
+
+	if (!to || to->service != index)
+		return NULL;
+	if (!still_serves(service, state, life)) {
+		say(here, EVENT_ENDPOINT_DOWN, index, ref_index(place->id), 0,
+		    packet);
+		return NULL;
+	}
+	if (opens(packet))
+		return goes_on(here, index, service, packet, hash, place, state,
+			       life) ? to : NULL;
+	/* TCP says when a flow ends; UDP ends when it was silent for long. */
+	if (packet->protocol == IPPROTO_UDP && idle(here, life, IPPROTO_UDP))
+		return NULL;
+	note_forward(here, service, packet, hash, place, life);
+	return to;
+}
+
+/* The endpoint of the flow, known or new. */
+static __always_inline struct endpoint *assign(struct here *here, u32 index,
+					       const struct service *service,
+					       const struct packet *packet,
+					       u64 hash, u32 *ref)
+{
+	struct place place = find_flow(here, hash);
+	struct endpoint *to;
+
+	if (place.flow) {
+		*ref = place.id;
+		to = go_on(here, index, service, packet, hash, &place);
+		if (to)
+			return to;
+	}
+	return start_flow(here, index, service, packet, hash, &place, ref);
+}
+
+static __always_inline enum reason forward(struct here *here,
+					   struct packet *packet, u32 index,
+					   const struct service *service)
+{
+	struct endpoint_counters *counted;
+	struct endpoint *to;
+	enum reason reason;
+	u32 ref = 0;
+	u64 hash;
+
+	if (packet->ip->ttl <= 1)
+		return REASON_pass_ttl;
+	hash = hash_v4(here->settings->hash_key, packet->source[V4_WORD],
+		       packet->destination[V4_WORD], packet->source_port,
+		       packet->destination_port, packet->protocol);
+	to = assign(here, index, service, packet, hash, &ref);
+	if (!to)
+		return REASON_drop_no_endpoint;
+	reason = send_forward(here, packet, to);
+	if (reason == REASON_pass_mtu)
+		return reason;
+	counted = lookup_counters(here->cpu, ref_index(ref));
+	if (!counted)
+		return REASON_abort_impossible;
+	counted->packets++;
+	counted->bytes += packet->bytes;
+	return reason;
+}
+
+/* ---- endpoint to client -------------------------------------------------- */
+
+static __always_inline void sample_rtt(struct here *here, u32 index, u64 life,
+				       struct endpoint_counters *counted)
+{
+	u32 stamp = life & LIFE_STAMP, us, bucket;
+	struct histogram *times;
+
+	if (!stamp || here->tick - (u32)(life >> LIFE_TICK) >= STAMP_TICKS)
+		return;
+	us = (u32)(bpf_ktime_get_ns() / NS_PER_US - stamp) & LIFE_STAMP;
+	counted->rtt_count++;
+	counted->rtt_sum_us += us;
+	times = rtt.lookup(&index);
+	bucket = histogram_bucket(us);
+	if (times && bucket < HISTOGRAM_BUCKETS)
+		__sync_fetch_and_add(&times->bucket[bucket], 1);
+}
+
+/* What the answer says about its flow. */
+static __always_inline void note_return(struct here *here, u32 index,
+					const struct service *service,
+					const struct packet *packet, u64 hash,
+					struct flow *flow,
+					struct endpoint_counters *counted)
+{
+	u64 life = *(volatile u64 *)&flow->life, before = life, set = 0, gained;
+
+	if (packet->protocol == IPPROTO_UDP) {
+		set = LIFE(FLOW_ESTABLISHED);
+	} else if (packet->tcp_flags & TCP_RST) {
+		set = LIFE(FLOW_RST);
+	} else if (packet->tcp_flags & TCP_SYN) {
+		if (life & LIFE(FLOW_SYN))
+			set = LIFE(FLOW_SYNACK);
+	} else {
+		if (packet->tcp_flags & TCP_FIN)
+			set = LIFE(FLOW_FIN_ENDPOINT);
+		if (life & LIFE(FLOW_MIDSTREAM))
+			set |= LIFE(FLOW_ESTABLISHED);
+	}
+	gained = update_life(flow, &life, set, here->tick);
+	if (gained & LIFE(FLOW_SYNACK))
+		sample_rtt(here, index, before, counted);
+	if ((gained & LIFE(FLOW_ESTABLISHED)) && !(life & LIFE(FLOW_MIDSTREAM)))
+		count_completed(here, service, hash);
+	counted->fins += both_fins(gained, life);
+	counted->resets += !!(gained & LIFE(FLOW_RST));
+}
+
+static __always_inline bool is_direct(const struct packet *packet)
+{
+	struct prefix to = { .length = 8 * sizeof(to.address) };
+
+	__builtin_memcpy(to.address, packet->destination, sizeof(to.address));
+	return direct.lookup(&to) != NULL;
+}
+
+static __always_inline bool is_vip(const struct packet *packet)
+{
+	struct target to = {};
+
+	__builtin_memcpy(to.address, packet->destination, sizeof(to.address));
+	return vips.lookup(&to) != NULL;
+}
+
+/* A packet from an endpoint's address and port. */
+static __always_inline enum reason giveback(struct here *here,
+					    struct packet *packet, u32 index,
+					    const struct endpoint *from)
+{
+	u32 at = from->service, ref;
+	struct service *service = services.lookup(&at);
+	struct endpoint_counters *counted;
+	enum reason reason;
+	struct place place;
+	u64 hash;
+
+	counted = lookup_counters(here->cpu, index);
+	if (!service || !counted)
+		return REASON_abort_impossible;
+	hash = hash_v4(here->settings->hash_key, packet->destination[V4_WORD],
+		       service->vip[V4_WORD], packet->destination_port,
+		       service->port, packet->protocol);
+	place = find_flow(here, hash);
+	ref = ((from->state >> 32) & REF_GENERATION_MASK) << REF_INDEX_BITS |
+	      index;
+	if (!place.flow || (u32)place.id != ref) {
+		if (is_direct(packet))
+			return REASON_pass_direct;
+		/* Neither a client's nor ours to send: it would loop. */
+		if (is_vip(packet))
+			return REASON_drop_vip_port;
+		place.flow = NULL;
+	}
+	if (packet->ip->ttl <= 1)
+		return REASON_pass_ttl;
+	reason = send_return(here, packet, service);
+	if (reason == REASON_pass_mtu)
+		return reason;
+	if (place.flow)
+		note_return(here, index, service, packet, hash, place.flow,
+			    counted);
+	counted->return_packets++;
+	counted->return_bytes += packet->bytes;
+	return reason;
+}
+
+/* ---- every packet -------------------------------------------------------- */
+
+static __always_inline enum reason route(struct here *here,
+					 struct packet *packet)
+{
+	struct target to = {}, from = {};
+	struct endpoint *endpoint;
+	struct service *service;
+	u32 *index;
+	u32 at;
+
+	__builtin_memcpy(to.address, packet->destination, sizeof(to.address));
+	to.port = packet->destination_port;
+	to.protocol = packet->protocol;
+	index = service_index.lookup(&to);
+	if (index) {
+		at = *index;
+		service = services.lookup(&at);
+		if (!service)
+			return REASON_abort_impossible;
+		if (service->flags & SERVICE_PRESENT)
+			return forward(here, packet, at, service);
+	}
+	__builtin_memcpy(from.address, packet->source, sizeof(from.address));
+	from.port = packet->source_port;
+	from.protocol = packet->protocol;
+	index = endpoint_index.lookup(&from);
+	if (index) {
+		at = *index;
+		endpoint = endpoints.lookup(&at);
+		if (!endpoint)
+			return REASON_abort_impossible;
+		return giveback(here, packet, at, endpoint);
+	}
+	return is_vip(packet) ? REASON_drop_vip_port : REASON_pass_other;
+}
+
+static __always_inline enum reason sort(struct here *here,
+					struct packet *packet)
+{
+	void *data = (void *)(long)here->ctx->data;
+	void *end = (void *)(long)here->ctx->data_end;
+
+	switch (parse(packet, data, end)) {
+	case PARSED:
+		return route(here, packet);
+	case PARSED_NOT_IP:
+		return REASON_pass_not_ip;
+	case PARSED_IPV6:
+		return REASON_pass_ipv6;
+	case PARSED_VLAN:
+		return REASON_pass_vlan;
+	case PARSED_FRAGMENT:
+		return REASON_pass_fragment;
+	case PARSED_ICMP:
+		return REASON_pass_icmp;
+	case PARSED_OTHER_PROTOCOL:
+		return is_vip(packet) ? REASON_drop_vip_port :
+					REASON_pass_not_ip;
+	case PARSED_BROKEN:
+		return is_vip(packet) ? REASON_drop_broken : REASON_pass_other;
+	}
+	return REASON_abort_impossible;
+}
+
+/* The one way out: counts the reason and names the verdict. */
+static __always_inline int leave(struct here *here, struct packet *packet,
+				 enum reason reason)
+{
+	u32 cpu = here->cpu;
+	struct reasons *counted = reasons.lookup(&cpu);
+
+	if (!counted)
+		return XDP_ABORTED;
+	counted->count[reason % REASON_SLOTS]++;
+	switch (reason) {
+	case REASON_forward_hop:
+	case REASON_forward_fib:
+	case REASON_return_hop:
+	case REASON_return_fib:
+		return bpf_redirect(packet->out_ifindex, 0);
+	case REASON_drop_vip_port:
+	case REASON_drop_no_endpoint:
+	case REASON_drop_broken:
+		return XDP_DROP;
+	case REASON_abort_impossible:
+		return XDP_ABORTED;
+	default:
+		return XDP_PASS;
+	}
+}
+
+int steer(struct xdp_md *ctx)
+{
+	struct here here = { .ctx = ctx, .cpu = bpf_get_smp_processor_id() };
+	struct packet packet = {};
+	u32 zero = 0;
+
+	here.tick = now_tick(here.cpu);
+	here.settings = settings.lookup(&zero);
+	if (!here.settings)
+		return leave(&here, &packet, REASON_abort_impossible);
+	return leave(&here, &packet, sort(&here, &packet));
+}
