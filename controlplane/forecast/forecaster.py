@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Online forecasts of noisy rates, vectorised over groups.
+
+Simple exponential smoothing and Holt's linear trend: Holt, "Forecasting seasonals and trends by
+exponentially weighted moving averages", ONR 52/1957. Counts per second are noisy, and a trend multiplied
+by the horizon multiplies the noise. So Holt's gains are small, its trend is shrunk by what noise alone
+would make of it (positive-part James-Stein, 1961), and what it is too slow for is found by a generalised
+likelihood ratio (Willsky and Jones, 1976): did the last k readings step away from the level before them, or
+climb away from it, more than noise does? (``onset.py``)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane.forecast.onset import Onset
+from controlplane.model import ForecastMethod, ForecastSettings
+
+Floats = npt.NDArray[np.float64]
+
+_TREND_DOUBT = 2.0
+"""Holt's trend below so many standard deviations of what noise makes of it counts as none."""
+_NOISE_GAIN = 0.05
+"""Smoothing of the noise's variance per tick of 1 s."""
+_FORGET_S = 30.0
+"""A gap longer than this starts a group anew."""
+_PRIOR_ERRORS = 10.0
+"""So many observed errors weigh as much as the errors expected of a Poisson process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Per group, in the order of ``Forecaster.names``; NaN where there was no reading yet."""
+
+    horizon_s: float
+    point: Floats
+    high: Floats
+    """The settings' quantile of demand at the horizon; never below 0."""
+    level: Floats
+    """Demand now, smoothed."""
+
+
+class Forecaster:
+    """All groups of one service: same settings, same horizon. State is arrays of shape (groups,)."""
+
+    def __init__(self, settings: ForecastSettings, names: Sequence[str]) -> None:
+        self.settings = settings
+        self.names = tuple(names)
+        n = len(self.names)
+        self._level = np.full(n, np.nan)
+        self._trend = np.zeros(n)
+        self._variance = np.zeros(n)
+        self._seen_s = np.full(n, -np.inf)
+        self._onset = Onset(n)
+        self._fit_level = np.full(n, np.nan)
+        self._fit_trend = np.zeros(n)
+        self._window: deque[tuple[float, Floats]] = deque()
+        self._pending: deque[tuple[float, Floats]] = deque()
+        rows = max(int(settings.error_memory_s), 1)
+        self._errors = np.full((rows, n), np.nan)
+        self._next_error = 0
+        self._trend_noise = _trend_noise(settings.level_gain, settings.trend_gain)
+
+    def regroup(self, names: Sequence[str]) -> Forecaster:
+        """The same knowledge for another set of groups; new ones start without any."""
+        other = Forecaster(self.settings, names)
+        old = {name: i for i, name in enumerate(self.names)}
+        pairs = [(i, old[name]) for i, name in enumerate(other.names) if name in old]
+        to, source = (
+            np.array(side, dtype=np.intp) for side in (zip(*pairs, strict=True) if pairs else ((), ()))
+        )
+
+        def carried(row: Floats) -> Floats:
+            values = np.full(len(other.names), np.nan)
+            values[to] = row[source]
+            return values
+
+        for attribute in ("_level", "_trend", "_variance", "_seen_s", "_fit_level", "_fit_trend"):
+            getattr(other, attribute)[to] = getattr(self, attribute)[source]
+        other._onset = self._onset.regroup(carried)
+        other._errors[:, to] = self._errors[:, source]
+        other._next_error = self._next_error
+        other._window.extend((at, carried(row)) for at, row in self._window)
+        other._pending.extend((at, carried(row)) for at, row in self._pending)
+        return other
+
+    def update(self, values: Floats, now_s: float) -> None:
+        """Takes one reading per group, per second; NaN: no reading, the group's state stays."""
+        values = np.where(np.isfinite(values) & (values >= 0), values, np.nan)
+        read = ~np.isnan(values)
+        gap_s = now_s - self._seen_s
+        fresh = read & (np.isnan(self._level) | (gap_s > _FORGET_S))
+        self._level[fresh] = values[fresh]
+        self._trend[fresh] = 0.0
+        self._variance[fresh] = np.maximum(values[fresh], 1.0)
+        self._errors[:, fresh] = np.nan
+        for _, row in self._pending:
+            row[fresh] = np.nan
+
+        known = read & ~fresh & (gap_s > 0)
+        before = np.where(fresh, np.nan, self._level)
+        self._smooth(values, np.where(known, gap_s, 1.0), known)
+        self._fit(before, values)
+        self._seen_s[read] = now_s
+        self._window.append((now_s, values))
+        while self._window[0][0] <= now_s - self.settings.window_s:
+            self._window.popleft()
+        if self.settings.method is ForecastMethod.MOVING_AVERAGE:
+            rows = np.stack([row for _, row in self._window])
+            count = np.sum(~np.isnan(rows), axis=0)
+            mean = np.nansum(rows, axis=0) / np.maximum(count, 1)
+            self._level = np.where(count > 0, mean, self._level)
+            self._fit_level = self._level.copy()
+        self._observe_errors(now_s, read)
+
+    def predict(self, horizon_s: float, now_s: float) -> Prediction:
+        """Demand at ``now_s + horizon_s``. Call it once per tick: the errors are observed of it."""
+        level = self._fit_level.copy()
+        if self.settings.method is ForecastMethod.NONE:
+            return Prediction(horizon_s, level, level, level)
+        point = level
+        if self.settings.method is ForecastMethod.HOLT:
+            point = np.maximum(level + self._fit_trend * horizon_s, 0.0)
+        self._pending.append((now_s + horizon_s, point.copy()))
+        return Prediction(horizon_s, point, np.maximum(point + self._margin(), 0.0), level)
+
+    def _smooth(self, values: Floats, gap_s: Floats, known: npt.NDArray[np.bool_]) -> None:
+        gain = 1.0 - (1.0 - self.settings.level_gain) ** gap_s
+        trend = self._sure_trend() if self.settings.method is ForecastMethod.HOLT else 0.0
+        expected = self._level + trend * gap_s
+        # The innovation's own variance, at least that of counting: a rate over dt has variance rate / dt.
+        noise_gain = 1.0 - (1.0 - _NOISE_GAIN) ** gap_s
+        surprise = np.minimum((values - expected) ** 2, 9.0 * self._variance)
+        variance = self._variance + noise_gain * (surprise - self._variance)
+        variance = np.maximum(variance, np.maximum(expected, 1.0) / np.maximum(gap_s, 1.0) * 0.5)
+        level = expected + gain * (values - expected)
+        trend_gain = 1.0 - (1.0 - self.settings.trend_gain) ** gap_s
+        new_trend = self._trend + trend_gain * ((level - self._level) / gap_s - self._trend)
+        self._variance = np.where(known, variance, self._variance)
+        self._trend = np.where(known, new_trend, self._trend)
+        self._level = np.where(known, np.maximum(level, 0.0), self._level)
+
+    def _fit(self, before: Floats, values: Floats) -> None:
+        """Level and trend now: Holt's, or the onset's where there was one."""
+        self._fit_level = self._level.copy()
+        self._fit_trend = np.zeros_like(self._level)
+        if self.settings.method is not ForecastMethod.HOLT:
+            return
+        self._fit_trend = self._sure_trend()
+        gain = self.settings.level_gain
+        found = self._onset.update(
+            before, values, self._variance, gain / (2.0 - gain), self.settings.onset_doubt
+        )
+        self._fit_level = np.where(found.seen, np.maximum(found.level, 0.0), self._fit_level)
+        self._fit_trend = np.where(found.seen, found.trend, self._fit_trend)
+
+    def _sure_trend(self) -> Floats:
+        """The trend shrunk by its noise."""
+        noise = _TREND_DOUBT**2 * self._trend_noise * self._variance
+        power = np.maximum(self._trend**2, 1e-12)
+        shrunk: Floats = self._trend * np.maximum(1.0 - noise / power, 0.0)
+        return shrunk
+
+    def _observe_errors(self, now_s: float, read: npt.NDArray[np.bool_]) -> None:
+        while self._pending and self._pending[0][0] <= now_s:
+            _, predicted = self._pending.popleft()
+            self._errors[self._next_error] = np.where(read, self._fit_level - predicted, np.nan)
+            self._next_error = (self._next_error + 1) % len(self._errors)
+
+    def _margin(self) -> Floats:
+        """From point to the high quantile: observed errors, while there are few those of counting noise."""
+        quantile = self.settings.quantile
+        gain = self.settings.level_gain
+        expected = NormalDist().inv_cdf(quantile) * np.sqrt(2.0 * self._variance * gain / (2.0 - gain))
+        missing = np.isnan(self._errors)
+        count = len(self._errors) - np.sum(missing, axis=0)
+        # Partition sorts NaN to the end: the k-th of those present is the quantile, k differing by group.
+        rank = np.clip(np.ceil(quantile * count).astype(np.intp) - 1, 0, None)
+        ordered = np.sort(self._errors, axis=0)
+        observed = np.where(count > 0, np.take_along_axis(ordered, rank[None, :], axis=0)[0], 0.0)
+        weight = count / (count + _PRIOR_ERRORS)
+        margin: Floats = np.maximum(weight * observed + (1.0 - weight) * expected, 0.0)
+        return margin
+
+
+def _trend_noise(level_gain: float, trend_gain: float) -> float:
+    """Variance of Holt's trend per variance of white noise around a flat line: the energy of its
+    response to one impulse."""
+    level = trend = energy = 0.0
+    for k in range(1000):
+        following = level + level_gain * ((k == 0) - level)
+        trend += trend_gain * (following - level - trend)
+        level = following
+        energy += trend**2
+    return energy

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The onset of a change: a generalised likelihood ratio over when it began and what it is.
+
+For each of the last k readings: a step (they have another mean than the level before them) or a ramp
+(they climb from that level). The most likely of the 2 k explanations is taken, if noise is unlikely to have
+made it: Willsky and Jones, "A generalized likelihood ratio approach to the detection and estimation of
+jumps in linear systems", IEEE Trans. Automatic Control 21, 1976.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_READINGS = 20
+"""How far back an onset is looked for; older ones the level has followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    seen: npt.NDArray[np.bool_]
+    level: Floats
+    trend: Floats
+
+
+class Onset:
+    """Readings and the levels before them, newest first, shape (readings, groups)."""
+
+    def __init__(self, groups: int) -> None:
+        self._readings = np.full((_READINGS, groups), np.nan)
+        self._before = np.full((_READINGS, groups), np.nan)
+
+    def regroup(self, carried: Callable[[Floats], Floats]) -> Onset:
+        other = Onset(0)
+        other._readings = np.stack([carried(row) for row in self._readings])
+        other._before = np.stack([carried(row) for row in self._before])
+        return other
+
+    def update(
+        self, before: Floats, values: Floats, variance: Floats, level_noise: float, doubt: float
+    ) -> Found:
+        """:param before: the smoothed level before this reading.
+        :param variance: of one reading. :param level_noise: variance of the level per variance of a reading.
+        :param doubt: standard deviations from which on a change is believed.
+        """
+        self._readings = np.vstack([values, self._readings[:-1]])
+        self._before = np.vstack([before, self._before[:-1]])
+        k = np.arange(1, _READINGS + 1, dtype=np.float64)[:, None]
+        sum_k = k * (k + 1) / 2
+        squares_k = k * (k + 1) * (2 * k + 1) / 6
+        # A missing reading ends what can be said: NaN goes through the sums.
+        sums = np.cumsum(self._readings, axis=0)
+        step = sums - k * self._before
+        ramp = np.cumsum(sums, axis=0) - sum_k * self._before
+        step_score = step**2 / (k + k**2 * level_noise)
+        ramp_score = ramp**2 / (squares_k + sum_k**2 * level_noise)
+        ramp_score[:2] = 0.0  # one or two readings are a step as well
+        scores = np.nan_to_num(np.vstack([step_score, ramp_score]), nan=0.0)
+        best = np.argmax(scores, axis=0)
+        column = np.arange(values.size)
+        is_ramp = best >= _READINGS
+        row = best % _READINGS
+        length = row + 1.0
+        trend = np.where(is_ramp, ramp[row, column] / squares_k[row, 0], 0.0)
+        change = np.where(is_ramp, trend * length, step[row, column] / length)
+        seen = scores[best, column] > doubt**2 * variance
+        return Found(seen, self._before[row, column] + change, trend)
