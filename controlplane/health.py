@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health of members: consecutive counts, so that one lost probe flips nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from controlplane.model import Health, Probe
+
+_STALE_INTERVALS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemberHealth:
+    up: bool | None = None
+    """None: not known yet."""
+    successes: int = 0
+    failures: int = 0
+    seen_s: float | None = None
+    reason: str = ""
+
+    def observe(self, answer: Health, probe: Probe) -> MemberHealth:
+        """Takes one answer. Up after ``rise`` successes in a row, down after ``fall`` failures."""
+        if self.seen_s is not None and answer.at_s < self.seen_s:
+            return self
+        if answer.ok:
+            up = True if self.successes + 1 >= probe.rise else self.up
+            return MemberHealth(up, self.successes + 1, 0, answer.at_s, "")
+        up = False if self.failures + 1 >= probe.fall else self.up
+        return MemberHealth(up, 0, self.failures + 1, answer.at_s, answer.reason)
+
+    def forgotten(self) -> MemberHealth:
+        """For a member that was made anew."""
+        return replace(self, up=None, successes=0, failures=0)
+
+    def is_stale(self, probe: Probe, now_s: float) -> bool:
+        """No answers for long: what was known stays, but nothing is removed on it. Stale is not down."""
+        return self.seen_s is None or now_s - self.seen_s > _STALE_INTERVALS * (
+            probe.interval_s + probe.timeout_s
+        )

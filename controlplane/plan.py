@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what is installed to what is wanted, in ordered steps.
+
+After any step: a service with a usable member has a ring, no ring and no slot names a member that is not
+installed, and a down live endpoint keeps its shadows. A plan cut short is resumed by planning again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from controlplane.model import (
+    InstallMember,
+    InstallService,
+    Member,
+    RemoveMember,
+    RemoveService,
+    Role,
+    SetDown,
+    SetDraining,
+    SetRing,
+    SetSlots,
+    SetSpill,
+    Steering,
+    Step,
+    VirtualService,
+)
+
+
+def plan(installed: Steering, wanted: Steering) -> tuple[Step, ...]:
+    """The steps; none when nothing differs."""
+    return tuple(_steps(installed, wanted))
+
+
+def _identity(member: Member) -> tuple[object, ...]:
+    return member.service, member.address, member.port, member.role, member.parent
+
+
+def _same_service(a: VirtualService, b: VirtualService) -> bool:
+    return replace(a, ring={}) == replace(b, ring={})
+
+
+def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
+    anew = {
+        n
+        for n, s in installed.services.items()
+        if n in wanted.services and not _same_service(s, wanted.services[n])
+    }
+    gone = installed.services.keys() - wanted.services.keys()
+    replaced = {
+        name
+        for name, member in installed.members.items()
+        if name in wanted.members
+        and (_identity(member) != _identity(wanted.members[name]) or member.service in anew | gone)
+    }
+    kept = {n: m for n, m in installed.members.items() if n in wanted.members and n not in replaced}
+
+    # A service goes before its members, so that it never sends to one that is removed.
+    for name in sorted(gone | anew):
+        yield RemoveService(name)
+    rings = {n: dict(s.ring) for n, s in installed.services.items() if n not in gone | anew}
+    yield from _replace_members(installed, replaced, rings)
+    for name in sorted(wanted.services.keys() - rings.keys()):
+        yield InstallService(replace(wanted.services[name], ring={}))
+        rings[name] = {}
+    order = sorted(wanted.members.values(), key=lambda m: (m.role is not Role.LIVE, m.name))
+    for member in order:
+        if member.name not in kept:
+            yield InstallMember(replace(member, spill=0.0, slots={}, draining=False))
+    yield from _set_members(kept, order)
+    for name, service in sorted(wanted.services.items()):
+        if rings[name] != dict(service.ring):
+            yield SetRing(name, dict(service.ring))
+    # A member goes down after its flows have somewhere else to go.
+    for member in order:
+        if member.down and member.name in kept and not kept[member.name].down:
+            yield SetDown(member.name, True)
+    left = installed.members.keys() - wanted.members.keys()
+    for name in sorted(left, key=lambda n: (installed.members[n].role is Role.LIVE, n)):
+        yield RemoveMember(name)
+
+
+def _replace_members(
+    installed: Steering, replaced: set[str], rings: dict[str, dict[str, float]]
+) -> Iterator[Step]:
+    """Takes members that come back under the same name out of rings and slots, then away."""
+    for name, ring in rings.items():
+        rest = {n: w for n, w in ring.items() if n not in replaced}
+        if rest and rest != ring:
+            yield SetRing(name, rest)
+            rings[name] = rest
+    for member in installed.members.values():
+        rest = {n: w for n, w in member.slots.items() if n not in replaced}
+        if rest != dict(member.slots) and member.name not in replaced:
+            if not rest and member.spill:
+                yield SetSpill(member.name, 0.0)
+            yield SetSlots(member.name, rest)
+    for name in sorted(replaced):
+        yield RemoveMember(name)
+        for ring in rings.values():
+            ring.pop(name, None)
+
+
+def _set_members(kept: dict[str, Member], order: list[Member]) -> Iterator[Step]:
+    for member in order:
+        before = kept.get(member.name)
+        if before is not None and before.down and not member.down:
+            yield SetDown(member.name, False)
+        if member.draining != (before.draining if before else False):
+            yield SetDraining(member.name, member.draining)
+    for member in order:
+        before = kept.get(member.name)
+        spill = before.spill if before else 0.0
+        # Less spill before fewer slots, more after more: never spill into nothing.
+        if member.spill < spill:
+            yield SetSpill(member.name, member.spill)
+        if dict(member.slots) != dict(before.slots if before else {}):
+            yield SetSlots(member.name, dict(member.slots))
+        if member.spill > spill:
+            yield SetSpill(member.name, member.spill)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spill, slot weights and ring weights, computed forward from demand and capacity, not by feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from controlplane.model import Endpoint, Shadow, ShadowState
+
+_OWN_SHARE = 0.5
+"""Of its capacity a live endpoint fills so much before it shares: the primary first."""
+_DEAD_BAND = 0.03
+_RISE = 0.25
+"""Spill rises by at most so much a tick, and falls by _FALL: late is worse than too much."""
+_FALL = 0.05
+_WARM_START = 0.1
+_RING_PAUSE_S = 10.0
+_RING_BAND = 0.1
+
+
+def shadow_weight(shadow: Shadow, up: bool, warm_up_s: float, now_unix_s: float) -> float:
+    """0..1 of its full share: rising through the warm-up, 0 if it may get no new flows."""
+    if not up:
+        return 0.0
+    if shadow.state is ShadowState.READY:
+        return 1.0
+    if shadow.state is not ShadowState.WARMING or shadow.healthy_unix_s is None:
+        return 0.0
+    warmed = (now_unix_s - shadow.healthy_unix_s) / max(warm_up_s, 1e-9)
+    return round(min(max(_WARM_START, warmed), 1.0), 1)
+
+
+def wanted_spill(demand: float, capacity: float | None, shadows: float, live_usable: bool) -> float:
+    """The share of a live endpoint's new flows that shadows should get.
+
+    The live one fills half of its capacity, the rest is shared by what everyone has left, so that all are
+    full at the same demand. Connections that live on stay where they are: hence shares begin at half, not
+    at the limit, and ``demand`` is the forecast's high quantile.
+
+    :param shadows: usable shadows, in units of one whole shadow (each has its parent's capacity).
+    """
+    if shadows <= 0:
+        return 0.0
+    if not live_usable:
+        return 1.0
+    if capacity is None:
+        return shadows / (1.0 + shadows)
+    own = _OWN_SHARE * capacity
+    if demand <= own:
+        return 0.0
+    left = capacity - own
+    return (demand - own) / demand * (shadows * capacity) / (left + shadows * capacity)
+
+
+def step_spill(installed: float, wanted: float) -> float:
+    """From the installed share towards the wanted one: dead band and step limit against chatter."""
+    if wanted in (0.0, 1.0) and abs(installed - wanted) <= _FALL:
+        return wanted
+    if abs(wanted - installed) < _DEAD_BAND:
+        return installed
+    return min(wanted, installed + _RISE) if wanted > installed else max(wanted, installed - _FALL)
+
+
+def ring_weights(endpoints: Mapping[str, Endpoint]) -> dict[str, float]:
+    """Configured weights times capacities where all have one; the mean is 1, steps of 1/1000."""
+    if not endpoints:
+        return {}
+    known = all(endpoint.capacity is not None for endpoint in endpoints.values())
+    raw = {n: e.weight * (e.capacity or 1.0) if known else e.weight for n, e in endpoints.items()}
+    mean = sum(raw.values()) / len(raw) or 1.0
+    return {name: max(round(weight / mean, 3), 0.001) for name, weight in raw.items()}
+
+
+def ring_is_due(
+    installed: Mapping[str, float], wanted: Mapping[str, float], changed_s: float, now_s: float
+) -> bool:
+    """At once when members come or go, else past a dead band and a pause."""
+    if installed.keys() != wanted.keys():
+        return True
+    drifted = any(abs(wanted[name] - installed[name]) > _RING_BAND * installed[name] for name in wanted)
+    return drifted and now_s - changed_s >= _RING_PAUSE_S
