@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the packet's path with BCC; the only module that imports ``bcc``.
+
+No kernel headers are needed: ``bpf/include`` stands where BCC looks for them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
+
+from controlplane.ports import DataplaneError
+
+PROGRAM = "steer"
+_KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
+_LOG_LINES = 12
+_INSTRUCTION_BYTES = 8
+_CONTRACT = ("structs.h", "maps.h", "hash.h")
+_MISSING = (
+    "python3-bpfcc is not installed for this Python: apt-get install python3-bpfcc, and run the venv made by "
+    '/usr/bin/python3 with --system-site-packages (never pip install "bcc": on PyPI that is an unrelated '
+    "crystal-lattice library)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSizes:
+    """What is compiled in: entries of the maps."""
+
+    services: int
+    endpoints: int
+    buckets: int
+    """Buckets of four flows, a power of two."""
+    ring_lines: int
+    """Lines of 16 ring cells, over all rings, two copies each."""
+    cpus: int
+
+    def defines(self) -> list[str]:
+        return [
+            f"-DMAX_SERVICES={self.services}",
+            f"-DMAX_ENDPOINTS={self.endpoints}",
+            f"-DMAX_BUCKETS={self.buckets}",
+            f"-DMAX_RING_LINES={self.ring_lines}",
+            f"-DMAX_CPUS={self.cpus}",
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A loaded program. The descriptors are valid until ``close``; pin what is to outlive it."""
+
+    program_fd: int
+    maps: Mapping[str, int]
+    """Name -> file descriptor."""
+    instructions: int
+
+    def close(self) -> None:
+        for fd in (self.program_fd, *self.maps.values()):
+            os.close(fd)
+
+
+def layout_hash(source_dir: Path, sizes: ProgramSizes) -> int:
+    """64 bits that differ whenever maps made by one program can't serve another: layout, hash or sizes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in _CONTRACT:
+        digest.update((source_dir / name).read_bytes())
+    digest.update(" ".join(sizes.defines()).encode())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def compile_program(source_dir: Path, sizes: ProgramSizes) -> Compiled:
+    """Compiles ``steer.c`` and has the verifier load it; takes about a second.
+
+    Raises DataplaneError with the compiler's or verifier's last lines.
+    """
+    return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, sizes.defines())
+
+
+def compile_file(source: Path, program: str, defines: list[str]) -> Compiled:
+    """Compiles one C file and loads ``program`` of it as XDP; includes come from the file's folder."""
+    bcc = _import_bcc()
+    source = source.resolve()  # BCC changes the working directory while it compiles
+    if not source.is_file():
+        raise DataplaneError(f"{source}: no such file; the installation is incomplete")
+    with _captured_stderr() as log, _stub_headers(source.parent):
+        try:
+            module = bcc.BPF(src_file=os.fsencode(source), cflags=[*_flags(source.parent), *defines])
+            function = module.load_func(program, bcc.BPF.XDP)
+        except Exception as error:  # BCC raises bare Exception for everything
+            raise DataplaneError(f"{source}: not loaded: {error}: {_tail(log)}") from error
+    instructions = len(module.dump_func(program)) // _INSTRUCTION_BYTES
+    # BCC closes its descriptors with the module, so ours are copies.
+    maps = {name: os.dup(module[name].map_fd) for name in _map_names(bcc, module)}
+    compiled = Compiled(os.dup(function.fd), maps, instructions)
+    module.cleanup()
+    return compiled
+
+
+def _import_bcc() -> ModuleType:
+    try:
+        import bcc
+    except ImportError as error:
+        raise DataplaneError(_MISSING) from error
+    if not hasattr(bcc, "BPF"):
+        raise DataplaneError(f"{bcc.__file__} is PyPI's bcc, which has nothing to do with BPF; {_MISSING}")
+    module: ModuleType = bcc
+    return module
+
+
+def _flags(include_dir: Path) -> list[str]:
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    return [
+        f"-I{include_dir}",
+        "-isystem",
+        "/usr/include",
+        "-isystem",
+        f"/usr/include/{multiarch}",
+        "-Wall",
+        "-Werror",
+        "-Wno-unused-function",  # BCC's own headers and ours offer more than one program uses
+    ]
+
+
+def _map_names(bcc: ModuleType, module: Any) -> list[str]:
+    handle = ctypes.c_void_p(module.module)
+    bcc.lib.bpf_num_tables.restype = ctypes.c_size_t
+    bcc.lib.bpf_table_name.restype = ctypes.c_char_p
+    return [
+        bcc.lib.bpf_table_name(handle, ctypes.c_size_t(index)).decode()
+        for index in range(bcc.lib.bpf_num_tables(handle))
+    ]
+
+
+@contextmanager
+def _stub_headers(source_tree: Path) -> Iterator[None]:
+    """BCC looks for kernel headers where BCC_KERNEL_SOURCE says, while compiling only."""
+    before = os.environ.get(_KERNEL_SOURCE)
+    os.environ[_KERNEL_SOURCE] = str(source_tree)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_KERNEL_SOURCE]
+        else:
+            os.environ[_KERNEL_SOURCE] = before
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[IO[bytes]]:
+    """clang and the verifier write to descriptor 2, not to sys.stderr."""
+    with tempfile.TemporaryFile() as log:
+        sys.stderr.flush()
+        before = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield log
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def _tail(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return " | ".join(line.strip() for line in lines[-_LOG_LINES:])
