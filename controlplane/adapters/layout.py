@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf/structs.h and bpf/maps.h as numpy sees them: one dtype per struct, one row per map.
+
+tests/packet/test_layout.py holds these equal to the C, field by field. Multi-byte fields are little
+endian here as on the machine; those that are big endian in C (``__be16``, ``__be32``) are ``>u2`` and raw
+bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+import numpy as np
+
+from controlplane.adapters.libbpf import MapType
+from controlplane.model import Sizes
+
+BUCKET_FLOWS = 4
+RING_LINE_CELLS = 16
+SHADOW_SLOTS = 128
+HISTOGRAM_SUB = 16
+HISTOGRAM_BUCKETS = 336
+REASON_SLOTS = 64
+NAME_BYTES = 48
+TICK_SHIFT = 28
+REF_INDEX_BITS = 20
+REF_INDEX_MASK = (1 << REF_INDEX_BITS) - 1
+REF_GENERATION_MASK = 0xFFF
+SPILL_ALL = 0xFFFFFFFF
+DIRECT_PREFIXES = 4096
+PORTS = 1024
+EVENT_PAGES = 16
+
+ENDPOINT_PRESENT = 1 << 0
+ENDPOINT_DOWN = 1 << 1
+ENDPOINT_DRAINING = 1 << 2
+
+SERVICE_PRESENT = 1 << 0
+SERVICE_ON_DOWN_KEEP = 1 << 1
+
+FLOW_SYN = 1 << 0
+FLOW_SYNACK = 1 << 1
+FLOW_ESTABLISHED = 1 << 2
+FLOW_FIN_CLIENT = 1 << 3
+FLOW_FIN_ENDPOINT = 1 << 4
+FLOW_RST = 1 << 5
+FLOW_MIDSTREAM = 1 << 6
+
+REASONS = (
+    "forward_hop",
+    "forward_fib",
+    "forward_kernel",
+    "return_hop",
+    "return_fib",
+    "return_kernel",
+    "pass_other",
+    "pass_direct",
+    "pass_not_ip",
+    "pass_ipv6",
+    "pass_vlan",
+    "pass_icmp",
+    "pass_fragment",
+    "pass_ttl",
+    "pass_mtu",
+    "drop_vip_port",
+    "drop_no_endpoint",
+    "drop_broken",
+    "abort_impossible",
+)
+"""In the order of the C macro of this name; the index is the counter's place."""
+
+SETTINGS = np.dtype(
+    [
+        ("layout", "<u8"),
+        ("hash_key", "<u8", 2),
+        ("bucket_mask", "<u4"),
+        ("idle_opening_ticks", "<u4"),
+        ("idle_established_ticks", "<u4"),
+        ("idle_closing_ticks", "<u4"),
+        ("idle_udp_ticks", "<u4"),
+        ("event_ticks", "<u4"),
+    ]
+)
+TARGET = np.dtype([("address", "u1", 16), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1")])
+SERVICE = np.dtype(
+    [
+        ("vip", "u1", 16),
+        ("port", ">u2"),
+        ("protocol", "u1"),
+        ("flags", "u1"),
+        ("ring_base", "<u4"),
+        ("ring_size", "<u4"),
+        ("ring_active", "<u4"),
+        ("pad", "<u4", 8),
+    ]
+)
+ENDPOINT = np.dtype(
+    [
+        ("address", "u1", 16),
+        ("port", ">u2"),
+        ("protocol", "u1"),
+        ("role", "u1"),
+        ("service", "<u4"),
+        ("state", "<u8"),
+        ("spill", "<u4"),
+        ("parent", "<u4"),
+        ("hop_expires", "<u4"),
+        ("hop_ifindex", "<u4"),
+        ("hop_dst", "u1", 6),
+        ("hop_src", "u1", 6),
+        ("hop_vlan", ">u2"),
+        ("hop_mtu", "<u2"),
+    ]
+)
+RING_LINE = np.dtype([("cell", "<u4", RING_LINE_CELLS)])
+SHADOW_SLOT_TABLE = np.dtype([("slot", "<u4", SHADOW_SLOTS)])
+FLOW = np.dtype([("id", "<u8"), ("life", "<u8")])
+BUCKET = np.dtype([("flow", FLOW, BUCKET_FLOWS)])
+FLOW_KEY = np.dtype([("client", "u1", 16), ("client_port", ">u2"), ("pad", "<u2"), ("service", "<u4")])
+BUCKET_KEYS = np.dtype([("key", FLOW_KEY, BUCKET_FLOWS)])
+ENDPOINT_COUNTERS = np.dtype(
+    [
+        ("packets", "<u8"),
+        ("bytes", "<u8"),
+        ("return_packets", "<u8"),
+        ("return_bytes", "<u8"),
+        ("flows", "<u8"),
+        ("offered", "<u8"),
+        ("completed", "<u8"),
+        ("spilled", "<u8"),
+        ("midstream", "<u8"),
+        ("unremembered", "<u8"),
+        ("resets", "<u8"),
+        ("fins", "<u8"),
+        ("rtt_count", "<u8"),
+        ("rtt_sum_us", "<u8"),
+        ("pad", "<u8", 2),
+    ]
+)
+HISTOGRAM = np.dtype([("bucket", "<u4", HISTOGRAM_BUCKETS)])
+REASON_COUNTS = np.dtype([("count", "<u8", REASON_SLOTS)])
+EVENT = np.dtype(
+    [
+        ("time_ns", "<u8"),
+        ("kind", "<u4"),
+        ("service", "<u4"),
+        ("endpoint", "<u4"),
+        ("chosen", "<u4"),
+        ("client", "u1", 16),
+        ("client_port", ">u2"),
+        ("pad", "<u2"),
+        ("pad2", "<u4"),
+    ]
+)
+CPU_CLOCK = np.dtype([("jiffies", "<u8"), ("tick", "<u4"), ("pad", "<u4", 13)])
+EVENT_GATE = np.dtype([("tick", "<u4", 4)])
+LABEL = np.dtype([("name", f"S{NAME_BYTES}"), ("weight", "<u4"), ("removed_tick", "<u4"), ("pad", "<u4", 2)])
+PREFIX = np.dtype([("length", "<u4"), ("address", "u1", 16)])
+INDEX = np.dtype("<u4")
+
+STRUCTS = {
+    "settings": SETTINGS,
+    "target": TARGET,
+    "service": SERVICE,
+    "endpoint": ENDPOINT,
+    "ring_line": RING_LINE,
+    "shadow_slots": SHADOW_SLOT_TABLE,
+    "flow": FLOW,
+    "bucket": BUCKET,
+    "flow_key": FLOW_KEY,
+    "bucket_keys": BUCKET_KEYS,
+    "endpoint_counters": ENDPOINT_COUNTERS,
+    "histogram": HISTOGRAM,
+    "reasons": REASON_COUNTS,
+    "event": EVENT,
+    "cpu_clock": CPU_CLOCK,
+    "event_gate": EVENT_GATE,
+    "label": LABEL,
+    "prefix": PREFIX,
+}
+"""Name of the struct in C -> dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapLayout:
+    kind: MapType
+    key: np.dtype[np.void] | np.dtype[np.uint32]
+    value: np.dtype[np.void] | np.dtype[np.uint32]
+    entries: int
+
+
+def buckets(sizes: Sizes) -> int:
+    return sizes.flows // BUCKET_FLOWS
+
+
+def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
+    """Name of each map -> what it must be for these sizes; ``cpus`` as the kernel could have."""
+
+    def array(value: np.dtype[np.void], entries: int) -> MapLayout:
+        return MapLayout(MapType.ARRAY, INDEX, value, entries)
+
+    def indices(key: np.dtype[np.void] | np.dtype[np.uint32], entries: int) -> MapLayout:
+        return MapLayout(MapType.HASH, key, INDEX, entries)
+
+    return {
+        "settings": array(SETTINGS, 1),
+        "service_index": indices(TARGET, sizes.services),
+        "vips": indices(TARGET, sizes.services),
+        "services": array(SERVICE, sizes.services),
+        "endpoint_index": indices(TARGET, sizes.endpoints),
+        "endpoints": array(ENDPOINT, sizes.endpoints),
+        "rings": array(RING_LINE, -(-sizes.ring_cells // RING_LINE_CELLS)),
+        "shadow_table": array(SHADOW_SLOT_TABLE, sizes.endpoints),
+        "flows": array(BUCKET, buckets(sizes)),
+        "flow_keys": array(BUCKET_KEYS, buckets(sizes)),
+        "counters": array(ENDPOINT_COUNTERS, cpus * sizes.endpoints),
+        "reasons": array(REASON_COUNTS, cpus),
+        "rtt": array(HISTOGRAM, sizes.endpoints),
+        "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, DIRECT_PREFIXES),
+        "ports": indices(INDEX, PORTS),
+        "clocks": array(CPU_CLOCK, cpus),
+        "event_gates": array(EVENT_GATE, sizes.endpoints),
+        "endpoint_labels": array(LABEL, sizes.endpoints),
+        "service_labels": array(LABEL, sizes.services),
+    }
+
+
+def layout_hash() -> int:
+    """64 bits that differ when a struct or the order of reasons does: what ``settings.layout`` must be."""
+    text = repr([(name, dtype.descr, dtype.itemsize) for name, dtype in STRUCTS.items()]) + repr(REASONS)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def mapped(address: IPv4Address) -> bytes:
+    """The 16 bytes of an IPv4-mapped address (RFC 4291 section 2.5.5.2)."""
+    return bytes(10) + b"\xff\xff" + address.packed
+
+
+def target(address: IPv4Address, port: int, protocol: int) -> bytes:
+    """A ``struct target``; port and protocol 0 for the key of ``vips``."""
+    return mapped(address) + port.to_bytes(2, "big") + bytes([protocol, 0])
+
+
+def reference(index: int, generation: int) -> int:
+    """Names an endpoint's index and the generation of that index."""
+    return (generation & REF_GENERATION_MASK) << REF_INDEX_BITS | index
+
+
+def ticks(seconds: float) -> int:
+    """Seconds as ticks of 2**28 ns, rounded up."""
+    return -int(-seconds * 1_000_000_000 // (1 << TICK_SHIFT))
+
+
+def tick_at(now_s: float) -> int:
+    """The tick of a CLOCK_MONOTONIC time."""
+    return int(now_s * 1_000_000_000) >> TICK_SHIFT & 0xFFFFFFFF

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads an instance (compile, pin, write settings, attach) and takes it away again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from controlplane import model
+from controlplane.adapters import attach, layout, libbpf, pins
+from controlplane.adapters.attach import Attachment
+from controlplane.adapters.bcc import PROGRAM, Compiled, ProgramSizes, compile_program
+from controlplane.adapters.libbpf import BpfError, XdpMode
+from controlplane.adapters.maps import Maps, open_instance
+from controlplane.ports import DataplaneError
+
+EVENT_GAP_S = 1.0
+"""Least time between two events of a kind and endpoint."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What ``load`` did."""
+
+    attachments: tuple[Attachment, ...]
+    fresh: bool
+    """False: the instance was loaded already, and its maps were kept."""
+
+
+def load(config: model.Config, bpf_dir: Path) -> Loaded:
+    """Has the program of ``bpf_dir`` steer at the configured interfaces of this network namespace.
+
+    Loaded already with the same layout and sizes: its program, maps, services and flows stay, settings
+    are renewed, and it is attached where it is not. Otherwise everything is made anew. What fails
+    raises DataplaneError and leaves nothing of this call behind.
+    """
+    pins.require_privileges()
+    with pins.write_lock(config.instance):
+        for interface in config.interfaces:
+            attach.interface_index(interface)
+        program = pins.folder(config.instance) / PROGRAM
+        if not program.exists():  # it is pinned last, so what is there without it is of a load that died
+            _unload(config.instance)
+            return _load_fresh(config, bpf_dir)
+        maps = open_instance(config.instance)
+        try:
+            if maps.sizes != _effective_sizes(config.sizes):
+                raise DataplaneError(
+                    f"instance {config.instance!r} is loaded with {maps.sizes}, the configuration says "
+                    f"{config.sizes}: penumbra unload, then penumbra load CONFIG (its flows are forgotten)"
+                )
+            return _attach_again(config, maps)
+        finally:
+            maps.close()
+
+
+def _effective_sizes(sizes: model.Sizes) -> model.Sizes:
+    lines = -(-sizes.ring_cells // layout.RING_LINE_CELLS)
+    return model.Sizes(sizes.services, sizes.endpoints, sizes.flows, lines * layout.RING_LINE_CELLS)
+
+
+def _load_fresh(config: model.Config, bpf_dir: Path) -> Loaded:
+    for interface in config.interfaces:
+        attach.refuse_foreign(interface, None)
+    sizes = ProgramSizes(
+        services=config.sizes.services,
+        endpoints=config.sizes.endpoints,
+        buckets=layout.buckets(config.sizes),
+        ring_lines=-(-config.sizes.ring_cells // layout.RING_LINE_CELLS),
+        cpus=libbpf.possible_cpus(),
+    )
+    compiled = compile_program(bpf_dir, sizes)
+    try:
+        return _pin_and_attach(config, compiled)
+    except BpfError as error:
+        _unload(config.instance)
+        raise DataplaneError(f"instance {config.instance!r} was not loaded: {error}") from error
+    except BaseException:
+        _unload(config.instance)
+        raise
+    finally:
+        compiled.close()
+
+
+def _pin_and_attach(config: model.Config, compiled: Compiled) -> Loaded:
+    folder = pins.make_folder(config.instance)
+    for name, fd in compiled.maps.items():
+        libbpf.obj_pin(fd, folder / name)
+    settings = libbpf.map_view(compiled.maps["settings"], layout.SETTINGS, writable=True)
+    settings["hash_key"][0] = np.frombuffer(os.urandom(16), "<u8")
+    settings["bucket_mask"][0] = layout.buckets(config.sizes) - 1
+    settings["layout"][0] = layout.layout_hash()
+    maps = open_instance(config.instance)
+    try:
+        _write_settings(maps, config.idle)
+        attachments = _attach_all(config, maps, compiled.program_fd)
+    finally:
+        maps.close()
+    libbpf.obj_pin(compiled.program_fd, folder / PROGRAM)
+    return Loaded(attachments, fresh=True)
+
+
+def _write_settings(maps: Maps, idle: model.Idle) -> None:
+    settings = maps.settings
+    settings["idle_opening_ticks"] = layout.ticks(idle.opening_s)
+    settings["idle_established_ticks"] = layout.ticks(idle.established_s)
+    settings["idle_closing_ticks"] = layout.ticks(idle.closing_s)
+    settings["idle_udp_ticks"] = layout.ticks(idle.udp_s)
+    settings["event_ticks"] = layout.ticks(EVENT_GAP_S)
+
+
+def _attach_again(config: model.Config, maps: Maps) -> Loaded:
+    """Attaches where it is not attached yet, and nowhere that the configuration doesn't name."""
+    _write_settings(maps, config.idle)
+    before = {a.interface for a in attach.attached(config.instance) if a.mode != XdpMode.NONE}
+    program = libbpf.obj_get(pins.folder(config.instance) / PROGRAM)
+    try:
+        attachments = _attach_all(config, maps, program)
+    except BaseException:
+        for interface in set(config.interfaces) - before:
+            pin = pins.link_path(config.instance, interface)
+            if pin.exists():
+                attach.detach(pin)
+        raise
+    finally:
+        os.close(program)
+    for pin in pins.folder(config.instance).glob(pins.LINK_PREFIX + "*"):
+        if pins.linked_interface(pin) not in config.interfaces:
+            attach.detach(pin)
+    return Loaded(attachments, fresh=False)
+
+
+def _attach_all(config: model.Config, maps: Maps, program_fd: int) -> tuple[Attachment, ...]:
+    attachments = tuple(attach.attach(config.instance, program_fd, name) for name in config.interfaces)
+    wanted = {attachment.ifindex for attachment in attachments}
+    for key in list(libbpf.map_keys(maps.ports, 4)):
+        if int.from_bytes(key, "little") not in wanted:
+            libbpf.map_delete(maps.ports, key)
+    for attachment in attachments:
+        libbpf.map_update(maps.ports, attachment.ifindex.to_bytes(4, "little"), (1).to_bytes(4, "little"))
+        if attachment.mode != XdpMode.NATIVE:
+            log.warning(
+                "interface %s: GENERIC mode, several times slower than native: %s",
+                attachment.interface,
+                attachment.reason or "so since an earlier load",
+            )
+    return attachments
+
+
+def unload(instance: str) -> None:
+    """Detaches our links and removes all pins; done twice, or after a crash half-way, it does the rest."""
+    pins.require_privileges()
+    with pins.write_lock(instance) as lock:
+        _unload(instance)
+        lock.unlink()
+
+
+def _unload(instance: str) -> None:
+    folder = pins.folder(instance)
+    if folder.is_dir():
+        pins.check_folder(instance)
+        for pin in folder.glob(pins.LINK_PREFIX + "*"):
+            attach.detach(pin)
+    pins.remove_folder(instance)

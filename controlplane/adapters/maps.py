@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pinned maps of an instance, opened: arrays as numpy views on the kernel's memory, the rest as fds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from controlplane.adapters import layout, libbpf, pins
+from controlplane.adapters.libbpf import BpfError, MapInfo, MapType
+from controlplane.model import Sizes
+from controlplane.ports import DataplaneError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """Views stay valid after ``close``; the file descriptors do not."""
+
+    instance: str
+    sizes: Sizes
+    settings: Array
+    """() of layout.SETTINGS."""
+    services: Array
+    """(services,) of layout.SERVICE."""
+    endpoints: Array
+    """(endpoints,) of layout.ENDPOINT; index 0 is nobody."""
+    cells: Array
+    """(ring cells,) of references: all rings."""
+    slots: Array
+    """(endpoints, SHADOW_SLOTS) of references."""
+    flows: Array
+    """(flows,) of layout.FLOW; a flow's bucket is its index divided by BUCKET_FLOWS."""
+    flow_keys: Array
+    """(flows,) of layout.FLOW_KEY."""
+    counters: Array
+    """(cpus, endpoints) of layout.ENDPOINT_COUNTERS."""
+    reasons: Array
+    """(cpus, REASON_SLOTS)."""
+    rtt: Array
+    """(endpoints, HISTOGRAM_BUCKETS)."""
+    endpoint_labels: Array
+    service_labels: Array
+    service_index: int
+    vips: int
+    endpoint_index: int
+    direct: int
+    ports: int
+    events: int
+
+    def close(self) -> None:
+        for fd in (self.service_index, self.vips, self.endpoint_index, self.direct, self.ports, self.events):
+            os.close(fd)
+
+
+def open_instance(instance: str) -> Maps:
+    """Opens what ``load`` pinned, after comparing it with what this version expects; needs no compiler.
+
+    Raises DataplaneError: no root, not loaded, loaded half, or by another version.
+    """
+    pins.require_privileges()
+    folder = pins.check_folder(instance)
+    cpus = libbpf.possible_cpus()
+    fds = _open_all(folder, instance, [*layout.maps(Sizes(), cpus), "events"])
+    try:
+        information = {name: libbpf.map_info(fd) for name, fd in fds.items()}
+        sizes = _checked_sizes(instance, information, cpus)
+        maps = _views(instance, sizes, cpus, fds)
+        if int(maps.settings["layout"]) != layout.layout_hash():
+            raise DataplaneError(_other_version(instance, "the layout of its maps differs"))
+    except BaseException:
+        for fd in fds.values():
+            os.close(fd)
+        raise
+    kept = {maps.service_index, maps.vips, maps.endpoint_index, maps.direct, maps.ports, maps.events}
+    for fd in set(fds.values()) - kept:
+        os.close(fd)
+    return maps
+
+
+def _other_version(instance: str, what: str) -> str:
+    return (
+        f"instance {instance!r} was loaded by another version of penumbra ({what}): "
+        f"penumbra unload, then penumbra load CONFIG"
+    )
+
+
+def _open_all(folder: Path, instance: str, names: list[str]) -> dict[str, int]:
+    fds: dict[str, int] = {}
+    try:
+        for name in names:
+            fds[name] = libbpf.obj_get(folder / name)
+    except BpfError as error:
+        for fd in fds.values():
+            os.close(fd)
+        raise DataplaneError(
+            f"instance {instance!r} is loaded only in part ({error}): "
+            "penumbra unload, then penumbra load CONFIG"
+        ) from error
+    return fds
+
+
+def _checked_sizes(instance: str, information: dict[str, MapInfo], cpus: int) -> Sizes:
+    """The sizes that it was loaded with; every map must be what the layout says for them."""
+    sizes = Sizes(
+        services=information["services"].max_entries,
+        endpoints=information["endpoints"].max_entries,
+        flows=information["flows"].max_entries * layout.BUCKET_FLOWS,
+        ring_cells=information["rings"].max_entries * layout.RING_LINE_CELLS,
+    )
+    for name, expected in layout.maps(sizes, cpus).items():
+        found = information[name]
+        is_there = (found.type, found.key_bytes, found.value_bytes, found.max_entries)
+        should_be = (int(expected.kind), expected.key.itemsize, expected.value.itemsize, expected.entries)
+        if is_there != should_be:
+            raise DataplaneError(
+                _other_version(
+                    instance, f"map {name}: type, key, value, entries {is_there}, expected {should_be}"
+                )
+            )
+    if information["events"].type != MapType.RINGBUF:
+        raise DataplaneError(_other_version(instance, "map events is not a ring buffer"))
+    return sizes
+
+
+def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
+    expected = layout.maps(sizes, cpus)
+
+    def view(name: str) -> Array:
+        return libbpf.map_view(fds[name], expected[name].value, writable=True)
+
+    return Maps(
+        instance=instance,
+        sizes=sizes,
+        settings=view("settings").reshape(()),
+        services=view("services"),
+        endpoints=view("endpoints"),
+        cells=view("rings")["cell"].reshape(-1),
+        slots=view("shadow_table")["slot"],
+        flows=view("flows")["flow"].reshape(-1),
+        flow_keys=view("flow_keys")["key"].reshape(-1),
+        counters=view("counters").reshape(cpus, sizes.endpoints),
+        reasons=view("reasons")["count"],
+        rtt=view("rtt")["bucket"],
+        endpoint_labels=view("endpoint_labels"),
+        service_labels=view("service_labels"),
+        service_index=fds["service_index"],
+        vips=fds["vips"],
+        endpoint_index=fds["endpoint_index"],
+        direct=fds["direct"],
+        ports=fds["ports"],
+        events=fds["events"],
+    )

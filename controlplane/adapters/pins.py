@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an instance lives: its folder under the bpf file system, and the lock of those who write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from controlplane.ports import DataplaneError
+
+BPF_FILE_SYSTEM = Path("/sys/fs/bpf")
+PENUMBRA = BPF_FILE_SYSTEM / "penumbra"
+LOCKS = Path("/run/penumbra")
+LINK_PREFIX = "link_"
+
+_INSTANCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_CAP_SYS_ADMIN = 21
+
+
+def folder(instance: str) -> Path:
+    if not _INSTANCE.fullmatch(instance):
+        raise DataplaneError(f"instance {instance!r}: letters, digits, - and _ only, at most 64")
+    return PENUMBRA / instance
+
+
+def link_path(instance: str, interface: str) -> Path:
+    """Pin of the link to an interface. The bpf file system keeps dots in names for itself."""
+    return folder(instance) / (LINK_PREFIX + quote(interface, safe="@+:").replace(".", "%2E"))
+
+
+def linked_interface(pin: Path) -> str:
+    """The interface that ``link_path`` was made from."""
+    return unquote(pin.name.removeprefix(LINK_PREFIX))
+
+
+def require_privileges() -> None:
+    """Root, with what BPF needs, and a bpf file system; DataplaneError says what is missing."""
+    if os.geteuid() != 0:
+        raise DataplaneError("only root can load BPF programs and read their maps: run it with sudo")
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    if not effective >> _CAP_SYS_ADMIN & 1:
+        missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+        if missing:
+            raise DataplaneError(
+                f"this process lacks {', '.join(missing)}: run it as root outside of containers, or "
+                f"with docker run {' '.join('--cap-add ' + name[4:] for name in missing)}"
+            )
+    if not is_mounted():
+        raise DataplaneError(
+            f"no bpf file system at {BPF_FILE_SYSTEM}: mount -t bpf -o mode=0700 bpf {BPF_FILE_SYSTEM} "
+            "(`ip netns exec` hides it: use nsenter --net=/run/netns/NAME instead)"
+        )
+
+
+def is_mounted() -> bool:
+    """Whether the topmost file system at /sys/fs/bpf is a bpf file system."""
+    kinds = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kinds[before.split()[4]] = after.split()[0]
+    return kinds.get(str(BPF_FILE_SYSTEM)) == "bpf"
+
+
+def mount_bpf_filesystem() -> None:
+    """Mounts it where it is missing (systems without systemd); nothing to do where it is there."""
+    if is_mounted():
+        return
+    command = ["mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(BPF_FILE_SYSTEM)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and not is_mounted():
+        raise DataplaneError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def make_folder(instance: str) -> Path:
+    """Makes the instance's folder, 0700 and root's; refuses a path that others own or may write."""
+    path = folder(instance)
+    for directory in (PENUMBRA, path):
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise DataplaneError(f"mkdir {directory}: {error.strerror}") from error
+    check_folder(instance)
+    return path
+
+
+def check_folder(instance: str) -> Path:
+    """The instance's folder, which exists and which nobody but root could have filled."""
+    path = folder(instance)
+    for directory in (BPF_FILE_SYSTEM, PENUMBRA, path):
+        try:
+            found = directory.lstat()
+        except FileNotFoundError:
+            raise DataplaneError(
+                f"instance {instance!r} is not loaded ({directory} does not exist): penumbra load CONFIG"
+            ) from None
+        writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        sticky_root = directory == BPF_FILE_SYSTEM and found.st_mode & stat.S_ISVTX
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or (writable and not sticky_root):
+            raise DataplaneError(
+                f"{directory} is owned or writable by others than root (uid {found.st_uid}, mode "
+                f"{stat.S_IMODE(found.st_mode):04o}): look at who made it, then chown root and chmod 0700 it"
+            )
+    return path
+
+
+def remove_folder(instance: str) -> None:
+    """Removes every pin of the instance, and the folder; nothing to do where there is none."""
+    path = folder(instance)
+    if path.is_dir():
+        for pin in path.iterdir():
+            pin.unlink()
+        path.rmdir()
+    try:
+        PENUMBRA.rmdir()
+    except OSError:
+        return  # other instances live there, or it is gone
+
+
+@contextmanager
+def write_lock(instance: str) -> Iterator[Path]:
+    """Held by whoever writes to the instance's maps; waits for the present holder. Yields the lock's file.
+
+    A file in /run and not the pins' folder, because the folder comes and goes while others wait.
+    """
+    folder(instance)
+    LOCKS.mkdir(mode=0o700, exist_ok=True)
+    path = LOCKS / f"{instance}.lock"
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if _is_file(fd, path):
+                yield path
+                return
+        finally:
+            os.close(fd)
+
+
+def _is_file(fd: int, path: Path) -> bool:
+    """False when the file was removed (by an unload) while we waited for it."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
