@@ -60,7 +60,7 @@ def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
     for name in sorted(gone | anew):
         yield RemoveService(name)
     rings = {n: dict(s.ring) for n, s in installed.services.items() if n not in gone | anew}
-    yield from _replace_members(installed, replaced, rings)
+    yield from _replace_members(installed, replaced, rings, kept)
     for name in sorted(wanted.services.keys() - rings.keys()):
         yield InstallService(replace(wanted.services[name], ring={}))
         rings[name] = {}
@@ -82,7 +82,7 @@ def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
 
 
 def _replace_members(
-    installed: Steering, replaced: set[str], rings: dict[str, dict[str, float]]
+    installed: Steering, replaced: set[str], rings: dict[str, dict[str, float]], kept: dict[str, Member]
 ) -> Iterator[Step]:
     """Takes members that come back under the same name out of rings and slots, then away."""
     for name, ring in rings.items():
@@ -90,12 +90,14 @@ def _replace_members(
         if rest and rest != ring:
             yield SetRing(name, rest)
             rings[name] = rest
-    for member in installed.members.values():
+    for member in list(kept.values()):
         rest = {n: w for n, w in member.slots.items() if n not in replaced}
-        if rest != dict(member.slots) and member.name not in replaced:
-            if not rest and member.spill:
-                yield SetSpill(member.name, 0.0)
+        if rest != dict(member.slots):
+            spill = member.spill if rest else 0.0
+            if spill != member.spill:
+                yield SetSpill(member.name, spill)
             yield SetSlots(member.name, rest)
+            kept[member.name] = replace(member, slots=rest, spill=spill)
     for name in sorted(replaced):
         yield RemoveMember(name)
         for ring in rings.values():
