@@ -7,7 +7,6 @@ No kernel headers are needed: ``bpf/include`` stands where BCC looks for them.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import sys
 import sysconfig
@@ -25,7 +24,6 @@ PROGRAM = "steer"
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 _LOG_LINES = 12
 _INSTRUCTION_BYTES = 8
-_CONTRACT = ("structs.h", "maps.h", "hash.h")
 _MISSING = (
     "python3-bpfcc is not installed for this Python: apt-get install python3-bpfcc, and run the venv made by "
     '/usr/bin/python3 with --system-site-packages (never pip install "bcc": on PyPI that is an unrelated '
@@ -69,15 +67,6 @@ class Compiled:
             os.close(fd)
 
 
-def layout_hash(source_dir: Path, sizes: ProgramSizes) -> int:
-    """64 bits that differ whenever maps made by one program can't serve another: layout, hash or sizes."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in _CONTRACT:
-        digest.update((source_dir / name).read_bytes())
-    digest.update(" ".join(sizes.defines()).encode())
-    return int.from_bytes(digest.digest(), "little")
-
-
 def compile_program(source_dir: Path, sizes: ProgramSizes) -> Compiled:
     """Compiles ``steer.c`` and has the verifier load it; takes about a second.
 
@@ -95,12 +84,12 @@ def compile_file(source: Path, program: str, defines: list[str]) -> Compiled:
     with _captured_stderr() as log, _stub_headers(source.parent):
         try:
             module = bcc.BPF(src_file=os.fsencode(source), cflags=[*_flags(source.parent), *defines])
-            function = module.load_func(program, bcc.BPF.XDP)
+            function = module.load_func(program.encode(), bcc.BPF.XDP)
         except Exception as error:  # BCC raises bare Exception for everything
             raise DataplaneError(f"{source}: not loaded: {error}: {_tail(log)}") from error
-    instructions = len(module.dump_func(program)) // _INSTRUCTION_BYTES
+    instructions = len(module.dump_func(program.encode())) // _INSTRUCTION_BYTES
     # BCC closes its descriptors with the module, so ours are copies.
-    maps = {name: os.dup(module[name].map_fd) for name in _map_names(bcc, module)}
+    maps = {name: os.dup(module[name.encode()].map_fd) for name in _map_names(bcc, module)}
     compiled = Compiled(os.dup(function.fd), maps, instructions)
     module.cleanup()
     return compiled

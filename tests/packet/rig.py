@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loaded program with its maps in hand: services and endpoints written straight into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import numpy as np
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from controlplane.adapters import layout, libbpf
+from controlplane.adapters.bcc import Compiled, ProgramSizes, compile_program
+
+BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
+SIZES = ProgramSizes(services=16, endpoints=256, buckets=1024, ring_lines=8192, cpus=libbpf.possible_cpus())
+ABORTED, DROP, PASS, TX, REDIRECT = range(5)
+TCP_NUMBER, UDP_NUMBER = 6, 17
+KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
+FAR_TICK = 0xFFFFFFFE
+HOP_IFINDEX = 1
+HOP_DST, HOP_SRC = "02:00:00:00:0e:01", "02:00:00:00:0a:01"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    verdict: int
+    reason: str
+    packet: Packet
+    raw: bytes
+
+
+class Rig:
+    """One program for a whole session; ``reset`` makes it new for a test."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+        maps = compiled.maps
+
+        def view(name: str, dtype: np.dtype) -> np.ndarray:
+            return libbpf.map_view(maps[name], dtype, writable=True)
+
+        self.settings = view("settings", layout.SETTINGS)
+        self.services = view("services", layout.SERVICE)
+        self.endpoints = view("endpoints", layout.ENDPOINT)
+        self.cells = view("rings", layout.RING_LINE)["cell"].reshape(-1)
+        self.slots = view("shadow_table", layout.SHADOW_SLOT_TABLE)["slot"]
+        self.flows = view("flows", layout.BUCKET)["flow"]
+        self.flow_keys = view("flow_keys", layout.BUCKET_KEYS)["key"]
+        self.counters = view("counters", layout.ENDPOINT_COUNTERS).reshape(SIZES.cpus, SIZES.endpoints)
+        self.reasons = view("reasons", layout.REASON_COUNTS)["count"]
+        self.rtt = view("rtt", layout.HISTOGRAM)["bucket"]
+        self.gates = view("event_gates", layout.EVENT_GATE)
+        self.next_cell = 0
+
+    @classmethod
+    def load(cls) -> Rig:
+        return cls(compile_program(BPF_DIR, SIZES))
+
+    def reset(self) -> None:
+        for array in (self.services, self.endpoints, self.cells, self.slots, self.flows, self.flow_keys):
+            array.view(np.uint8)[...] = 0
+        for array in (self.counters, self.reasons, self.rtt, self.gates):
+            array.view(np.uint8)[...] = 0
+        for name, size in (("service_index", 20), ("vips", 20), ("endpoint_index", 20), ("direct", 20)):
+            for key in list(libbpf.map_keys(self.compiled.maps[name], size)):
+                libbpf.map_delete(self.compiled.maps[name], key)
+        for key in list(libbpf.map_keys(self.compiled.maps["ports"], 4)):
+            libbpf.map_delete(self.compiled.maps["ports"], key)
+        self.next_cell = 0
+        settings = self.settings[0]
+        settings["hash_key"] = KEY
+        settings["bucket_mask"] = SIZES.buckets - 1
+        settings["idle_opening_ticks"] = 40
+        settings["idle_established_ticks"] = 3600
+        settings["idle_closing_ticks"] = 20
+        settings["idle_udp_ticks"] = 240
+        settings["event_ticks"] = 4
+
+    # ---- what is installed ---------------------------------------------------------------
+
+    def put(self, name: str, key: bytes, value: int) -> None:
+        libbpf.map_update(self.compiled.maps[name], key, value.to_bytes(4, "little"))
+
+    def service(
+        self, index: int, vip: str, port: int, protocol: int = TCP_NUMBER, *, keep: bool = False
+    ) -> None:
+        row = self.services[index : index + 1]
+        address = IPv4Address(vip)
+        row["vip"] = np.frombuffer(layout.mapped(address), np.uint8)
+        row["port"], row["protocol"] = port, protocol
+        row["flags"] = layout.SERVICE_PRESENT | (layout.SERVICE_ON_DOWN_KEEP if keep else 0)
+        self.put("service_index", layout.target(address, port, protocol), index)
+        self.put("vips", layout.target(address, 0, 0), index)
+
+    def endpoint(
+        self,
+        index: int,
+        service: int,
+        address: str,
+        port: int,
+        *,
+        generation: int = 1,
+        parent: int | None = None,
+        hop: bool = True,
+        mtu: int = 0,
+    ) -> int:
+        """Returns its reference."""
+        row = self.endpoints[index : index + 1]
+        protocol = int(self.services[service]["protocol"])
+        row["address"] = np.frombuffer(layout.mapped(IPv4Address(address)), np.uint8)
+        row["port"], row["protocol"], row["service"] = port, protocol, service
+        row["role"] = 1 if parent is None else 2
+        row["parent"] = index if parent is None else parent
+        row["hop_expires"] = FAR_TICK if hop else 0
+        row["hop_ifindex"], row["hop_mtu"] = HOP_IFINDEX, mtu
+        row["hop_dst"] = np.frombuffer(bytes.fromhex(HOP_DST.replace(":", "")), np.uint8)
+        row["hop_src"] = np.frombuffer(bytes.fromhex(HOP_SRC.replace(":", "")), np.uint8)
+        row["state"] = generation << 32 | layout.ENDPOINT_PRESENT
+        self.put("endpoint_index", layout.target(IPv4Address(address), port, protocol), index)
+        return layout.reference(index, generation)
+
+    def ring(self, service: int, references: Sequence[int]) -> None:
+        """Writes both copies and names the first one."""
+        row = self.services[service : service + 1]
+        size = len(references)
+        base = self.next_cell
+        self.next_cell += 2 * size
+        self.cells[base : base + 2 * size] = [*references, *references]
+        row["ring_base"], row["ring_size"], row["ring_active"] = base, size, 0
+
+    def state(
+        self,
+        index: int,
+        *,
+        present: bool = True,
+        down: bool = False,
+        draining: bool = False,
+        generation: int | None = None,
+    ) -> None:
+        if generation is None:
+            generation = int(self.endpoints[index]["state"]) >> 32
+        flags = layout.ENDPOINT_PRESENT * present + layout.ENDPOINT_DOWN * down
+        self.endpoints[index : index + 1]["state"] = (
+            generation << 32 | flags | layout.ENDPOINT_DRAINING * draining
+        )
+
+    def shadows(self, live: int, references: Sequence[int], spill: float | int) -> None:
+        """Slots in turn, ``spill`` as a share 0..1 (1: all)."""
+        self.slots[live] = (
+            [references[i % len(references)] for i in range(layout.SHADOW_SLOTS)] if references else 0
+        )
+        self.endpoints[live : live + 1]["spill"] = layout.SPILL_ALL if spill == 1 else int(spill * 2**32)
+
+    def direct(self, prefix: str) -> None:
+        network = IPv4Network(prefix)
+        key = (96 + network.prefixlen).to_bytes(4, "little") + layout.mapped(network.network_address)
+        self.put("direct", key, 1)
+
+    # ---- packets ------------------------------------------------------------------------
+
+    def send(self, packet: Packet | bytes, *, ingress_ifindex: int = 0) -> Result:
+        before = self.reasons.sum(axis=0)
+        run = libbpf.prog_test_run(self.compiled.program_fd, bytes(packet), ingress_ifindex=ingress_ifindex)
+        counted = self.reasons.sum(axis=0) - before
+        assert counted.sum() == 1, "every packet is counted under one reason"
+        return Result(run.verdict, layout.REASONS[int(counted.argmax())], Ether(run.packet), run.packet)
+
+    def count(self, index: int, name: str) -> int:
+        return int(self.counters[:, index][name].sum())
+
+    def counts(self, index: int, *names: str) -> Mapping[str, int]:
+        return {name: self.count(index, name) for name in names}
+
+    def only_flow(self) -> tuple[int, int]:
+        """Bucket and way of the only entry in the cache."""
+        where = np.argwhere(self.flows["id"] != 0)
+        assert len(where) == 1, f"{len(where)} flows are cached"
+        return int(where[0][0]), int(where[0][1])
+
+    def flow_count(self) -> int:
+        return int((self.flows["id"] != 0).sum())
+
+    def age(self, ticks: int) -> None:
+        """Makes every cached flow ``ticks`` older than it is."""
+        cached = self.flows["id"] != 0
+        self.flows["life"][cached] -= np.uint64(ticks << 32)
+
+
+# ---- frames ---------------------------------------------------------------------------------
+
+
+def tcp(
+    source: str,
+    source_port: int,
+    destination: str,
+    port: int,
+    flags: str = "A",
+    payload: bytes = b"",
+    ttl: int = 64,
+) -> Packet:
+    return (
+        Ether(src="02:00:00:00:0c:01", dst="02:00:00:00:0a:02")
+        / IP(src=source, dst=destination, ttl=ttl, id=7)
+        / TCP(sport=source_port, dport=port, flags=flags, seq=1000, ack=2000)
+        / payload
+    )
+
+
+def udp(
+    source: str, source_port: int, destination: str, port: int, payload: bytes = b"", ttl: int = 64
+) -> Packet:
+    return (
+        Ether(src="02:00:00:00:0c:01", dst="02:00:00:00:0a:02")
+        / IP(src=source, dst=destination, ttl=ttl, id=7)
+        / UDP(sport=source_port, dport=port)
+        / payload
+    )
+
+
+def rewritten(
+    packet: Packet,
+    *,
+    source: tuple[str, int] | None = None,
+    destination: tuple[str, int] | None = None,
+    hop: tuple[str, str] | None = (HOP_DST, HOP_SRC),
+) -> bytes:
+    """The packet as it must leave, its checksums computed anew by scapy; with a hop, as a router sends it."""
+    out = packet.copy()
+    layer = out[TCP] if TCP in out else out[UDP]
+    if source:
+        out[IP].src, layer.sport = source
+    if destination:
+        out[IP].dst, layer.dport = destination
+    if hop:
+        out[Ether].dst, out[Ether].src = hop
+        out[IP].ttl -= 1
+    del out[IP].chksum
+    del layer.chksum
+    return bytes(out)
