@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of all members now: demand, forecast, health, deviation; and the policy's verdicts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane import model, policy, shadows, weights
+from controlplane.baseline import Baseline, Deviation
+from controlplane.forecast import Forecaster, Prediction
+from controlplane.health import MemberHealth
+from controlplane.observe import rates
+from controlplane.ports import Counters
+from controlplane.roster import Roster
+from controlplane.status import GroupStatus, ServiceStatus, ShadowStatus, known
+
+Floats = npt.NDArray[np.float64]
+
+_REMARKABLE = 0.5
+_SLOW = 1.5
+"""A shadow whose RTT is at least its parent's divided by this is as slow as it."""
+
+
+class _ServiceView:
+    """The arrays of one service; index = position of the live endpoint."""
+
+    def __init__(self, service: model.Service) -> None:
+        self.service = service
+        self.names = tuple(endpoint.name for endpoint in service.endpoints)
+        self.index = {name: i for i, name in enumerate(self.names)}
+        n = len(self.names)
+        self.forecaster = Forecaster(service.forecast, self.names)
+        self.baseline = Baseline(self.names)
+        self.demand: Floats = np.full(n, np.nan)
+        self.rtt_us: Floats = np.full(n, np.nan)
+        self.deviation = Deviation(np.zeros(n), np.zeros(n))
+        nothing = np.full(n, np.nan)
+        self.prediction = Prediction(0.0, nothing, nothing, nothing)
+
+    def regroup(self, service: model.Service) -> _ServiceView:
+        other = _ServiceView(service)
+        if service.forecast == self.service.forecast:
+            other.forecaster = self.forecaster.regroup(other.names)
+        other.baseline = self.baseline.regroup(other.names)
+        return other
+
+
+class Fleet:
+    def __init__(self, config: model.Config) -> None:
+        self._views = {name: _ServiceView(service) for name, service in config.services.items()}
+        self.health: dict[str, MemberHealth] = {}
+        self._memories: dict[str, policy.Memory] = {}
+        self._verdicts: dict[str, policy.Verdict] = {}
+        self._shadow_rates: dict[str, tuple[float, float]] = {}
+        """Shadow -> (flows per second, RTT in us) of the last reading."""
+        self.fail_open: dict[str, bool] = {}
+        self._unread = True
+
+    def reconfigure(self, config: model.Config) -> None:
+        views = {}
+        for name, service in config.services.items():
+            before = self._views.get(name)
+            views[name] = before.regroup(service) if before else _ServiceView(service)
+        self._views = views
+
+    # ---- readings ---------------------------------------------------------------------------
+
+    def adopt_health(self, installed: model.Steering) -> None:
+        """Before the first probes, health is what the data plane was last told."""
+        for member in installed.members.values():
+            if member.name not in self.health:
+                self.health[member.name] = MemberHealth(up=not member.down)
+
+    def observe_health(self, answer: model.Health, roster: Roster) -> str | None:
+        """Takes a probe's answer; a sentence if health changed."""
+        probe = self._probe(answer.member, roster)
+        if probe is None:
+            return None
+        before = self.health.get(answer.member, MemberHealth())
+        after = self.health[answer.member] = before.observe(answer, probe)
+        if after.up is before.up:
+            return None
+        if after.up:
+            return f"{answer.member} is healthy after {after.successes} good probes"
+        return f"{answer.member} is unhealthy after {after.failures} failed probes: {after.reason}"
+
+    def _probe(self, member: str, roster: Roster) -> model.Probe | None:
+        owner = roster.endpoints.get(member) or roster.shadows.get(member)
+        view = self._views.get(owner.service) if owner else None
+        return view.service.probe if view else None
+
+    def observe_counters(self, before: Counters | None, after: Counters, roster: Roster) -> bool:
+        """True if there are rates to go by."""
+        names = [name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED]
+        found = rates(before, after, names)
+        self._unread = found is None
+        if found is None:
+            return False
+        self._shadow_rates = {n: (float(found.flows[i]), float(found.rtt_us[i])) for i, n in enumerate(names)}
+        for view in self._views.values():
+            reading = rates(before, after, view.names)
+            if reading is None:
+                continue
+            view.demand, view.rtt_us = reading.completed, reading.rtt_us
+            view.deviation = view.baseline.update(reading.completed, reading.rtt_us, reading.over_s)
+            view.forecaster.update(reading.completed, after.at_s)
+        return True
+
+    def forecast(self, horizons_s: Mapping[str, float], now_s: float, fresh: bool) -> None:
+        """A prediction per service; without fresh readings the last one stays."""
+        if not fresh or self._unread:
+            return
+        for name, view in self._views.items():
+            view.prediction = view.forecaster.predict(horizons_s[name], now_s)
+
+    # ---- verdicts ---------------------------------------------------------------------------
+
+    def is_up(self, name: str, default: bool) -> bool:
+        up = self.health.get(name, MemberHealth()).up
+        return default if up is None else up
+
+    def shadow_health(self, roster: Roster) -> dict[str, bool]:
+        """Health of the shadows that are probed; what is known of others is forgotten: a shadow
+        made again under its name starts unknown."""
+        probed = {name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED}
+        for name in self.health.keys() - probed - roster.endpoints.keys():
+            del self.health[name]
+        return {name: self.is_up(name, False) for name in probed}
+
+    def high(self, endpoint: model.Endpoint) -> float:
+        view = self._views[endpoint.service]
+        i = view.index[endpoint.name]
+        return float(np.fmax(view.prediction.high[i], view.prediction.level[i]))
+
+    def group(
+        self,
+        service: model.Service,
+        endpoint: model.Endpoint,
+        roster: Roster,
+        flows: Mapping[str, int],
+        fresh: bool,
+    ) -> policy.Group:
+        view = self._views[service.name]
+        i = view.index[endpoint.name]
+        own = roster.of(endpoint.name)
+        rtts = [self._shadow_rates.get(s.name, (0.0, np.nan))[1] for s in own]
+        return policy.Group(
+            name=endpoint.name,
+            capacity=endpoint.capacity,
+            level=float(view.prediction.level[i]),
+            high=float(view.prediction.high[i]),
+            horizon_s=roster.lead_time_s(service.name),
+            quantile=service.forecast.quantile,
+            fresh=fresh and bool(np.isfinite(view.demand[i])),
+            live_up=self.is_up(endpoint.name, True),
+            shadows=own,
+            up=frozenset(s.name for s in own if self.is_up(s.name, False)),
+            flows={s.name: flows[s.name] for s in own if s.name in flows},
+            rate_deviates=bool(view.deviation.rate[i] >= _REMARKABLE),
+            latency_deviates=bool(view.deviation.latency[i] >= _REMARKABLE),
+            shadow_slow=any(rtt * _SLOW >= view.rtt_us[i] for rtt in rtts if np.isfinite(rtt)),
+        )
+
+    def decide(self, service: model.Service, group: policy.Group, now_unix_s: float) -> policy.Verdict:
+        memory = self._memories.get(group.name, policy.Memory())
+        verdict, self._memories[group.name] = policy.decide(service.shadows, group, memory, now_unix_s)
+        self._verdicts[group.name] = verdict
+        return verdict
+
+    # ---- status -----------------------------------------------------------------------------
+
+    def status(
+        self, roster: Roster, installed: model.Steering, drained: frozenset[str], now_unix_s: float
+    ) -> tuple[ServiceStatus, ...]:
+        out = []
+        for name, view in self._views.items():
+            service = view.service
+            ring = installed.services[name].ring if name in installed.services else {}
+            groups = tuple(
+                self._group_status(
+                    view, endpoint, roster, installed, ring, endpoint.name in drained, now_unix_s
+                )
+                for endpoint in service.endpoints
+            )
+            out.append(
+                ServiceStatus(
+                    name=name,
+                    vip=str(service.vip),
+                    port=service.port,
+                    protocol=service.protocol.name.lower(),
+                    lead_time_s=round(roster.lead_time_s(name), 3),
+                    lead_times_measured=roster.measured(name),
+                    fail_open=self.fail_open.get(name, False),
+                    groups=groups,
+                )
+            )
+        return tuple(out)
+
+    def _group_status(
+        self,
+        view: _ServiceView,
+        endpoint: model.Endpoint,
+        roster: Roster,
+        installed: model.Steering,
+        ring: Mapping[str, float],
+        drained: bool,
+        now_unix_s: float,
+    ) -> GroupStatus:
+        i = view.index[endpoint.name]
+        health = self.health.get(endpoint.name, MemberHealth())
+        verdict = self._verdicts.get(endpoint.name, policy.Verdict(policy.Act.HOLD, "no tick yet"))
+        member = installed.members.get(endpoint.name)
+        return GroupStatus(
+            name=endpoint.name,
+            up=health.up,
+            drained=drained,
+            capacity=endpoint.capacity,
+            demand=known(view.demand[i]),
+            level=known(view.prediction.level[i]),
+            point=known(view.prediction.point[i]),
+            high=known(view.prediction.high[i]),
+            horizon_s=round(view.prediction.horizon_s, 3),
+            spill=member.spill if member else 0.0,
+            ring_weight=ring.get(endpoint.name, 0.0),
+            rtt_us=known(view.rtt_us[i]),
+            rate_deviation=round(float(view.deviation.rate[i]), 3),
+            latency_deviation=round(float(view.deviation.latency[i]), 3),
+            wanted=verdict.wanted,
+            reason=verdict.reason,
+            health_reason=health.reason,
+            shadows=tuple(self._shadow_status(view, s, now_unix_s) for s in roster.of(endpoint.name)),
+        )
+
+    def _shadow_status(self, view: _ServiceView, shadow: model.Shadow, now_unix_s: float) -> ShadowStatus:
+        up = self.is_up(shadow.name, False)
+        return ShadowStatus(
+            name=shadow.name,
+            state=shadow.state.value,
+            host=shadow.host,
+            address=str(shadow.address) if shadow.address else None,
+            port=shadow.port,
+            up=up,
+            by_hand=shadow.by_hand,
+            age_s=round(now_unix_s - shadow.requested_unix_s, 1),
+            attempts=shadow.attempts,
+            reason=shadow.reason,
+            weight=weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s),
+            served=known(self._shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),
+        )

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One sentence per change: to the log, and as a row of the decision log."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Mapping
+
+from controlplane import model
+from controlplane.ports import Clock, Store
+
+_log = logging.getLogger("penumbra")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+_KEPT = 1000
+"""Rows kept in memory while the store can't be written."""
+
+
+class Journal:
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._said: dict[tuple[str, str], str] = {}
+        self._troubles: dict[str, str] = {}
+        self._rows: deque[model.Decision] = deque(maxlen=_KEPT)
+
+    def say(
+        self, subject: str, action: str, reason: str, inputs: Mapping[str, float | str] | None = None
+    ) -> None:
+        _log.info("%s", reason)
+        self._rows.append(model.Decision(self._clock.unix_s(), subject, action, reason, dict(inputs or {})))
+        try:
+            while self._rows:
+                self._store.log(self._rows[0])
+                self._rows.popleft()
+        except Exception as error:  # what could not be written is written with the next sentence
+            self.trouble("decision log", str(error))
+        else:
+            self.well("decision log")
+
+    def once(self, subject: str, action: str, reason: str) -> None:
+        """Says it unless it said so last, numbers aside."""
+        gist = _NUMBER.sub("#", reason)
+        if self._said.get((subject, action)) != gist:
+            self._said[subject, action] = gist
+            self.say(subject, action, reason)
+
+    def forget(self, subject: str, action: str) -> None:
+        """It is over: the next ``once`` is news again."""
+        self._said.pop((subject, action), None)
+
+    def trouble(self, part: str, why: str) -> bool:
+        """True if that is news."""
+        news = self._troubles.get(part) is None
+        self._troubles[part] = why
+        return news
+
+    def well(self, part: str) -> None:
+        if self._troubles.pop(part, None) is not None:
+            _log.info("%s works again", part)
+
+    def troubles(self) -> dict[str, str]:
+        return dict(self._troubles)
+
+    def step(self, step: model.Step, before: model.Steering) -> None:
+        """A step that was taken, if people care."""
+        match step:
+            case model.InstallMember(member):
+                at = f"{member.address}:{member.port}"
+                self.say(member.name, "install", f"{member.role.value} {member.name} installed at {at}")
+            case model.RemoveMember(name):
+                self.say(name, "uninstall", f"{name} removed from the data plane")
+            case model.SetRing(service, weights):
+                shares = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+                self.say(service, "ring", f"{service}: ring weights {shares}")
+            case model.SetDown(name, down):
+                word = "down: its flows go elsewhere" if down else "up again"
+                self.say(name, "down" if down else "up", f"{name} is {word}")
+            case model.SetSpill(name, share):
+                old = before.members[name].spill if name in before.members else 0.0
+                if (old == 0.0) != (share == 0.0) or share == 1.0:
+                    self.say(name, "spill", f"{name}: {share:.0%} of its new flows go to its shadows")

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""observe -> forecast -> decide -> plan -> apply -> one sentence, every tick. The only place that waits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from controlplane import model, policy, requests, shadows
+from controlplane.fleet import Fleet
+from controlplane.journal import Journal
+from controlplane.plan import plan
+from controlplane.ports import Clock, Counters, Dataplane, Metrics, Prober, Provisioner, Store
+from controlplane.roster import Roster
+from controlplane.status import KEY, Status, samples
+from controlplane.wanted import wanted_steering
+
+_log = logging.getLogger("penumbra")
+_T = TypeVar("_T")
+
+_STALE_TICKS = 3.0
+
+
+class Controller:
+    """One instance's controller. All state that must survive is in the store and the data plane."""
+
+    def __init__(
+        self,
+        config: model.Config,
+        dataplane: Dataplane,
+        prober: Prober,
+        provisioner: Provisioner,
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        load_config: Callable[[], model.Config] | None = None,
+    ) -> None:
+        """:param load_config: reads the configuration again; raises ``ValueError`` with every fault."""
+        self._config = config
+        self._dataplane = dataplane
+        self._prober = prober
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._load_config = load_config
+        self._journal = Journal(store, clock)
+        self._roster = Roster(config, provisioner, store, clock, self._journal)
+        self._fleet = Fleet(config)
+        self._requests = requests.Requests(serial="")
+        self._installed = model.Steering()
+        self._read_back = False
+        self._counters: Counters | None = None
+        self._fresh_s: float | None = None
+        self._ring_changed_s: dict[str, float] = {}
+        self._direct: frozenset[object] = frozenset()
+        self._stopping = False
+        self._overruns = 0
+        self._steps = 0
+        self._status: Status | None = None
+
+    def run(self) -> None:
+        """Ticks until ``stop``. Keeps the cadence; after an overrun it goes on from now."""
+        due_s = self._clock.now_s()
+        while not self._stopping:
+            started_s = self._clock.now_s()
+            self.tick()
+            took_s = self._clock.now_s() - started_s
+            due_s += self._config.tick_s
+            if took_s > self._config.tick_s:
+                self._overruns += 1
+                _log.warning("tick took %.2f s of %.2f s", took_s, self._config.tick_s)
+                due_s = self._clock.now_s()
+            self._clock.wait_until(due_s)
+
+    def stop(self) -> None:
+        """The program goes on steering."""
+        self._stopping = True
+
+    def reconfigure(self, config: model.Config) -> None:
+        """Takes another configuration from the next tick on. The instance must be the same."""
+        if config.instance != self._config.instance:
+            raise ValueError(
+                f"instance: {config.instance!r} is not {self._config.instance!r}, restart for that"
+            )
+        self._config = config
+        self._roster.reconfigure(config)
+        self._fleet.reconfigure(config)
+        self._requests = requests.Requests(serial="")
+        self._journal.say("config", "reload", "configuration reloaded")
+
+    def status(self) -> Status | None:
+        """After the last tick; None before the first."""
+        return self._status
+
+    def tick(self) -> None:
+        started_s = self._clock.now_s()
+        self._guarded("requests", self._take_requests)
+        self._guarded("observe", self._observe)
+        self._guarded("shadows", self._roster.advance)
+        self._guarded("decide", self._decide)
+        self._guarded("apply", self._apply)
+        self._guarded("provisioning", lambda: self._roster.start_runs(self._installed.members))
+        self._guarded("probes", self._watch)
+        self._guarded("say", lambda: self._publish(self._clock.now_s() - started_s))
+
+    def _guarded(self, part: str, action: Callable[[], _T]) -> _T | None:
+        """One part's trouble must not stop the others: packets and health come first."""
+        try:
+            result = action()
+        except Exception as error:  # whatever an adapter raises
+            if self._journal.trouble(part, f"{type(error).__name__}: {error}"):
+                _log.error("%s does not work: %s", part, error, exc_info=not isinstance(error, RuntimeError))
+            return None
+        self._journal.well(part)
+        return result
+
+    # ---- observe ------------------------------------------------------------------------
+
+    def _take_requests(self) -> None:
+        if requests.serial(self._store) == self._requests.serial:
+            return
+        taken = requests.take(self._store, self._roster.endpoints, self._roster.shadows)
+        for name in taken.drained ^ self._requests.drained:
+            done = "drain" if name in taken.drained else "undrain"
+            self._journal.say(name, done, f"{name}: {done} by command")
+        if taken.frozen != self._requests.frozen:
+            word = "freeze" if taken.frozen else "thaw"
+            self._journal.say(self._config.instance, word, f"automatic action: {word} by command")
+        self._requests = taken
+        for parent, host in taken.add:
+            self._roster.order(parent, "by command", host, by_hand=True)
+        for name in taken.remove:
+            self._roster.drain(name, "by command")
+        if taken.reload and self._load_config is not None:
+            try:
+                self.reconfigure(self._load_config())
+            except (ValueError, OSError) as error:
+                self._journal.say("config", "refuse", f"reload refused, the running one stays: {error}")
+
+    def _observe(self) -> None:
+        self._installed = self._dataplane.installed()
+        self._read_back = True
+        self._fleet.adopt_health(self._installed)
+        for answer in self._prober.results():
+            said = self._fleet.observe_health(answer, self._roster)
+            if said:
+                self._journal.say(answer.member, "health", said)
+        self._guarded("hops", self._dataplane.renew_hops)
+        before, self._counters = self._counters, self._dataplane.counters()
+        if self._fleet.observe_counters(before, self._counters, self._roster):
+            self._fresh_s = self._clock.now_s()
+
+    # ---- decide -------------------------------------------------------------------------
+
+    @property
+    def _fresh(self) -> bool:
+        limit_s = _STALE_TICKS * self._config.tick_s
+        return self._fresh_s is not None and self._clock.now_s() - self._fresh_s <= limit_s
+
+    @property
+    def _automatic(self) -> bool:
+        return self._config.mode is model.Mode.ACT and not self._requests.frozen
+
+    def _decide(self) -> None:
+        for name, up in self._fleet.shadow_health(self._roster).items():
+            self._roster.take_health(name, up)
+        horizons = {service: self._roster.lead_time_s(service) for service in self._config.services}
+        self._fleet.forecast(horizons, self._clock.now_s(), self._fresh)
+        draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
+        flows = self._dataplane.active_flows(draining) if draining else {}
+        for service in self._config.services.values():
+            for endpoint in service.endpoints:
+                group = self._fleet.group(service, endpoint, self._roster, flows, self._fresh)
+                verdict = self._fleet.decide(service, group, self._clock.unix_s())
+                self._act(endpoint, group, verdict)
+
+    def _act(self, endpoint: model.Endpoint, group: policy.Group, verdict: policy.Verdict) -> None:
+        by_command = verdict.act is policy.Act.REMOVE and any(
+            shadow.name == verdict.shadow and shadow.by_hand for shadow in group.shadows
+        )
+        if verdict.act is policy.Act.HOLD:
+            if verdict.wanted > len(policy.counted(group, self._clock.unix_s())) + 1:
+                self._journal.once(endpoint.name, "hold", verdict.reason)
+            return
+        if self._config.mode is model.Mode.FORECAST_ONLY and not by_command:
+            return
+        if not self._automatic and not by_command:
+            self._journal.once(endpoint.name, "advise", f"would do: {verdict.reason}")
+            return
+        inputs = {"level": group.level, "high": group.high, "horizon_s": group.horizon_s}
+        if group.capacity is not None:
+            inputs["capacity"] = group.capacity
+        self._roster.obey(endpoint, verdict, inputs)
+
+    # ---- plan, apply, say ----------------------------------------------------------------
+
+    def _apply(self) -> None:
+        if not self._read_back:
+            return  # what is installed is not known: nothing is built over it
+        now_s = self._clock.now_s()
+        steering = wanted_steering(
+            self._config,
+            self._installed,
+            self._fleet,
+            self._roster.shadows,
+            self._requests.drained,
+            frozen=not (self._fresh and self._automatic),
+            ring_changed_s=self._ring_changed_s,
+            now_s=now_s,
+            now_unix_s=self._clock.unix_s(),
+        )
+        for service, opened in self._fleet.fail_open.items():
+            if opened:
+                reason = f"{service}: no member is healthy, packets go to all of them (fail open)"
+                self._journal.once(service, "fail-open", reason)
+            else:
+                self._journal.forget(service, "fail-open")
+        for step in plan(self._installed, steering):
+            self._dataplane.apply(step)
+            self._steps += 1
+            if isinstance(step, model.SetRing):
+                self._ring_changed_s[step.service] = now_s
+            self._journal.step(step, self._installed)
+        self._installed = steering
+        direct = frozenset(self._config.direct)
+        if direct != self._direct:
+            self._dataplane.set_direct(self._config.direct)
+            self._direct = direct
+
+    def _watch(self) -> None:
+        targets = {}
+        for service in self._config.services.values():
+            for endpoint in service.endpoints:
+                targets[endpoint.name] = (str(endpoint.address), endpoint.port, service.probe)
+        for shadow in self._roster.shadows.values():
+            service_of = self._config.services.get(shadow.service)
+            if shadow.state in shadows.INSTALLED and shadow.address and shadow.port and service_of:
+                targets[shadow.name] = (str(shadow.address), shadow.port, service_of.probe)
+        self._prober.watch(targets)
+
+    def _publish(self, took_s: float) -> None:
+        self._status = Status(
+            instance=self._config.instance,
+            at_unix_s=self._clock.unix_s(),
+            mode=self._config.mode.value,
+            frozen=self._requests.frozen,
+            fresh=self._fresh,
+            tick_s=round(took_s, 4),
+            overruns=self._overruns,
+            steps=self._steps,
+            troubles=self._journal.troubles(),
+            services=self._fleet.status(
+                self._roster, self._installed, self._requests.drained, self._clock.unix_s()
+            ),
+        )
+        self._metrics.publish(samples(self._status))
+        self._store.put(KEY, self._status.to_json())

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From counters that only grow to rates per tick. Absent is NaN, never zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane.ports import Counters
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Between two readings, for the names asked; NaN where either reading lacks the member."""
+
+    over_s: float
+    completed: Floats
+    flows: Floats
+    rtt_us: Floats
+
+
+def rates(before: Counters | None, after: Counters, names: Sequence[str]) -> Rates | None:
+    """None when there is nothing to compare with, or time stood still. A counter that fell was made
+    anew: its member has no rate this time."""
+    if before is None or after.at_s <= before.at_s:
+        return None
+    over_s = after.at_s - before.at_s
+    new = np.array([after.rows.get(name, -1) for name in names], dtype=np.intp)
+    old = np.array([before.rows.get(name, -1) for name in names], dtype=np.intp)
+    there = (new >= 0) & (new == old)
+
+    def grown(field: str) -> Floats:
+        now = np.asarray(getattr(after, field)).astype(np.float64)
+        then = np.asarray(getattr(before, field)).astype(np.float64)
+        out = np.full(len(names), np.nan)
+        out[there] = now[new[there]] - then[old[there]]
+        out[out < 0] = np.nan
+        return out
+
+    samples = grown("rtt_count")
+    mean = np.divide(grown("rtt_sum_us"), samples, out=np.full(len(names), np.nan), where=samples > 0)
+    return Rates(over_s, grown("completed") / over_s, grown("flows") / over_s, mean)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shadow's life: requested, provisioning, warming, ready, draining, removing, gone; or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from controlplane.model import Endpoint, RunResult, RunState, Shadow, ShadowSettings, ShadowState
+
+INSTALLED = frozenset({ShadowState.WARMING, ShadowState.READY, ShadowState.DRAINING})
+"""States in which a shadow is known to the data plane and probed."""
+
+_TRUSTED = 3
+"""From so many measured lead times on the configured one no longer counts."""
+_UNHEALTHY_S = 60.0
+"""A ready shadow that stays unhealthy for so long has failed."""
+
+
+def entered(shadow: Shadow, state: ShadowState, now_unix_s: float, reason: str = "") -> Shadow:
+    return replace(shadow, state=state, changed_unix_s=now_unix_s, reason=reason)
+
+
+def requested(
+    name: str,
+    parent: Endpoint,
+    host: str,
+    settings: ShadowSettings,
+    now_unix_s: float,
+    by_hand: bool,
+    reason: str,
+) -> Shadow:
+    return Shadow(
+        name=name,
+        service=parent.service,
+        parent=parent.name,
+        host=host,
+        target=settings.target,
+        state=ShadowState.REQUESTED,
+        requested_unix_s=now_unix_s,
+        changed_unix_s=now_unix_s,
+        by_hand=by_hand,
+        reason=reason,
+    )
+
+
+def retried(shadow: Shadow, now_unix_s: float, reason: str) -> Shadow:
+    """The same shadow, ordered again: its name makes that idempotent."""
+    again = entered(shadow, ShadowState.REQUESTED, now_unix_s, reason)
+    return replace(
+        again, requested_unix_s=now_unix_s, address=None, port=None, healthy_unix_s=None, ready_unix_s=None
+    )
+
+
+def failed(shadow: Shadow, now_unix_s: float, reason: str) -> Shadow:
+    return replace(
+        entered(shadow, ShadowState.FAILED, now_unix_s, reason),
+        attempts=shadow.attempts + 1,
+        healthy_unix_s=None,
+    )
+
+
+def after_run(shadow: Shadow, result: RunResult, now_unix_s: float) -> Shadow | None:
+    """What becomes of a shadow when its run has ended; None: it is gone."""
+    done = result.state is RunState.DONE
+    if shadow.state is ShadowState.REMOVING:
+        if done:
+            return None
+        why = f"removal failed: {result.reason}"
+        return replace(entered(shadow, shadow.state, now_unix_s, why), attempts=shadow.attempts + 1)
+    if shadow.state is not ShadowState.PROVISIONING:
+        return shadow
+    if not done:
+        return failed(shadow, now_unix_s, result.reason or "the provisioning run failed without a reason")
+    if result.address is None or result.port is None:
+        return failed(shadow, now_unix_s, "provision.yml ended without the shadow's address and port")
+    warming = entered(shadow, ShadowState.WARMING, now_unix_s, "waits for its first healthy probes")
+    return replace(warming, address=result.address, port=result.port)
+
+
+def after_probe(shadow: Shadow, up: bool, settings: ShadowSettings, now_unix_s: float) -> Shadow:
+    """Health moves a shadow on: warming to ready after the warm-up, to failed when it is not healthy."""
+    if shadow.state is ShadowState.WARMING:
+        if not up:
+            if now_unix_s - shadow.changed_unix_s > settings.timeout_s:
+                return failed(shadow, now_unix_s, f"not healthy within {settings.timeout_s:.0f} s")
+            return shadow if shadow.healthy_unix_s is None else replace(shadow, healthy_unix_s=None)
+        if shadow.healthy_unix_s is None:
+            shadow = replace(shadow, healthy_unix_s=now_unix_s, reason="healthy, warming up")
+        if now_unix_s - (shadow.healthy_unix_s or now_unix_s) >= settings.warm_up_s:
+            ready = entered(shadow, ShadowState.READY, now_unix_s, "healthy and warm")
+            return replace(ready, ready_unix_s=now_unix_s, attempts=0)
+        return shadow
+    if shadow.state is ShadowState.READY:
+        if up:
+            return shadow if shadow.healthy_unix_s is not None else replace(shadow, healthy_unix_s=now_unix_s)
+        # changed_unix_s is when it went down: healthy_unix_s is None from then on.
+        if shadow.healthy_unix_s is not None:
+            return replace(shadow, healthy_unix_s=None, changed_unix_s=now_unix_s, reason="unhealthy")
+        if now_unix_s - shadow.changed_unix_s > _UNHEALTHY_S:
+            return failed(shadow, now_unix_s, f"unhealthy for {_UNHEALTHY_S:.0f} s")
+    return shadow
+
+
+def lead_time_s(measured: Sequence[float], settings: ShadowSettings) -> float:
+    """p95 of measured lead times, warm-up included; the configured one counts until there are some."""
+    times = list(measured)
+    if len(times) < _TRUSTED:
+        times.append(settings.lead_time_s + settings.warm_up_s)
+    return float(np.quantile(times, 0.95, method="higher"))

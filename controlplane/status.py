@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the controller says of itself, for ``penumbra status`` and metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from controlplane.ports import Sample
+
+KEY = "status"
+"""The store's row that holds the last status as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowStatus:
+    name: str
+    state: str
+    host: str
+    address: str | None
+    port: int | None
+    up: bool
+    by_hand: bool
+    age_s: float
+    attempts: int
+    reason: str
+    weight: float
+    """Its share of the slots' weights, 0..1 of a full shadow."""
+    served: float | None
+    """Flows per second that it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """A live endpoint with its shadows; rates are completed new flows per second, None: not known."""
+
+    name: str
+    up: bool | None
+    drained: bool
+    capacity: float | None
+    demand: float | None
+    """Last reading."""
+    level: float | None
+    point: float | None
+    high: float | None
+    horizon_s: float
+    spill: float
+    ring_weight: float
+    rtt_us: float | None
+    rate_deviation: float
+    latency_deviation: float
+    wanted: int
+    reason: str
+    health_reason: str
+    shadows: tuple[ShadowStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    name: str
+    vip: str
+    port: int
+    protocol: str
+    lead_time_s: float
+    lead_times_measured: int
+    fail_open: bool
+    """No member is healthy: packets go to all of them."""
+    groups: tuple[GroupStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    instance: str
+    at_unix_s: float
+    mode: str
+    frozen: bool
+    fresh: bool
+    """Counters are being read; else weights are frozen and nothing is removed."""
+    tick_s: float
+    """How long the last tick took."""
+    overruns: int
+    steps: int
+    """Steps applied since the start."""
+    troubles: dict[str, str] = field(default_factory=dict)
+    """What does not work: part -> why."""
+    services: tuple[ServiceStatus, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def known(value: float) -> float | None:
+    return round(float(value), 3) if math.isfinite(value) else None
+
+
+def samples(status: Status) -> list[Sample]:
+    """The status as metrics."""
+    out = [
+        Sample("up", {}, 1.0),
+        Sample("frozen", {}, float(status.frozen)),
+        Sample("readings_fresh", {}, float(status.fresh)),
+        Sample("tick_seconds", {}, status.tick_s),
+        Sample("tick_overruns_total", {}, float(status.overruns), counter=True),
+        Sample("steps_total", {}, float(status.steps), counter=True),
+        Sample("troubles", {}, float(len(status.troubles))),
+    ]
+    for service in status.services:
+        labels = {"service": service.name}
+        out.append(Sample("lead_time_seconds", labels, service.lead_time_s))
+        out.append(Sample("fail_open", labels, float(service.fail_open)))
+        for group in service.groups:
+            out.extend(_group_samples(group, labels | {"endpoint": group.name}))
+    return out
+
+
+def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sample]:
+    values = {
+        "demand_flows_per_second": group.demand,
+        "demand_level_flows_per_second": group.level,
+        "forecast_flows_per_second": group.point,
+        "forecast_high_flows_per_second": group.high,
+        "capacity_flows_per_second": group.capacity,
+        "spill_ratio": group.spill,
+        "ring_weight": group.ring_weight,
+        "rtt_seconds": None if group.rtt_us is None else group.rtt_us / 1e6,
+        "endpoint_healthy": None if group.up is None else float(group.up),
+        "rate_deviation": group.rate_deviation,
+        "latency_deviation": group.latency_deviation,
+        "members_wanted": float(group.wanted),
+    }
+    yield from (Sample(name, labels, value) for name, value in values.items() if value is not None)
+    counts: dict[str, int] = {}
+    for shadow in group.shadows:
+        counts[shadow.state] = counts.get(shadow.state, 0) + 1
+    yield from (Sample("shadows", labels | {"state": s}, float(n)) for s, n in counts.items())

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the data plane should have: configuration, shadows and health as one Steering value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from controlplane import model, shadows, weights
+from controlplane.model import Member, Role, Shadow, ShadowState
+
+
+class Knowledge(Protocol):
+    """What is known of members; the fleet, in the loop."""
+
+    fail_open: dict[str, bool]
+
+    def is_up(self, name: str, default: bool) -> bool: ...
+
+    def high(self, endpoint: model.Endpoint) -> float: ...
+
+
+def wanted_steering(
+    config: model.Config,
+    installed: model.Steering,
+    fleet: Knowledge,
+    records: Mapping[str, Shadow],
+    drained: frozenset[str],
+    *,
+    frozen: bool,
+    ring_changed_s: Mapping[str, float],
+    now_s: float,
+    now_unix_s: float,
+) -> model.Steering:
+    """:param frozen: spill, slots and ring weights stay; health and membership still act."""
+    services: dict[str, model.VirtualService] = {}
+    members: dict[str, Member] = {}
+    for service in config.services.values():
+        usable: dict[str, bool] = {}
+        for endpoint in service.endpoints:
+            own = [s for s in records.values() if s.parent == endpoint.name]
+            live = _live(
+                installed, fleet, service, endpoint, own, endpoint.name in drained, frozen, now_unix_s
+            )
+            members[endpoint.name] = live
+            usable[endpoint.name] = not live.down or live.spill == 1.0
+            members |= {s.name: _shadow(fleet, s) for s in own if _installable(s)}
+        ring = _ring(
+            installed, service, usable, drained, frozen, ring_changed_s.get(service.name, -1e9), now_s
+        )
+        healthy = any(usable.values())
+        fleet.fail_open[service.name] = not healthy
+        if not healthy:
+            # Nobody is known to answer: a down flag would drop what might still be served.
+            for endpoint in service.endpoints:
+                live = members[endpoint.name]
+                members[endpoint.name] = _without_down(live)
+        services[service.name] = model.VirtualService(
+            service.name,
+            service.vip,
+            service.port,
+            service.protocol,
+            service.on_down,
+            service.ring_size,
+            ring,
+        )
+    return model.Steering(services, members)
+
+
+def _without_down(live: Member) -> Member:
+    return Member(live.name, live.service, live.address, live.port, live.role, None, False, live.draining)
+
+
+def _installable(shadow: Shadow) -> bool:
+    return shadow.state in shadows.INSTALLED and shadow.address is not None and shadow.port is not None
+
+
+def _shadow(fleet: Knowledge, shadow: Shadow) -> Member:
+    if shadow.address is None or shadow.port is None:
+        raise ValueError(f"shadow {shadow.name} has no address yet")
+    return Member(
+        name=shadow.name,
+        service=shadow.service,
+        address=shadow.address,
+        port=shadow.port,
+        role=Role.SHADOW,
+        parent=shadow.parent,
+        down=not fleet.is_up(shadow.name, False),
+        draining=shadow.state is ShadowState.DRAINING,
+    )
+
+
+def _live(
+    installed: model.Steering,
+    fleet: Knowledge,
+    service: model.Service,
+    endpoint: model.Endpoint,
+    own: list[Shadow],
+    drained: bool,
+    frozen: bool,
+    now_unix_s: float,
+) -> Member:
+    before = installed.members.get(endpoint.name)
+    up = fleet.is_up(endpoint.name, True)
+    slots = {}
+    for shadow in own:
+        healthy = fleet.is_up(shadow.name, False) and _installable(shadow)
+        weight = weights.shadow_weight(shadow, healthy, service.shadows.warm_up_s, now_unix_s)
+        if weight > 0:
+            slots[shadow.name] = weight
+    if not slots and not up:
+        # Better one that drains or just warms up than a dead one.
+        slots = {s.name: 1.0 for s in own if fleet.is_up(s.name, False) and _installable(s)}
+    live_usable = up and not drained
+    spill = before.spill if before else 0.0
+    if not slots:
+        spill = 0.0
+    elif not live_usable:
+        spill = 1.0
+    elif frozen:
+        kept = {n: w for n, w in before.slots.items() if n in slots} if before else {}
+        slots, spill = kept, spill if kept else 0.0
+        if spill == 1.0:
+            spill = weights.wanted_spill(0.0, None, len(kept), True)  # it was down; now it is back
+    else:
+        high = fleet.high(endpoint)
+        target = (
+            weights.wanted_spill(high, endpoint.capacity, sum(slots.values()), True)
+            if high == high
+            else spill
+        )
+        spill = weights.step_spill(spill if spill < 1.0 else target, target)
+    return Member(
+        name=endpoint.name,
+        service=service.name,
+        address=endpoint.address,
+        port=endpoint.port,
+        role=Role.LIVE,
+        down=not up,
+        draining=drained,
+        spill=spill,
+        slots=slots,
+    )
+
+
+def _ring(
+    installed: model.Steering,
+    service: model.Service,
+    usable: Mapping[str, bool],
+    drained: frozenset[str],
+    frozen: bool,
+    changed_s: float,
+    now_s: float,
+) -> dict[str, float]:
+    """Usable and not drained; else what is usable; else, fail open, all."""
+    endpoints = {e.name: e for e in service.endpoints}
+    choices = (
+        {n: e for n, e in endpoints.items() if usable[n] and n not in drained},
+        {n: e for n, e in endpoints.items() if usable[n]},
+        endpoints,
+    )
+    wanted = weights.ring_weights(next((choice for choice in choices if choice), endpoints))
+    before = installed.services.get(service.name)
+    current = dict(before.ring) if before else {}
+    if wanted.keys() == current.keys() and (
+        frozen or not weights.ring_is_due(current, wanted, changed_s, now_s)
+    ):
+        return current
+    return wanted
