@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ports.Dataplane`` on the pinned maps of an instance.
+
+Several processes may have one open at once. Nothing is remembered here but what was asked for exactly:
+who is where is read from the maps each time, and whoever writes holds the instance's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import numpy as np
+
+from controlplane import model
+from controlplane.adapters import (
+    attach,
+    flow_table,
+    install,
+    layout,
+    libbpf,
+    netlink,
+    pins,
+    readings,
+    steering,
+)
+from controlplane.adapters.attach import Attachment
+from controlplane.adapters.event_ring import EventRing
+from controlplane.adapters.flow_table import FlowRow
+from controlplane.adapters.maps import Maps, open_instance
+from controlplane.ports import Clock, Counters, DataplaneError
+
+HOP_LIFE_S = 5.0
+HOP_RENEW_S = 3.0
+"""With less left than this a next hop is renewed."""
+
+
+class MapDataplane:
+    """Close it when done; the program and its maps stay."""
+
+    def __init__(self, maps: Maps, clock: Clock) -> None:
+        self._maps = maps
+        self._clock = clock
+        self._events = EventRing(maps.events)
+        self._folder_inode = pins.folder(maps.instance).stat().st_ino
+        self._asked: dict[tuple[type[model.Step], str], model.SetRing | model.SetSlots | model.SetSpill] = {}
+
+    @classmethod
+    def open(cls, instance: str, clock: Clock) -> MapDataplane:
+        """Opens a loaded instance, without a compiler. DataplaneError says what is wrong and what to do."""
+        return cls(open_instance(instance), clock)
+
+    def close(self) -> None:
+        self._maps.close()
+
+    # ---- steering ----
+
+    def installed(self) -> model.Steering:
+        """What is installed now. Shares and weights that this process set come back exactly as it asked,
+        as long as the maps hold what they round to."""
+        found = steering.read(self._maps)
+        services = {
+            name: replace(service, ring=self._ring_as_asked(service))
+            for name, service in found.services.items()
+        }
+        return model.Steering(
+            services=services,
+            members={name: self._member_as_asked(member) for name, member in found.members.items()},
+        )
+
+    def _ring_as_asked(self, service: model.VirtualService) -> Mapping[str, float]:
+        asked = self._asked.get((model.SetRing, service.name))
+        if not isinstance(asked, model.SetRing):
+            return service.ring
+        rounded = {name: steering.ring_weight(weight) for name, weight in asked.weights.items()}
+        held = {name: steering.ring_weight(weight) for name, weight in service.ring.items()}
+        return asked.weights if {n: w for n, w in rounded.items() if w} == held else service.ring
+
+    def _member_as_asked(self, member: model.Member) -> model.Member:
+        slots, spill = member.slots, member.spill
+        asked = self._asked.get((model.SetSlots, member.name))
+        if isinstance(asked, model.SetSlots) and install.same_slots(self._maps, member.name, asked.slots):
+            slots = asked.slots
+        asked = self._asked.get((model.SetSpill, member.name))
+        if isinstance(asked, model.SetSpill) and steering.spill_bits(asked.share) == steering.spill_bits(
+            spill
+        ):
+            spill = asked.share
+        return replace(member, slots=slots, spill=spill)
+
+    def apply(self, step: model.Step) -> None:
+        with self._writing():
+            install.apply(self._maps, step, self._tick())
+        match step:
+            case model.SetRing(name) | model.SetSlots(name) | model.SetSpill(name):
+                self._asked[type(step), name] = step
+            case model.InstallMember(member):
+                self._forget(member.name)
+            case model.RemoveMember(name) | model.RemoveService(name):
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        for kind in (model.SetRing, model.SetSlots, model.SetSpill):
+            self._asked.pop((kind, name), None)
+
+    def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
+        with self._writing():
+            keys, _ = libbpf.map_lookup_batch(self._maps.direct, layout.PREFIX, layout.INDEX)
+            there = {key.tobytes() for key in keys}
+            wanted = {
+                (96 + p.prefixlen).to_bytes(4, "little") + layout.mapped(p.network_address) for p in prefixes
+            }
+            if len(wanted) > layout.DIRECT_PREFIXES:
+                raise DataplaneError(
+                    f"{len(wanted)} direct prefixes, {layout.DIRECT_PREFIXES} fit: join neighbouring ones"
+                )
+            for key in there - wanted:
+                libbpf.map_delete(self._maps.direct, key)
+            for key in wanted - there:
+                libbpf.map_update(self._maps.direct, key, (1).to_bytes(4, "little"))
+
+    def renew_hops(self) -> None:
+        """Renews the next hops that are missing or about to expire, and has the kernel resolve their
+        neighbours; also frees the indices of members that were removed long enough ago.
+
+        Where the kernel had better decide (see ``netlink.Routing.hop``) there is none.
+        """
+        maps, now = self._maps, self._tick()
+        due = self._hops_due(now)
+        rested = bool(maps.endpoint_labels["removed_tick"].any())
+        if not due.size and not rested:
+            return
+        routing = netlink.routing()
+        with self._writing():
+            install.reap(maps, now)
+            unmanaged = {}
+            for index in self._hops_due(now).tolist():
+                hop = routing.hop(IPv4Address(maps.endpoints["address"][index].tobytes()[12:]))
+                _write_hop(maps, index, hop, now + layout.ticks(HOP_LIFE_S))
+                if hop is not None and not hop.managed:
+                    unmanaged[hop.ifindex, hop.neighbour] = hop
+        if unmanaged:
+            netlink.manage_neighbours(unmanaged.values())
+
+    def _hops_due(self, now_tick: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+        present = steering.present_endpoints(self._maps)
+        left = self._maps.endpoints["hop_expires"][present].astype(np.int64) - now_tick
+        due: np.ndarray[tuple[int], np.dtype[np.intp]] = present[left < layout.ticks(HOP_RENEW_S)]
+        return due
+
+    # ---- readings ----
+
+    def counters(self) -> Counters:
+        """Rows of a name that was not there before start anywhere: take the first reading as its zero."""
+        return readings.counters(self._maps, self._clock.now_s())
+
+    def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
+        if not members:
+            return {}
+        flows = flow_table.active(self._maps, self._tick())
+        rows = steering.endpoint_rows(self._maps)
+        return {name: int(flows[rows[name]]) if name in rows else 0 for name in members}
+
+    def events(self) -> Sequence[model.Event]:
+        return self._decoded(keep=False)
+
+    def peek_events(self) -> Sequence[model.Event]:
+        """Events that nobody has taken yet, left for the controller."""
+        return self._decoded(keep=True)
+
+    def _decoded(self, *, keep: bool) -> Sequence[model.Event]:
+        kinds = {kind.value: kind for kind in model.EventKind}
+        return [
+            model.Event(
+                kind=kinds[event["kind"]],
+                at_s=float(event["time_ns"]) / 1e9,
+                service=steering.service_name(self._maps, int(event["service"])),
+                endpoint=steering.endpoint_name(self._maps, int(event["endpoint"])),
+                chosen=steering.endpoint_name(self._maps, int(event["chosen"])),
+                client=f"{IPv4Address(event['client'].tobytes()[12:])}:{event['client_port']}",
+            )
+            for event in self._events.read(keep=keep)
+            if event["kind"] in kinds
+        ]
+
+    def flows(self, limit: int) -> Sequence[FlowRow]:
+        """At most ``limit`` remembered flows, most recent first."""
+        return flow_table.rows(self._maps, self._tick(), limit)
+
+    def reasons(self) -> Mapping[str, int]:
+        """Packets by why they left as they did; they only grow."""
+        return readings.reasons(self._maps)
+
+    def rtt_quantiles_ms(self, shares: Sequence[float]) -> Mapping[str, Sequence[float | None]]:
+        """SYN to SYN-ACK per member, since the maps were made; None without samples."""
+        return {
+            name: [
+                None if us is None else us / 1000
+                for us in readings.quantiles_us(self._maps.rtt[index].copy(), shares)
+            ]
+            for name, index in steering.endpoint_rows(self._maps).items()
+        }
+
+    def attachments(self) -> Sequence[Attachment]:
+        """Where the program is attached, and in which mode; ``XdpMode.NONE``: the interface is gone."""
+        return attach.attached(self._maps.instance)
+
+    # ---- inside ----
+
+    def _tick(self) -> int:
+        return layout.tick_at(self._clock.now_s())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        instance = self._maps.instance
+        with pins.write_lock(instance) as lock:
+            try:
+                same = pins.folder(instance).stat().st_ino == self._folder_inode
+            except FileNotFoundError:
+                same = False
+                lock.unlink()  # it was made by us just now: the instance is gone
+            if not same:
+                raise DataplaneError(
+                    f"instance {instance!r} was unloaded meanwhile: penumbra load CONFIG, then start anew"
+                )
+            yield
+
+
+def _spill_as_read(share: float) -> float:
+    return steering.spill_share(steering.spill_bits(share))
+
+
+def _write_hop(maps: Maps, index: int, hop: netlink.Hop | None, expires_tick: int) -> None:
+    """Never trusted while its fields change."""
+    row = maps.endpoints[index]
+    if hop is None or hop.neighbour_mac is None:
+        maps.endpoints["hop_expires"][index] = 0
+        return
+    wanted = (hop.ifindex, hop.neighbour_mac, hop.source_mac, 0, min(hop.mtu, 0xFFFF))
+    found = (row["hop_ifindex"], row["hop_dst"].tobytes(), row["hop_src"].tobytes())
+    if (*found, row["hop_vlan"], row["hop_mtu"]) != wanted:
+        maps.endpoints["hop_expires"][index] = 0
+        cell = maps.endpoints[index : index + 1]
+        cell["hop_ifindex"] = hop.ifindex
+        cell["hop_dst"] = np.frombuffer(hop.neighbour_mac, "u1")
+        cell["hop_src"] = np.frombuffer(hop.source_mac, "u1")
+        cell["hop_vlan"], cell["hop_mtu"] = 0, wanted[-1]
+    maps.endpoints["hop_expires"][index] = expires_tick

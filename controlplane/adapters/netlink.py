@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's links, routes and neighbours, of the network namespace of the caller; the only module that
+imports ``pyroute2``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+_AF_INET = 2
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
+_TABLES = (255, 254, 253)
+"""local, main, default: what the three standard rules look at, in this order."""
+_STANDARD_RULES = {0, 32766, 32767}
+_NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
+"""REACHABLE, STALE, DELAY, PROBE, PERMANENT: the address is known (linux/neighbour.h)."""
+_NTF_EXT_MANAGED = 1
+_NO_REDIRECT = {"bridge", "bond", "team", "vlan", "vxlan", "macvlan", "ipvlan", "dummy", "tun", "wireguard"}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    ifindex: int
+    name: str
+    mac: bytes
+    mtu: int
+    kind: str
+    """veth, bridge, ...; empty for hardware."""
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    network: IPv4Network
+    kind: int
+    """RTN_* of linux/rtnetlink.h."""
+    table: int
+    metric: int
+    ifindex: int | None
+    """None: several next hops, or none."""
+    gateway: IPv4Address | None
+    mtu: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    mac: bytes | None
+    """None: not resolved."""
+    managed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """How packets leave for an address."""
+
+    ifindex: int
+    source_mac: bytes
+    neighbour: IPv4Address
+    neighbour_mac: bytes | None
+    """None: not resolved yet."""
+    managed: bool
+    """The kernel keeps the neighbour resolved by itself (NTF_MANAGED)."""
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """One reading of everything that decides on next hops."""
+
+    links: Mapping[int, Link]
+    routes: tuple[Route, ...]
+    """In the order of the kernel's choice: table, longest prefix, smallest metric."""
+    neighbours: Mapping[tuple[int, IPv4Address], Neighbour]
+    policy_rules: bool
+    """There are rules beyond the standard three: only the kernel can tell then."""
+
+    def hop(self, address: IPv4Address) -> Hop | None:
+        """None where the kernel had better decide: no, local or multipath route, policy rules, or an
+        interface (a bridge) that takes no redirected frames."""
+        route = next((r for r in self.routes if address in r.network), None)
+        if self.policy_rules or route is None or route.kind != _RTN_UNICAST or route.ifindex is None:
+            return None
+        link = self.links.get(route.ifindex)
+        if link is None or not link.up or link.kind in _NO_REDIRECT or len(link.mac) != 6:
+            return None
+        via = route.gateway or address
+        neighbour = self.neighbours.get((link.ifindex, via), Neighbour(None, False))
+        mtu = min(link.mtu, route.mtu or link.mtu)
+        return Hop(link.ifindex, link.mac, via, neighbour.mac, neighbour.managed, mtu)
+
+
+def routing() -> Routing:
+    """Reads links, routes, neighbours and rules: four dumps, about 5 ms."""
+    with IPRoute() as kernel:
+        links = [_link(message) for message in kernel.get_links()]
+        routes = [_route(message) for message in kernel.get_routes(family=_AF_INET)]
+        neighbours = dict(
+            _neighbour(message)
+            for message in kernel.get_neighbours(family=_AF_INET)
+            if message.get_attr("NDA_DST")
+        )
+        rules = [message.get_attr("FRA_PRIORITY") or 0 for message in kernel.get_rules(family=_AF_INET)]
+    chosen = sorted(
+        (route for route in routes if route.table in _TABLES),
+        key=lambda route: (_TABLES.index(route.table), -route.network.prefixlen, route.metric),
+    )
+    return Routing(
+        links={link.ifindex: link for link in links},
+        routes=tuple(chosen),
+        neighbours=neighbours,
+        policy_rules=not set(rules) <= _STANDARD_RULES,
+    )
+
+
+def _mac(text: str | None) -> bytes:
+    return bytes.fromhex(text.replace(":", "")) if text else b""
+
+
+def _link(message: Any) -> Link:
+    information = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        ifindex=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        mac=_mac(message.get_attr("IFLA_ADDRESS")),
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        kind=(information.get_attr("IFLA_INFO_KIND") if information else None) or "",
+        up=bool(message["flags"] & 1),
+    )
+
+
+def _route(message: Any) -> Route:
+    metrics = message.get_attr("RTA_METRICS")
+    gateway = message.get_attr("RTA_GATEWAY")
+    destination = message.get_attr("RTA_DST") or "0.0.0.0"  # noqa: S104
+    return Route(
+        network=IPv4Network((destination, message["dst_len"])),
+        kind=message["type"],
+        table=message.get_attr("RTA_TABLE") or message["table"],
+        metric=message.get_attr("RTA_PRIORITY") or 0,
+        ifindex=message.get_attr("RTA_OIF"),
+        gateway=IPv4Address(gateway) if gateway else None,
+        mtu=metrics.get_attr("RTAX_MTU") if metrics else None,
+    )
+
+
+def _neighbour(message: Any) -> tuple[tuple[int, IPv4Address], Neighbour]:
+    usable = message["state"] & _NUD_USABLE
+    mac = _mac(message.get_attr("NDA_LLADDR")) if usable else b""
+    managed = bool((message.get_attr("NDA_FLAGS_EXT") or 0) & _NTF_EXT_MANAGED)
+    key = (message["ifindex"], IPv4Address(message.get_attr("NDA_DST")))
+    return key, Neighbour(mac or None, managed)
+
+
+def manage_neighbours(hops: Iterable[Hop]) -> None:
+    """Has the kernel resolve these neighbours now and keep them so (NTF_MANAGED, Linux 5.16).
+
+    An older kernel refuses the flag; its neighbours are resolved by the packets that it forwards.
+    """
+    with IPRoute() as kernel:
+        for hop in hops:
+            with contextlib.suppress(NetlinkError):
+                kernel.neigh(
+                    "replace",
+                    family=_AF_INET,
+                    dst=str(hop.neighbour),
+                    ifindex=hop.ifindex,
+                    state=0,
+                    flags_ext=_NTF_EXT_MANAGED,
+                )
+
+
+def local_addresses() -> tuple[IPv4Address, ...]:
+    """IPv4 addresses of this host (in this network namespace), loopback's among them."""
+    with IPRoute() as kernel:
+        found = [message.get_attr("IFA_LOCAL") for message in kernel.get_addr(family=_AF_INET)]
+    return tuple(sorted({IPv4Address(text) for text in found if text}))
