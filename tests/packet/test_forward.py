@@ -86,7 +86,7 @@ UNTOUCHED = {
     "ICMP to a VIP passes": (Ether() / IP(src=CLIENT, dst=VIP) / ICMP(), PASS, "pass_icmp"),
     "a first fragment passes": (Ether() / IP(src=CLIENT, dst=VIP, flags="MF") / TCP(), PASS, "pass_fragment"),
     "a later fragment passes": (
-        Ether() / IP(src=CLIENT, dst=VIP, frag=10) / b"x" * 40,
+        Ether() / IP(src=CLIENT, dst=VIP, frag=10) / (b"x" * 40),
         PASS,
         "pass_fragment",
     ),

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""controlplane/adapters/layout.py says the same as bpf/structs.h: the C compiler compares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controlplane.adapters import layout
+from controlplane.adapters.bcc import compile_file
+from controlplane.model import EventKind, Role
+from controlplane.ports import DataplaneError
+
+BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
+CONSTANTS = (
+    "BUCKET_FLOWS RING_LINE_CELLS SHADOW_SLOTS HISTOGRAM_SUB HISTOGRAM_BUCKETS REASON_SLOTS NAME_BYTES TICK_SHIFT "
+    "REF_INDEX_BITS REF_INDEX_MASK REF_GENERATION_MASK SPILL_ALL ENDPOINT_PRESENT ENDPOINT_DOWN "
+    "ENDPOINT_DRAINING SERVICE_PRESENT SERVICE_ON_DOWN_KEEP FLOW_SYN FLOW_SYNACK FLOW_ESTABLISHED "
+    "FLOW_FIN_CLIENT FLOW_FIN_ENDPOINT FLOW_RST FLOW_MIDSTREAM"
+).split()
+
+
+def claims() -> list[str]:
+    """What Python believes of the C, as C expressions. Offsets leave no gap, so no field can be missing."""
+    found = [f"{name} == {getattr(layout, name)}U" for name in CONSTANTS]
+    found += [f"REASON_{name} == {place}" for place, name in enumerate(layout.REASONS)]
+    found.append(f"REASON_COUNT == {len(layout.REASONS)}")
+    found += [f"EVENT_{kind.name} == {kind.value}" for kind in EventKind]
+    found += [f"ROLE_{role.name} == {role.value}" for role in Role]
+    for struct, dtype in layout.STRUCTS.items():
+        found.append(f"sizeof(struct {struct}) == {dtype.itemsize}")
+        for field in dtype.names or ():
+            size, offset = dtype.fields[field][0].itemsize, dtype.fields[field][1]
+            found.append(f"__builtin_offsetof(struct {struct}, {field}) == {offset}")
+            found.append(f"sizeof(((struct {struct} *)0)->{field}) == {size}")
+    return found
+
+
+def compile_claims(folder: Path, expressions: list[str]) -> None:
+    lines = [f'#include "{BPF_DIR / "structs.h"}"']
+    lines += [f'_Static_assert({expression}, "{expression}");' for expression in expressions]
+    lines += ["int probe(struct xdp_md *ctx) { return XDP_PASS; }", ""]
+    source = folder / "claims.c"
+    source.write_text("\n".join(["#include <linux/types.h>", *lines]))
+    (folder / "include").symlink_to(BPF_DIR / "include")
+    compile_file(source, "probe", []).close()
+
+
+def test_every_struct_constant_and_reason_is_what_the_c_says(tmp_path: Path) -> None:
+    compile_claims(tmp_path, claims())
+
+
+def test_a_field_that_is_off_by_one_byte_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(DataplaneError):
+        compile_claims(tmp_path, ["__builtin_offsetof(struct endpoint, spill) == 33"])
+
+
+def test_no_struct_has_a_gap_that_a_field_could_hide_in() -> None:
+    for name, dtype in layout.STRUCTS.items():
+        covered = sum(dtype.fields[field][0].itemsize for field in dtype.names or ())
+        assert covered == dtype.itemsize, name
+
+
+@pytest.mark.parametrize(("seconds", "ticks"), [(0.0, 0), (0.1, 1), (0.268435456, 1), (0.27, 2), (5.0, 19)])
+def test_seconds_become_whole_ticks_rounded_up(seconds: float, ticks: int) -> None:
+    assert layout.ticks(seconds) == ticks
+
+
+def test_a_reference_holds_index_and_generation() -> None:
+    assert layout.reference(5, 0x1003) == np.uint32(3 << 20 | 5)
