@@ -192,11 +192,12 @@ class Lab:
         ready_within_s: float = 10.0,
     ) -> subprocess.Popen[bytes]:
         """An endpoint server (``controlplane.lab.server``) that listens when this returns."""
-        argv = [sys.executable, "-m", "controlplane.lab.server", "--name", name, "--port", str(port)]
+        address = str(self.topology.node(host).address)
+        argv = [sys.executable, "-m", "controlplane.lab.server", "--name", name]
+        argv += ["--address", address, "--port", str(port)]
         argv += ["--service-time", str(service_time_s), "--concurrency", str(concurrency)]
         argv += [] if queue_most is None else ["--queue", str(queue_most)]
         child = self.popen(host, argv, label=name)
-        address = str(self.topology.node(host).address)
 
         def listens() -> bool:
             if child.poll() is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traffic that follows a trace, e.g. ``--target 203.0.113.10:80 --trace mongo_burst --peak 140 --duration 90``.
+"""Traffic that follows a trace, e.g. ``--target 203.0.113.10:80 --trace mongo_burst --duration 90``.
 
 Writes a line per request (``records.py``) and at the end a summary. SIGTERM or Ctrl-C ends it early.
 """
