@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes and removes shadows by Ansible playbooks, in background threads.
+
+A playbook gets ``order`` (shadow, instance, service, protocol, target, parent, parent_host), the service's
+``variables`` and the host's; it hands back ``address`` and ``port`` with set_stats. So any two playbooks
+called provision.yml and deprovision.yml can take the place of the shipped ones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+
+import yaml
+
+from controlplane import model, ports
+from controlplane.adapters import ansible_processes
+from controlplane.adapters.ansible_run import Outcome, PlaybookRun, one_line
+
+PROVISION = "provision.yml"
+DEPROVISION = "deprovision.yml"
+EXISTING = "existing.yml"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A shadow that is there, by its labels, whether anybody remembers it or not."""
+
+    shadow: str
+    host: str
+    target: str
+    service: str
+    parent: str
+    address: IPv4Address | None
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What all hosts carry. A host that could not be asked is in ``unasked``, with the reason."""
+
+    found: Sequence[Found]
+    unasked: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Job:
+    """A run that is under way or waits for a thread, and what follows it for the same shadow."""
+
+    order: model.Order
+    playbook: str
+    run: PlaybookRun
+    started_s: float
+    following: _Job | None = None
+    silent: bool = False
+    """Its result is nobody's business: it was cancelled for what follows."""
+
+
+@dataclass(slots=True)
+class _Books:
+    """What threads share, under one lock."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    jobs: dict[str, _Job] = field(default_factory=dict)
+    ended: list[model.RunResult] = field(default_factory=list)
+    closed: bool = False
+    count: int = 0
+
+
+def shipped_playbooks() -> Path:
+    """The folder of the playbooks that come with this package, installed or checked out."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "share/playbooks"
+    return installed if installed.is_dir() else package.parent / "playbooks"
+
+
+def check_playbooks(folder: Path) -> list[str]:
+    """What is wrong with a folder of playbooks, a sentence each; empty if it can be used."""
+    if not folder.is_dir():
+        return [f"{folder} is not a folder; it must hold {PROVISION} and {DEPROVISION}"]
+    problems = []
+    for name in (PROVISION, DEPROVISION):
+        path = folder / name
+        try:
+            plays = yaml.safe_load(path.read_text())
+        except OSError as error:
+            problems.append(f"{path} can't be read: {error.strerror}; it must be a playbook")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            problems.append(one_line(f"{path} is not YAML: {error}"))
+        else:
+            if not isinstance(plays, list) or not all(isinstance(play, dict) for play in plays) or not plays:
+                problems.append(f"{path} is not a playbook: it must be a list of plays")
+    return problems
+
+
+class AnsibleProvisioner:
+    """``ports.Provisioner`` by ansible-runner. Safe to call from one thread; runs are in others."""
+
+    def __init__(
+        self,
+        instance: str,
+        hosts: Mapping[str, model.Host],
+        clock: ports.Clock,
+        playbooks: Path | None = None,
+        run_dir: Path = Path("/run/penumbra"),
+        most_at_once: int = 4,
+    ) -> None:
+        """Ends what a killed controller of this instance left running."""
+        self._instance = instance
+        self._hosts = hosts
+        self._clock = clock
+        self._playbooks = playbooks or shipped_playbooks()
+        self._run_dir = run_dir
+        self._runs = run_dir / instance / "runs"
+        self._runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._owner = ansible_processes.owner_label()
+        self._books = _Books()
+        self._pool = ThreadPoolExecutor(most_at_once, thread_name_prefix="ansible")
+        self._clear_stale()
+
+    def provision(self, order: model.Order) -> None:
+        self._ask(order, PROVISION)
+
+    def deprovision(self, order: model.Order) -> None:
+        """A provisioning run of the same shadow is ended first; of that there will be no result."""
+        self._ask(order, DEPROVISION)
+
+    def results(self) -> Sequence[model.RunResult]:
+        with self._books.lock:
+            ended, self._books.ended = self._books.ended, []
+        return ended
+
+    def running(self) -> Collection[str]:
+        with self._books.lock:
+            return set(self._books.jobs)
+
+    def existing(self, places: Collection[tuple[str, str]], timeout_s: float = 60.0) -> Survey:
+        """Asks (host, target) pairs for the shadows of this instance. Blocks: it is meant for the start.
+
+        Found by labels, not by records: /proc for processes, the engine for containers.
+        """
+        found: list[Found] = []
+        unasked: dict[str, str] = {}
+        for target in sorted({target for _, target in places}):
+            names = sorted({host for host, its in places if its == target})
+            hosts = {name: _host_variables(self._hosts[name]) for name in names}
+            order = {"instance": self._instance, "target": target}
+            variables = {"order": order, "run_dir": str(self._run_dir)}
+            # The shipped one: a user's own playbooks need not know how to list.
+            run = PlaybookRun(shipped_playbooks() / EXISTING, {"all": {"hosts": hosts}}, variables)
+            outcome = run.execute(self._runs, self._label(), timeout_s, self._clock.now_s)
+            for name in names:
+                rows = outcome.results.get(name, {}).get("shadows")
+                if isinstance(rows, list):
+                    found += [_found(row, name, target) for row in rows]
+                else:
+                    unasked[name] = outcome.failures.get(name) or outcome.reason or "it gave no answer"
+        return Survey(found, unasked)
+
+    def close(self) -> None:
+        with self._books.lock:
+            self._books.closed = True
+            for job in self._books.jobs.values():
+                job.following = None
+                job.run.cancel()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._books.lock:
+            self._books.jobs.clear()
+
+    # ---- inside --------------------------------------------------------------------------
+
+    def _ask(self, order: model.Order, playbook: str) -> None:
+        job = _Job(order, playbook, self._playbook_run(order, playbook), self._clock.now_s())
+        with self._books.lock:
+            if self._books.closed:
+                return
+            present = self._books.jobs.get(order.shadow)
+            if present is None:
+                self._books.jobs[order.shadow] = job
+                self._pool.submit(self._work, job)
+                return
+            last = present
+            while last.following is not None:
+                last = last.following
+            if last.playbook == playbook:
+                return
+            if playbook == DEPROVISION:
+                last.silent = True
+                last.run.cancel()
+            last.following = job
+
+    def _work(self, job: _Job) -> None:
+        outcome = Outcome(reason="cancelled")
+        if not job.run.cancelled:
+            outcome = job.run.execute(self._runs, self._label(), job.order.timeout_s, self._clock.now_s)
+        result = self._result(job, outcome)
+        with self._books.lock:
+            if not job.silent:
+                self._books.ended.append(result)
+            following = None if self._books.closed else job.following
+            if following is None:
+                del self._books.jobs[job.order.shadow]
+            else:
+                self._books.jobs[job.order.shadow] = following
+                self._pool.submit(self._work, following)
+
+    def _result(self, job: _Job, outcome: Outcome) -> model.RunResult:
+        address, port, reason = None, None, outcome.reason
+        if not reason and job.playbook == PROVISION:
+            try:
+                address = IPv4Address(str(outcome.data["address"]))
+                port = int(str(outcome.data["port"]))
+            except (KeyError, AddressValueError, ValueError):
+                reason = f"{PROVISION} handed back no address and port (set_stats): {dict(outcome.data)}"
+        return model.RunResult(
+            shadow=job.order.shadow,
+            state=model.RunState.FAILED if reason else model.RunState.DONE,
+            address=address,
+            port=port,
+            reason=reason,
+            started_s=job.started_s,
+            ended_s=self._clock.now_s(),
+        )
+
+    def _playbook_run(self, order: model.Order, playbook: str) -> PlaybookRun:
+        inventory = {"all": {"hosts": {order.host.name: _host_variables(order.host)}}}
+        parent_host = self._hosts.get(order.parent.host or "")
+        asked = {
+            "shadow": order.shadow,
+            "instance": order.instance,
+            "service": order.service,
+            "protocol": order.protocol.name.lower(),
+            "target": order.target,
+            "parent": {
+                "name": order.parent.name,
+                "address": str(order.parent.address),
+                "port": order.parent.port,
+            },
+            "parent_host": dict(parent_host.variables) if parent_host else {},
+        }
+        variables = {"run_dir": str(self._run_dir)} | dict(order.variables) | {"order": asked}
+        return PlaybookRun(self._playbooks / playbook, inventory, variables)
+
+    def _label(self) -> str:
+        with self._books.lock:
+            self._books.count += 1
+            return f"{self._owner}-{self._instance}-{self._books.count}"
+
+    def _clear_stale(self) -> None:
+        """Runs whose controller is dead: their processes and folders (PID-START-INSTANCE-COUNT)."""
+        for label in set(ansible_processes.labels().values()):
+            owner, instance = "-".join(label.split("-")[:2]), "-".join(label.split("-")[2:-1])
+            if instance == self._instance and not ansible_processes.owner_lives(owner):
+                ansible_processes.end_run(label)
+        for folder in self._runs.iterdir():
+            if not ansible_processes.owner_lives("-".join(folder.name.split("-")[:2])):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _host_variables(host: model.Host) -> dict[str, object]:
+    variables = dict(host.variables)
+    if variables.get("ansible_connection") == "local":
+        # Our own Python has what the modules need, and need not be searched for.
+        variables.setdefault("ansible_python_interpreter", sys.executable or os.defpath)
+    return variables
+
+
+def _found(row: Mapping[str, object], host: str, target: str) -> Found:
+    address, port = row.get("address"), row.get("port")
+    return Found(
+        shadow=str(row["shadow"]),
+        host=host,
+        target=target,
+        service=str(row["service"]),
+        parent=str(row["parent"]),
+        address=IPv4Address(str(address)) if address else None,
+        port=int(str(port)) if port else None,
+    )

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One playbook run by ansible-runner: what goes in, what its events say, why it failed."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ansible_runner
+
+from controlplane.adapters import ansible_processes
+
+_ENVIRONMENT = {
+    "ANSIBLE_GATHERING": "explicit",
+    "ANSIBLE_PIPELINING": "1",
+    "ANSIBLE_RETRY_FILES_ENABLED": "0",
+    "ANSIBLE_NOCOLOR": "1",
+    "ANSIBLE_DEPRECATION_WARNINGS": "0",
+    "ANSIBLE_INJECT_FACT_VARS": "0",
+}
+_REASON_MOST = 500
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to; ``reason`` is empty if it succeeded."""
+
+    reason: str = ""
+    data: Mapping[str, object] = field(default_factory=dict)
+    """What the playbook handed back with set_stats."""
+    results: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    """Host -> what its last task returned."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Host -> why its last task failed."""
+    task: str = ""
+    """The task that was begun last."""
+
+
+class PlaybookRun:
+    """A run in a folder of its own (0700, removed after), with a label on every process it starts."""
+
+    def __init__(
+        self, playbook: Path, inventory: Mapping[str, object], variables: Mapping[str, object]
+    ) -> None:
+        self._playbook = playbook
+        self._inventory = inventory
+        self._variables = variables
+        self._cancelled = threading.Event()
+        self._timed_out = False
+        self._outcome = Outcome()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def execute(self, runs: Path, label: str, timeout_s: float, now_s: Callable[[], float]) -> Outcome:
+        """Blocks until the run and all its processes have ended; shadows that it made live on."""
+        folder = Path(tempfile.mkdtemp(prefix=label + "-", dir=runs))
+        deadline_s = now_s() + timeout_s
+
+        def should_end() -> bool:
+            self._timed_out = self._timed_out or now_s() > deadline_s
+            return self._timed_out or self._cancelled.is_set()
+
+        try:
+            runner = ansible_runner.run(
+                private_data_dir=str(folder),
+                project_dir=str(self._playbook.parent),
+                playbook=str(self._playbook),
+                inventory=self._inventory,
+                extravars=dict(self._variables),
+                envvars=_ENVIRONMENT
+                | {
+                    # The ansible-playbook that was installed with us, wherever PATH points.
+                    "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
+                    "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
+                    ansible_processes.LABEL: label,
+                },
+                settings={"pexpect_timeout": 0.1},
+                quiet=True,
+                event_handler=self._event,
+                cancel_callback=should_end,
+            )
+            rc, output = runner.rc, _tail(folder)
+        except (
+            Exception
+        ) as error:  # ansible-runner raises many kinds; a run's failure must never be the thread's end
+            rc, output = 1, f"ansible-runner: {error}"
+        finally:
+            ended = ansible_processes.end_run(label)
+            shutil.rmtree(folder, ignore_errors=True)
+        self._outcome.reason = one_line(self._reason(rc, output, timeout_s))
+        if not ended:
+            self._outcome.reason += "; some of its processes could not be ended"
+        return self._outcome
+
+    def _reason(self, rc: int, output: str, timeout_s: float) -> str:
+        where = f" in task {self._outcome.task}" if self._outcome.task else " before its first task"
+        if self._timed_out:
+            return f"timed out after {timeout_s:g} s{where}"
+        if self._cancelled.is_set():
+            return f"cancelled{where}"
+        if rc == 0:
+            return ""
+        if self._outcome.failures:
+            return next(iter(self._outcome.failures.values()))
+        return f"{self._playbook.name} ended with status {rc}: {output or 'it said nothing'}"
+
+    def _event(self, event: Mapping[str, object]) -> bool:
+        """Takes what matters from an event; False: ansible-runner need not keep it."""
+        kind = event.get("event")
+        data = event.get("event_data")
+        if not isinstance(data, Mapping):
+            return False
+        if kind == "playbook_on_task_start":
+            self._outcome.task = str(data.get("task", ""))
+        elif kind in ("runner_on_failed", "runner_on_unreachable") and not data.get("ignore_errors"):
+            result = data.get("res")
+            message = str(result.get("msg", result)) if isinstance(result, Mapping) else str(result)
+            self._outcome.failures[str(data.get("host"))] = one_line(f"task {data.get('task')}: {message}")
+        elif kind == "runner_on_ok":
+            self._outcome.results[str(data.get("host"))] = _mapping(data.get("res"))
+        elif kind == "playbook_on_stats":
+            self._outcome.data = _mapping(data.get("artifact_data"))
+        return False
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _tail(folder: Path) -> str:
+    """The last lines of what ansible-playbook printed: all there is when it ended before its first event."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("artifacts/*/stdout")):
+        lines += [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "ERROR" in line]
+    return " ".join(errors or lines[-3:])
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())[:_REASON_MOST]

@@ -1,0 +1,461 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Shadows that are processes in a network namespace: a clone of the process that serves the parent's address.
+
+The clone has the original's executable, arguments, environment, working directory, user, groups, umask
+and resource limits. Its arguments are rewritten where they name the parent's address, port or name (``rewritten``).
+Its labels are environment variables, so that /proc alone tells every shadow of an instance.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ansible.module_utils import penumbra_proc as proc
+from ansible.module_utils.basic import AnsibleModule
+
+CLONE_NEWNET = 0x40000000
+POLL_S = 0.01
+
+ARGUMENTS = {
+    "state": {"choices": ["present", "absent", "listed"], "default": "present"},
+    "instance": {"required": True},
+    "name": {},
+    "service": {},
+    "parent": {"type": "dict"},
+    "protocol": {"choices": ["tcp", "udp"], "default": "tcp"},
+    "netns": {},
+    "address": {},
+    "parent_netns": {},
+    "command": {"type": "list", "elements": "str"},
+    "environment": {"type": "dict"},
+    "drop_environment": {"type": "list", "elements": "str"},
+    "address_options": {"type": "list", "elements": "str"},
+    "port_options": {"type": "list", "elements": "str"},
+    "name_options": {"type": "list", "elements": "str"},
+    "port_range": {"type": "list", "elements": "int"},
+    "start_timeout_s": {"type": "float"},
+    "stop_timeout_s": {"type": "float"},
+    "run_dir": {"required": True},
+}
+
+
+class RefusedError(Exception):
+    """It can't be done; the message says why and what to do."""
+
+
+# ---- the rule by which a command becomes the shadow's -----------------------------------
+
+
+def rewritten(
+    argv: list[str], old: dict[str, str], new: dict[str, str], options: dict[str, list[str]]
+) -> tuple[list[str], set[str]]:
+    """The shadow's arguments, and which of name, address and port were found in the parent's.
+
+    A value is replaced where it equals the parent's and follows an option that is listed for it (``--port 80``,
+    ``--port=80``), and wherever ADDRESS:PORT of the parent stands inside an argument. Nothing else changes.
+    """
+    result: list[str] = []
+    found: set[str] = set()
+    pair = re.compile(rf"(?<![\d.]){re.escape(old['address'])}:{old['port']}(?!\d)")
+    for index, argument in enumerate(argv):
+        before = argv[index - 1] if index else ""
+        option, equals, value = argument.partition("=")
+        for what, names in options.items():
+            if before in names and argument == old[what]:
+                argument = new[what]
+                found.add(what)
+            elif equals and option in names and value == old[what]:
+                argument = f"{option}={new[what]}"
+                found.add(what)
+        argument, count = pair.subn(f"{new['address']}:{new['port']}", argument)
+        if count:
+            found |= {"address", "port"}
+        result.append(argument)
+    return result, found
+
+
+def filled(text: str, new: dict[str, str]) -> str:
+    """``{name}``, ``{address}`` and ``{port}`` replaced; any other brace is left alone."""
+    return re.sub(r"\{(name|address|port)\}", lambda match: new[match[1]], text)
+
+
+def first_port(instance: str, name: str, low: int, high: int) -> int:
+    """Where the search for a free port starts: the same for the same shadow."""
+    return low + zlib.crc32(f"{instance}/{name}".encode()) % (high - low + 1)
+
+
+# ---- records ----------------------------------------------------------------------------
+
+
+class Records:
+    """One file per shadow: RUN_DIR/INSTANCE/shadows/NAME.json, and its log beside it."""
+
+    def __init__(self, run_dir: str, instance: str) -> None:
+        self._root = Path(run_dir)
+        self._folder = self._root / instance / "shadows"
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held while a port is chosen and a process started or ended, over all instances of this machine."""
+        with (self._root / "netns.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    def log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def read(self, name: str) -> dict | None:
+        try:
+            return json.loads(self.path(name).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def write(self, record: dict) -> None:
+        temporary = self.path(record["shadow"]).with_suffix(".new")
+        temporary.write_text(json.dumps(record))
+        temporary.replace(self.path(record["shadow"]))
+
+    def forget(self, name: str) -> bool:
+        there = self.path(name).exists()
+        self.path(name).unlink(missing_ok=True)
+        self.log(name).unlink(missing_ok=True)
+        return there
+
+    def reserved(self, netns: str) -> set[int]:
+        """Ports that other shadows of this namespace were given, whether they listen yet or not."""
+        ports = set()
+        for path in self._root.glob("*/shadows/*.json"):
+            try:
+                record = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            if record.get("netns") == netns:
+                ports.add(record.get("port"))
+        return ports
+
+
+# ---- present ----------------------------------------------------------------------------
+
+
+def netns_path(name: str) -> Path:
+    return Path("/run/netns") / name
+
+
+def netns_inode(name: str) -> int:
+    try:
+        return netns_path(name).stat().st_ino
+    except OSError:
+        raise RefusedError(f"there is no network namespace {name} (ip netns list)") from None
+
+
+def enter_netns(name: str | None) -> None:
+    if not name:
+        return
+    netns_inode(name)
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(netns_path(name), os.O_RDONLY | os.O_CLOEXEC)
+    if libc.setns(fd, CLONE_NEWNET) != 0:
+        raise RefusedError(
+            f"can't enter network namespace {name}: {os.strerror(ctypes.get_errno())}; it needs root"
+        )
+    os.close(fd)
+
+
+def find_original(p: dict) -> proc.Identity:
+    """The process that serves the parent's address. Raises RefusedError if there is none, or more than one."""
+    parent = p["parent"]
+    spaces = proc.network_namespaces()
+    where = ""
+    if p["parent_netns"]:
+        inode = netns_inode(p["parent_netns"])
+        spaces = {inode: spaces[inode]} if inode in spaces else {}
+        where = f" in network namespace {p['parent_netns']}"
+    found = proc.serving(spaces, p["protocol"], parent["address"], parent["port"])
+    subject = f"{parent['address']}:{parent['port']} ({parent['name']})"
+    if not found:
+        raise RefusedError(f"nothing serves {subject}{where} on this machine, so there is nothing to clone")
+    if len(found) > 1:
+        raise RefusedError(
+            f"{len(found)} network namespaces serve {subject}: give its host the variable netns"
+        )
+    (serving,) = found.values()
+    oldest = min(serving, key=lambda pid: proc.start_ticks(pid) or 0)
+    original = proc.identity(oldest)
+    if original.root != "/":
+        raise RefusedError(
+            f"{parent['name']} (process {oldest}) runs in {original.root}: use the target docker"
+        )
+    return original
+
+
+def own_address(p: dict) -> str:
+    addresses = proc.local_addresses("self")
+    where = f"network namespace {p['netns']}" if p["netns"] else "the host"
+    if p["address"]:
+        if p["address"] not in addresses:
+            raise RefusedError(
+                f"address {p['address']} is not one of {where}: it has {', '.join(addresses) or 'none'}"
+            )
+        return p["address"]
+    if len(addresses) != 1:
+        raise RefusedError(
+            f"{where} has {', '.join(addresses) or 'no address'}: give the host the variable address"
+        )
+    return addresses[0]
+
+
+def own_port(p: dict, address: str, taken: set[int]) -> int:
+    low, high = p["port_range"]
+    first = first_port(p["instance"], p["name"], low, high)
+    for port in [*range(first, high + 1), *range(low, first)]:
+        if port not in taken and proc.is_free(p["protocol"], address, port):
+            return port
+    raise RefusedError(f"no port of {address} from {low} to {high} is free")
+
+
+def clone_command(p: dict, original: proc.Identity, new: dict[str, str]) -> list[str]:
+    if p["command"]:
+        return [filled(argument, new) for argument in p["command"]]
+    parent = p["parent"]
+    old = {"name": parent["name"], "address": parent["address"], "port": str(parent["port"])}
+    options = {what: p[f"{what}_options"] for what in ("name", "address", "port")}
+    argv, found = rewritten(original.argv, old, new, options)
+    bound = {address for address, _ in proc.listeners(original.pid, p["protocol"], parent["port"])}
+    missing = {"port"} - found
+    if old["address"] in bound and old["address"] != new["address"]:
+        missing |= {"address"} - found
+    if missing:
+        raise RefusedError(
+            f"the command of {parent['name']} (process {original.pid}) names its {' and '.join(sorted(missing))} "
+            "nowhere that the rule knows: add the option to address_options or port_options, or set command "
+            "with {address} and {port}"
+        )
+    return argv
+
+
+def copy_limits(original: proc.Identity, module: AnsibleModule) -> None:
+    """Takes on the original's resource limits, for the child to inherit."""
+    for name in sorted(name for name in dir(resource) if name.startswith("RLIMIT_")):
+        limit = getattr(resource, name)
+        try:
+            resource.setrlimit(limit, resource.prlimit(original.pid, limit))
+        except (OSError, ValueError) as error:
+            module.warn(f"{name} of process {original.pid} is not copied: {error}")
+
+
+def start(p: dict, records: Records, new: dict[str, str], module: AnsibleModule) -> int:
+    original = find_original(p)
+    argv = clone_command(p, original, new)
+    drop = set(p["drop_environment"])
+    env = {k: v for k, v in original.environment.items() if not k.startswith("PENUMBRA_") and k not in drop}
+    env.update({key: filled(str(value), new) for key, value in p["environment"].items()})
+    env.update(
+        {
+            proc.INSTANCE_LABEL: p["instance"],
+            proc.SHADOW_LABEL: p["name"],
+            "PENUMBRA_SERVICE": p["service"],
+            "PENUMBRA_PARENT": p["parent"]["name"],
+            "PENUMBRA_ADDRESS": new["address"],
+            "PENUMBRA_PORT": new["port"],
+        }
+    )
+    # argv[0] may be relative, or a link that the program looks at: run the very file that runs.
+    executable = argv[0] if p["command"] else original.executable
+    privileges = {}
+    if (os.geteuid(), os.getegid()) != (original.uid, original.gid):
+        privileges = {"user": original.uid, "group": original.gid, "extra_groups": original.groups}
+    copy_limits(original, module)
+    with records.log(p["name"]).open("wb") as log:
+        log_fd = log.fileno()
+        os.fchmod(log_fd, 0o600)
+        try:
+            child = subprocess.Popen(
+                argv,
+                executable=executable,
+                env=env,
+                cwd=original.cwd,
+                umask=original.umask,
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                start_new_session=True,
+                **privileges,
+            )
+        except OSError as error:
+            raise RefusedError(f"can't start {executable} as {p['name']}: {error}") from None
+    return child.pid
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def await_listening(p: dict, records: Records, record: dict) -> None:
+    """Returns when the shadow can be connected to; raises RefusedError when it ends or the time is up."""
+    deadline = time.monotonic() + p["start_timeout_s"]
+    while True:
+        if any(a in (record["address"], "0.0.0.0", "::") for a, _ in listening(p, record)):  # noqa: S104
+            return
+        if proc.start_ticks(record["pid"]) != record["start_ticks"]:
+            records.path(p["name"]).unlink(missing_ok=True)
+            raise RefusedError(
+                f"{p['name']} ended right after its start; its last line: {last_line(records.log(p['name']))}"
+            )
+        if time.monotonic() > deadline:
+            raise RefusedError(
+                f"{p['name']} does not listen on {record['address']}:{record['port']} "
+                f"{p['start_timeout_s']:g} s after its start; its last line: {last_line(records.log(p['name']))}"
+            )
+        time.sleep(POLL_S)
+
+
+def listening(p: dict, record: dict) -> list[tuple[str, int]]:
+    return proc.listeners("self", p["protocol"], record["port"])
+
+
+def running_record(p: dict, records: Records) -> dict | None:
+    """The record of the shadow's process if it runs, made anew from its labels if it was lost."""
+    record = records.read(p["name"])
+    if record and record.get("pid") and proc.start_ticks(record["pid"]) == record["start_ticks"]:
+        return record
+    for process in proc.labelled(p["instance"], p["name"]):
+        return record_of(process, p["netns"] or "")
+    return None
+
+
+def record_of(process: proc.Labelled, netns: str) -> dict:
+    env = process.environment
+    return {
+        "instance": env[proc.INSTANCE_LABEL],
+        "shadow": env[proc.SHADOW_LABEL],
+        "service": env.get("PENUMBRA_SERVICE", ""),
+        "parent": env.get("PENUMBRA_PARENT", ""),
+        "netns": netns,
+        "address": env.get("PENUMBRA_ADDRESS", ""),
+        "port": int(env.get("PENUMBRA_PORT", "0")),
+        "pid": process.pid,
+        "start_ticks": process.start_ticks,
+    }
+
+
+def present(p: dict, records: Records, module: AnsibleModule) -> dict:
+    enter_netns(p["netns"])
+    with records.locked():
+        record = running_record(p, records)
+        changed = record is None
+        if record is None:
+            address = own_address(p)
+            port = own_port(p, address, records.reserved(p["netns"] or ""))
+            new = {"name": p["name"], "address": address, "port": str(port)}
+            pid = start(p, records, new, module)
+            record = {
+                "instance": p["instance"],
+                "shadow": p["name"],
+                "service": p["service"],
+                "parent": p["parent"]["name"],
+                "netns": p["netns"] or "",
+                "address": address,
+                "port": port,
+                "pid": pid,
+                "start_ticks": proc.start_ticks(pid),
+            }
+        records.write(record)
+    await_listening(p, records, record)
+    return {"changed": changed, "shadow": record}
+
+
+# ---- absent and listed ------------------------------------------------------------------
+
+
+def processes_of(p: dict, records: Records) -> set[tuple[int, int]]:
+    """(pid, start) of all that belongs to the shadow."""
+    found = {(process.pid, process.start_ticks) for process in proc.labelled(p["instance"], p["name"])}
+    record = records.read(p["name"])
+    if record and record.get("pid") and proc.start_ticks(record["pid"]) == record["start_ticks"]:
+        found.add((record["pid"], record["start_ticks"]))
+    return found
+
+
+def end(p: dict, records: Records) -> bool:
+    """TERM, and KILL for what is left at the deadline. True if there was something to end."""
+    processes = processes_of(p, records)
+    there = bool(processes)
+    deadline = time.monotonic() + p["stop_timeout_s"]
+    send(processes, signal.SIGTERM)
+    while processes := processes_of(p, records):
+        if time.monotonic() > deadline:
+            send(processes, signal.SIGKILL)
+        time.sleep(POLL_S)
+    return there
+
+
+def send(processes: set[tuple[int, int]], number: signal.Signals) -> None:
+    for pid, ticks in processes:
+        if proc.start_ticks(pid) == ticks:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+
+def absent(p: dict, records: Records) -> dict:
+    ended = end(p, records)
+    with records.locked():
+        forgotten = records.forget(p["name"])
+    return {"changed": ended or forgotten}
+
+
+def listed(p: dict) -> dict:
+    """Shadows of the instance in this network namespace."""
+    netns = p["netns"] or ""
+    inode = netns_inode(netns) if netns else Path("/proc/self/ns/net").stat().st_ino
+    here = set(proc.network_namespaces().get(inode, []))
+    shadows: dict[str, dict] = {}
+    for process in proc.labelled(p["instance"]):
+        if process.pid in here:
+            shadows.setdefault(process.environment[proc.SHADOW_LABEL], record_of(process, netns))
+    return {"changed": False, "shadows": list(shadows.values())}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        ARGUMENTS,
+        required_if=[
+            ("state", "present", ["name", "service", "parent", "port_range", "start_timeout_s"]),
+            ("state", "absent", ["name", "stop_timeout_s"]),
+        ],
+    )
+    p = module.params
+    try:
+        records = Records(p["run_dir"], p["instance"])
+        if p["state"] == "present":
+            result = present(p, records, module)
+        elif p["state"] == "absent":
+            result = absent(p, records)
+        else:
+            result = listed(p)
+    except RefusedError as refused:
+        module.fail_json(msg=str(refused))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Provisioning by the shipped playbooks, for real: a process is cloned into another network namespace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from controlplane import model
+from controlplane.adapters import ansible_processes
+from controlplane.adapters.ansible import AnsibleProvisioner
+from controlplane.adapters.clock import MachineClock
+
+ROOT = Path(__file__).resolve().parents[2]
+PARENT = IPv4Address("10.77.1.1")
+SHADOW = IPv4Address("10.77.1.2")
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Two hosts joined by a veth; ``instance`` is unique, so are all names."""
+
+    instance: str
+    first: str
+    second: str
+    run_dir: Path
+
+    @property
+    def hosts(self) -> dict[str, model.Host]:
+        return {
+            name: model.Host(name, variables={"ansible_connection": "local", "netns": netns})
+            for name, netns in (("host-a", self.first), ("host-b", self.second))
+        }
+
+    def order(self, shadow: str = "web-1-s1", **variables: object) -> model.Order:
+        parent = model.Endpoint("web-1", "web", PARENT, 8080, host="host-a")
+        host = self.hosts["host-b"]
+        return model.Order(
+            shadow,
+            self.instance,
+            "web",
+            parent,
+            model.Protocol.TCP,
+            model.Probe(),
+            host,
+            "netns",
+            60.0,
+            variables,
+        )
+
+    def provisioner(self, playbooks: Path | None = None) -> AnsibleProvisioner:
+        return AnsibleProvisioner(self.instance, self.hosts, MachineClock(), playbooks, self.run_dir)
+
+    def serve(self, *extra: str, port: int = 8080) -> subprocess.Popen[bytes]:
+        """The live original."""
+        environment = {"PATH": os.environ["PATH"], "BRACES": "{{ 7*7 }}", "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [
+                *(
+                    "nsenter",
+                    f"--net=/run/netns/{self.first}",
+                    sys.executable,
+                    "-m",
+                    "controlplane.lab.server",
+                ),
+                *("--name", "web-1", "--address", str(PARENT), f"--port={port}", *extra),
+            ],
+            env=environment,
+        )
+        eventually(lambda: self.get(PARENT, port) is not None)
+        return process
+
+    def get(self, address: IPv4Address, port: int) -> str | None:
+        """Who answers an HTTP GET that comes from the first host; None: nobody."""
+        found = subprocess.run(
+            [
+                *("nsenter", f"--net=/run/netns/{self.first}", "curl", "-s", "-i", "-m", "1"),
+                f"http://{address}:{port}/",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = [line for line in found.stdout.splitlines() if line.lower().startswith("x-served-by:")]
+        return lines[0].split(":")[1].strip() if lines else None
+
+    def processes(self, shadow: str | None = None) -> list[int]:
+        """Processes that carry the labels of this instance's shadows."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    entries = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+                except OSError:
+                    continue
+                if f"PENUMBRA_INSTANCE={self.instance}" in entries and (
+                    shadow is None or f"PENUMBRA_SHADOW={shadow}" in entries
+                ):
+                    found.append(int(folder.name))
+        return found
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    tag = uuid.uuid4().hex[:6]
+    made = Site(f"t-{tag}", f"pa-{tag}", f"pb-{tag}", tmp_path / "run")
+    try:
+        for netns in (made.first, made.second):
+            run("ip", "netns", "add", netns)
+            run("ip", "-n", netns, "link", "set", "lo", "up")
+        run(
+            "ip",
+            "link",
+            "add",
+            "v0",
+            "netns",
+            made.first,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "v0",
+            "netns",
+            made.second,
+        )
+        for netns, address in ((made.first, PARENT), (made.second, SHADOW)):
+            run("ip", "-n", netns, "address", "add", f"{address}/24", "dev", "v0")
+            run("ip", "-n", netns, "link", "set", "v0", "up")
+        yield made
+    finally:
+        for pid in made.processes():
+            os.kill(pid, signal.SIGKILL)
+        for netns in (made.first, made.second):
+            subprocess.run(["ip", "netns", "delete", netns], check=False)
+
+
+@pytest.fixture
+def original(site: Site) -> Iterator[subprocess.Popen[bytes]]:
+    process = site.serve()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def provisioner(site: Site) -> Iterator[AnsibleProvisioner]:
+    made = site.provisioner()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def result_of(provisioner: AnsibleProvisioner, within_s: float = 30.0) -> model.RunResult:
+    found: list[model.RunResult] = []
+    eventually(lambda: found.extend(provisioner.results()) or found, within_s)
+    (result,) = found
+    return result
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    text = Path(f"/proc/{pid}/environ").read_text()
+    return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
+
+
+@pytest.mark.usefixtures("original")
+def test_a_shadow_answers_from_its_own_address_once_and_is_gone_after(
+    site: Site, provisioner: AnsibleProvisioner
+) -> None:
+    provisioner.provision(site.order())
+    made = result_of(provisioner)
+    assert made.reason == ""
+    assert (made.state, made.address) == (model.RunState.DONE, SHADOW)
+    assert made.port is not None
+    assert site.get(SHADOW, made.port) == "web-1-s1"
+    (pid,) = site.processes()
+    environment = environment_of(pid)
+    assert environment["BRACES"] == "{{ 7*7 }}"
+    assert ansible_processes.LABEL not in environment
+    print(f"netns: decision to result {made.ended_s - made.started_s:.2f} s")
+
+    provisioner.provision(site.order())
+    again = result_of(provisioner)
+    assert (again.address, again.port) == (made.address, made.port)
+    assert site.processes() == [pid]
+
+    (found,) = provisioner.existing([("host-a", "netns"), ("host-b", "netns")]).found
+    assert (found.shadow, found.host, found.parent, found.port) == ("web-1-s1", "host-b", "web-1", made.port)
+
+    for _ in range(2):
+        provisioner.deprovision(site.order())
+        assert result_of(provisioner).state is model.RunState.DONE
+        assert site.processes() == []
+    assert site.get(SHADOW, made.port) is None
+    assert list((site.run_dir / site.instance / "runs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("original")
+def test_a_lost_record_is_made_anew_from_the_labels(site: Site, provisioner: AnsibleProvisioner) -> None:
+    provisioner.provision(site.order())
+    made = result_of(provisioner)
+    before = site.processes()
+    shutil.rmtree(site.run_dir / site.instance / "shadows")
+    provisioner.provision(site.order())
+    assert result_of(provisioner).port == made.port
+    assert site.processes() == before
+
+
+def test_without_an_original_the_reason_names_the_task_and_the_address(
+    site: Site, provisioner: AnsibleProvisioner
+) -> None:
+    provisioner.provision(site.order())
+    result = result_of(provisioner)
+    assert result.state is model.RunState.FAILED
+    assert result.reason.startswith("task Clone the process: nothing serves 10.77.1.1:8080 (web-1)")
+    assert "\n" not in result.reason
+
+
+@pytest.mark.usefixtures("original")
+def test_a_clone_that_dies_at_once_fails_with_its_last_words(
+    site: Site, provisioner: AnsibleProvisioner
+) -> None:
+    command = ["/bin/sh", "-c", "echo no licence for {address}:{port}; exit 3"]
+    provisioner.provision(site.order(command=command))
+    result = result_of(provisioner)
+    assert result.state is model.RunState.FAILED
+    assert f"no licence for {SHADOW}:" in result.reason
+    assert site.processes() == []
+
+
+# ---- playbooks in trouble ---------------------------------------------------------------
+
+
+def playbooks(folder: Path, provision: str) -> Path:
+    """A folder like the shipped one, with another provision.yml."""
+    shutil.copytree(ROOT / "playbooks", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "provision.yml").write_text(textwrap.dedent(provision))
+    return folder
+
+
+HANGS = """
+    - hosts: all
+      gather_facts: false
+      tasks:
+        - name: Wait for ever
+          ansible.builtin.command: sleep 9876
+"""
+
+
+def test_a_playbook_that_hangs_is_ended_with_its_modules(site: Site, tmp_path: Path) -> None:
+    provisioner = site.provisioner(playbooks(tmp_path / "books", HANGS))
+    provisioner.provision(replace(site.order(), timeout_s=4.0))
+    eventually(lambda: sleepers(site))  # it has reached the task
+    result = result_of(provisioner)
+    assert (result.state, result.reason) == (
+        model.RunState.FAILED,
+        "timed out after 4 s in task Wait for ever",
+    )
+    assert sleepers(site) == []
+    provisioner.close()
+
+
+def sleepers(site: Site) -> list[int]:
+    """Processes of this site's hanging module, by their command and label."""
+    return [
+        pid
+        for pid, label in ansible_processes.labels().items()
+        if f"-{site.instance}-" in label and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0")
+    ]
+
+
+def test_negative_control_without_the_label_scan_the_module_of_a_hanging_playbook_lives_on(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provisioner = site.provisioner(playbooks(tmp_path / "books", HANGS))
+    asked = []
+    with monkeypatch.context() as broken:
+        broken.setattr(ansible_processes, "end_run", lambda label: asked.append(label) or True)
+        provisioner.provision(replace(site.order(), timeout_s=4.0))
+        assert "timed out" in result_of(provisioner).reason
+        assert sleepers(site) != []
+    (label,) = asked
+    assert ansible_processes.end_run(label)
+    assert sleepers(site) == []
+    provisioner.close()
+
+
+@pytest.mark.parametrize(
+    ("provision", "reason"),
+    [
+        pytest.param(
+            "- hosts: all\n  gather_facts: false\n  tasks:\n"
+            "    - name: Ask the stars\n      ansible.builtin.fail:\n        msg: they are not right\n",
+            "task Ask the stars: they are not right",
+            id="a failing task: its name and message",
+        ),
+        pytest.param(
+            "- hosts: [all\n", "provision.yml ended with status 4:", id="broken YAML: what Ansible printed"
+        ),
+        pytest.param("[]\n", "provision.yml", id="an empty playbook"),
+        pytest.param(
+            "- hosts: all\n  gather_facts: false\n  tasks: []\n",
+            "provision.yml handed back no address and port",
+            id="a playbook that hands nothing back",
+        ),
+    ],
+)
+def test_a_playbook_fails_with_a_reason_in_one_line(
+    site: Site, tmp_path: Path, provision: str, reason: str
+) -> None:
+    provisioner = site.provisioner(playbooks(tmp_path / "books", provision))
+    provisioner.provision(site.order())
+    result = result_of(provisioner)
+    assert result.state is model.RunState.FAILED
+    assert result.reason.startswith(reason), result.reason
+    assert "\n" not in result.reason
+    provisioner.close()
+
+
+@pytest.mark.usefixtures("original")
+def test_deprovisioning_ends_the_provisioning_that_is_under_way(site: Site, tmp_path: Path) -> None:
+    provisioner = site.provisioner(playbooks(tmp_path / "books", HANGS))
+    provisioner.provision(site.order())
+    eventually(lambda: sleepers(site))
+    provisioner.deprovision(site.order())
+    result = result_of(provisioner)  # one result: that of the removal
+    assert (result.state, result.reason) == (model.RunState.DONE, "")
+    assert sleepers(site) == []
+    assert list(provisioner.running()) == []
+    provisioner.close()
+
+
+@pytest.mark.usefixtures("original")
+def test_close_ends_what_is_running_but_no_shadow(site: Site, tmp_path: Path) -> None:
+    first = site.provisioner()
+    first.provision(site.order())
+    made = result_of(first)
+    first.close()
+    second = site.provisioner(playbooks(tmp_path / "books", HANGS))
+    second.provision(site.order("web-1-s2"))
+    eventually(lambda: sleepers(site))
+    second.close()
+    assert sleepers(site) == []
+    assert site.get(SHADOW, made.port or 0) == "web-1-s1"
+
+
+CONTROLLER = """
+import sys, time
+from ipaddress import IPv4Address
+from pathlib import Path
+from tests.netns.test_provision_netns import Site
+site = Site(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+site.provisioner(Path(sys.argv[5])).provision(site.order())
+time.sleep(60)
+"""
+
+STARTS_AND_HANGS = """
+    - hosts: all
+      gather_facts: false
+      tasks:
+        - name: Make the shadow
+          ansible.builtin.include_role:
+            name: netns
+            tasks_from: provision
+        - name: Wait for ever
+          ansible.builtin.command: sleep 9876
+"""
+
+
+@pytest.mark.usefixtures("original")
+def test_after_kill_9_of_the_controller_in_mid_run_the_next_one_has_one_shadow(
+    site: Site, tmp_path: Path
+) -> None:
+    books = playbooks(tmp_path / "books", STARTS_AND_HANGS)
+    arguments = [site.instance, site.first, site.second, str(site.run_dir), str(books)]
+    controller = subprocess.Popen([sys.executable, "-c", CONTROLLER, *arguments], cwd=ROOT)
+    eventually(lambda: sleepers(site))
+    controller.kill()
+    controller.wait()
+    before = site.processes()
+    provisioner = site.provisioner()
+    assert sleepers(site) == []  # what the dead one left running
+    provisioner.provision(site.order())
+    made = result_of(provisioner)
+    assert made.state is model.RunState.DONE
+    assert site.processes() == before
+    assert len(before) == 1
+    provisioner.close()
+
+
+@pytest.mark.usefixtures("original")
+def test_two_shadows_at_once_on_one_host_get_two_ports(site: Site, provisioner: AnsibleProvisioner) -> None:
+    for shadow in ("web-1-s1", "web-1-s2"):
+        provisioner.provision(site.order(shadow, port_range=[21000, 21001]))
+    results: list[model.RunResult] = []
+    eventually(lambda: results.extend(provisioner.results()) or len(results) == 2)
+    assert [result.reason for result in results] == ["", ""]
+    assert {result.port for result in results} == {21000, 21001}
