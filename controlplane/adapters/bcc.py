@@ -72,18 +72,24 @@ def compile_program(source_dir: Path, sizes: ProgramSizes) -> Compiled:
 
     Raises DataplaneError with the compiler's or verifier's last lines.
     """
-    return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, sizes.defines())
+    return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, sizes.defines(), headers=source_dir)
 
 
-def compile_file(source: Path, program: str, defines: list[str]) -> Compiled:
-    """Compiles one C file and loads ``program`` of it as XDP; includes come from the file's folder."""
+def compile_file(source: Path, program: str, defines: list[str], *, headers: Path) -> Compiled:
+    """Compiles one C file and loads ``program`` of it as XDP.
+
+    ``headers`` is the folder that holds our headers and, in ``include``, what stands for the kernel's.
+    """
     bcc = _import_bcc()
-    source = source.resolve()  # BCC changes the working directory while it compiles
+    source, headers = (
+        source.resolve(),
+        headers.resolve(),
+    )  # BCC changes the working directory while it compiles
     if not source.is_file():
         raise DataplaneError(f"{source}: no such file; the installation is incomplete")
-    with _captured_stderr() as log, _stub_headers(source.parent):
+    with _captured_stderr() as log, _stub_headers(headers):
         try:
-            module = bcc.BPF(src_file=os.fsencode(source), cflags=[*_flags(source.parent), *defines])
+            module = bcc.BPF(src_file=os.fsencode(source), cflags=[*_flags(headers), *defines])
             function = module.load_func(program.encode(), bcc.BPF.XDP)
         except Exception as error:  # BCC raises bare Exception for everything
             raise DataplaneError(f"{source}: not loaded: {error}: {_tail(log)}") from error

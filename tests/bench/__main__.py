@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make bench``: runs every bench, prints its figures and writes them to build/bench.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.bench import dataplane, figures
+
+BENCHES = (dataplane.measure,)
+OUTPUT = Path("build/bench.json")
+
+
+def main() -> None:
+    measured: dict[str, figures.Figure] = {}
+    for bench in BENCHES:
+        for name, figure in bench().items():
+            print(f"{name:24} {figure.value:10.1f} {figure.unit}")
+            measured[name] = figure
+    figures.write(measured, OUTPUT)
+    print(f"written to {OUTPUT}")
+
+
+if __name__ == "__main__":
+    main()
