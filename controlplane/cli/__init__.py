@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``penumbra`` command. Exit 0: done; 1: failed; 2: wrong usage or configuration."""
+
+from __future__ import annotations
+
+import typer
+
+from controlplane.cli import actions, control, lab, maps
+from controlplane.cli.output import EXIT_USAGE, fail
+from controlplane.config import ConfigError
+from controlplane.ports import DataplaneError, StoreError
+
+app = typer.Typer(
+    name="penumbra",
+    help="Steers traffic at this access point and clones overloaded endpoints before they hurt.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+control.register(app)
+actions.register(app)
+app.add_typer(maps.app, name="maps")
+app.add_typer(lab.app, name="lab")
+
+
+def main() -> None:
+    """The entry point: what the user did wrong or can mend is a line, never a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        fail("\npenumbra: ".join(error.problems), EXIT_USAGE)
+    except (DataplaneError, StoreError) as error:
+        fail(str(error))
+    except BrokenPipeError:
+        fail("output closed")

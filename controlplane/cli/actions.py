@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that ask the running controller for something: drain, undrain, shadow, freeze, thaw."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated
+
+import typer
+
+from controlplane import config, requests
+from controlplane.cli.instance import Instance, find
+from controlplane.cli.options import InstanceName
+from controlplane.cli.output import EXIT_USAGE, fail, say, warn
+
+shadow_app = typer.Typer(help="Shadows by hand.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    for command in (drain, undrain, freeze, thaw):
+        app.command()(command)
+    app.add_typer(shadow_app, name="shadow")
+
+
+def drain(endpoint: str, instance: InstanceName = None) -> None:
+    """Give ENDPOINT no new flows; old ones finish. Holds until undrain, also over restarts.
+
+    Example: penumbra drain web-1
+    """
+    at = _with_endpoint(endpoint, instance)
+    requests.request_drain(at.store(), endpoint, True)
+    _told(at, f"{endpoint}: no new flows from the next tick on")
+
+
+def undrain(endpoint: str, instance: InstanceName = None) -> None:
+    """Give ENDPOINT new flows again.
+
+    Example: penumbra undrain web-1
+    """
+    at = _with_endpoint(endpoint, instance)
+    requests.request_drain(at.store(), endpoint, False)
+    _told(at, f"{endpoint}: takes new flows again from the next tick on")
+
+
+def freeze(instance: InstanceName = None) -> None:
+    """No automatic action until thaw: no shadow is made or removed, no weight moves; health goes on.
+
+    Example: penumbra freeze
+    """
+    at = find(instance)
+    requests.request_freeze(at.store(), True)
+    _told(at, "frozen: health checks go on, nothing else acts until: penumbra thaw")
+
+
+def thaw(instance: InstanceName = None) -> None:
+    """Automatic action again.
+
+    Example: penumbra thaw
+    """
+    at = find(instance)
+    requests.request_freeze(at.store(), False)
+    _told(at, "thawed")
+
+
+@shadow_app.command("add")
+def shadow_add(
+    endpoint: str,
+    host: Annotated[str | None, typer.Option(help="a key of hosts; else the placement decides")] = None,
+    instance: InstanceName = None,
+) -> None:
+    """Make a shadow of ENDPOINT now. It stays until it is removed by hand.
+
+    Example: penumbra shadow add web-1 --host spare-1
+    """
+    at = _with_endpoint(endpoint, instance)
+    if host is not None:
+        _known("host", host, config.load(at.config).hosts)
+    requests.request_shadow_add(at.store(), endpoint, host)
+    _told(at, f"a shadow of {endpoint} is ordered with the next tick; see: penumbra status")
+
+
+@shadow_app.command("remove")
+def shadow_remove(shadow: str, instance: InstanceName = None) -> None:
+    """Drain SHADOW, then remove it.
+
+    Example: penumbra shadow remove web-1-s1
+    """
+    at = find(instance)
+    store = at.store()
+    _known("shadow", shadow, store.shadows())
+    requests.request_shadow_remove(store, shadow)
+    _told(at, f"{shadow} is drained, then removed; see: penumbra status")
+
+
+def _with_endpoint(endpoint: str, instance: str | None) -> Instance:
+    at = find(instance)
+    services = config.load(at.config).services.values()
+    _known("endpoint", endpoint, [one.name for service in services for one in service.endpoints])
+    return at
+
+
+def _known(what: str, name: str, names: Collection[str]) -> None:
+    if name not in names:
+        fail(f"{what} {name!r} is not known; there are: {', '.join(names) or 'none'}", EXIT_USAGE)
+
+
+def _told(at: Instance, line: str) -> None:
+    say(line)
+    if at.controller_pid() is None:
+        warn(
+            f"no controller of instance {at.name!r} runs: it is done when one does (penumbra run {at.config})"
+        )

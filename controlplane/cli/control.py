@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about an instance as a whole: check, load, unload, run, reload, status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from controlplane import config, model, requests
+from controlplane.adapters import loader
+from controlplane.cli import instance as instances
+from controlplane.cli import output, wiring
+from controlplane.cli.options import AsJson, ConfigFile, InstanceName
+from controlplane.cli.output import EXIT_USAGE, fail, say, warn
+from controlplane.status import KEY
+
+STALE_S = 10.0
+
+
+def register(app: typer.Typer) -> None:
+    for command in (check, load, unload, run, reload, status):
+        app.command()(command)
+
+
+def check(config_file: ConfigFile) -> None:
+    """Look at CONFIG and at this machine; change nothing.
+
+    Example: penumbra check penumbra.yml
+    """
+    configured = _checked(config_file)
+    wiring.require_bpf()
+    endpoints = sum(len(service.endpoints) for service in configured.services.values())
+    services = len(configured.services)
+    say(f"{config_file}: {services} services, {endpoints} endpoints, mode {configured.mode.value}")
+    for hint in wiring.hints(configured):
+        warn(f"in the way: {hint}")
+
+
+def load(config_file: ConfigFile) -> None:
+    """Compile, pin and attach the program; it steers from then on, with or without a controller.
+
+    Loaded already: it is attached where it is not yet, and goes on with its flows.
+
+    Example: penumbra load penumbra.yml
+    """
+    configured = _checked(config_file)
+    wiring.require_bpf()
+    loaded = wiring.load(configured, config_file)
+    state = "loaded" if loaded.fresh else "was loaded already and goes on"
+    say(f"instance {configured.instance} {state}; next: penumbra run {config_file}")
+    for attachment in loaded.attachments:
+        line = wiring.mode_line(attachment)
+        if attachment.mode.name == "NATIVE":
+            say(line)
+        else:
+            warn(line)
+
+
+def unload(instance: InstanceName = None) -> None:
+    """Detach the program and remove its maps: nothing is steered any more. Shadows and the store stay.
+
+    Example: penumbra unload
+    """
+    names = instances.loaded()
+    if instance is None and len(names) != 1:
+        if not names:
+            say("no instance is loaded")
+            return
+        fail(f"several instances are loaded ({', '.join(names)}): name one with --instance", EXIT_USAGE)
+    name = instance if instance is not None else names[0]
+    if (pid := instances.running_controller(name)) is not None:
+        fail(f"a controller of instance {name!r} runs: stop it first (kill {pid})")
+    loader.unload(name)
+    instances.forget(name)
+    say(f"instance {name} unloaded" if name in names else f"instance {name} was not loaded")
+
+
+def run(config_file: ConfigFile) -> None:
+    """Run the controller; loads the program first if need be. Ctrl-C ends it, steering goes on.
+
+    Example: penumbra run penumbra.yml
+    """
+    configured = _checked(config_file)
+    wiring.require_bpf()
+    wiring.run(configured, config_file)
+
+
+def reload(instance: InstanceName = None) -> None:
+    """Have the controller read its configuration again. A bad one is refused and the running one stays.
+
+    Example: penumbra reload
+    """
+    at = instances.find(instance)
+    wiring.reread(at)
+    store = at.store()
+    if at.controller_pid() is None:
+        fail(f"no controller of instance {at.name!r} runs: penumbra run {at.config}")
+    requests.request_reload(store)
+    say(f"{at.config} is good; the controller takes it with its next tick")
+
+
+def status(
+    instance: InstanceName = None,
+    as_json: AsJson = False,
+    decisions: Annotated[int, typer.Option(help="how many of the last decisions to show")] = 8,
+) -> None:
+    """What is steered where, what is forecast, and what was decided and why.
+
+    Example: penumbra status --json
+    """
+    at = instances.find(instance)
+    store = at.store()
+    text = store.get(KEY)
+    found: dict[str, Any] = json.loads(text) if text else {}
+    found["controller_pid"] = at.controller_pid()
+    found["decisions"] = [output.plain(one) for one in store.decisions(decisions)]
+    if as_json:
+        output.document(found)
+        return
+    _print_status(at, found)
+
+
+def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
+    pid = found["controller_pid"]
+    runs = f"controller {pid}" if pid else f"no controller runs (penumbra run {at.config})"
+    if "services" not in found:
+        say(f"instance {at.name}: {runs}; nothing decided yet")
+        return
+    frozen = ", frozen" if found["frozen"] else ""
+    say(f"instance {at.name}: {runs}, mode {found['mode']}{frozen}")
+    if not found["fresh"]:
+        warn("counters are not fresh: weights stay and nothing is removed")
+    for part, trouble in found["troubles"].items():
+        warn(f"{part} does not work: {trouble}")
+    groups, shadows = [], []
+    for service in found["services"]:
+        if service["fail_open"]:
+            warn(f"{service['name']}: no member is healthy, packets go to all of them")
+        for group in service["groups"]:
+            groups.append({"service": service["name"], **group})
+            shadows += [{"endpoint": group["name"], **shadow} for shadow in group["shadows"]]
+    columns = ("service", "name", "up", "demand", "level", "high", "capacity", "spill", "wanted", "reason")
+    output.rows(columns, groups, as_json=False)
+    if shadows:
+        say("")
+        columns = ("endpoint", "name", "state", "host", "address", "port", "up", "served", "age_s", "reason")
+        output.rows(columns, shadows, as_json=False)
+    if found["decisions"]:
+        say("")
+        for one in reversed(found["decisions"]):
+            say(f"{output.clock_time(one['at_unix_s'])}  {one['reason']}")
+
+
+def _checked(path: Path) -> model.Config:
+    """The configuration, if this machine has what it names; else the command ends with 2."""
+    configured = config.load(path)
+    if problems := wiring.against_machine(configured):
+        raise config.ConfigError(f"{path}: {problem}" for problem in problems)
+    return configured

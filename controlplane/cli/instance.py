@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which instance a command is about, and who runs it: what commands in different processes share."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from controlplane import model
+from controlplane.adapters.sqlite import SqliteStore
+from controlplane.cli.output import EXIT_USAGE, fail
+
+RUN_DIR = Path("/run/penumbra")
+PIN_ROOT = Path("/sys/fs/bpf/penumbra")
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A loaded instance. The record lies in /run: it goes with the maps when the machine restarts."""
+
+    name: str
+    config: Path
+    state_dir: Path
+
+    def store(self) -> SqliteStore:
+        return SqliteStore(self.state_dir, self.name)
+
+    def controller_pid(self) -> int | None:
+        return running_controller(self.name)
+
+
+def remember(config: model.Config, path: Path) -> Instance:
+    """Writes the record of a loaded instance, whole or not at all."""
+    RUN_DIR.mkdir(mode=0o700, exist_ok=True)
+    instance = Instance(config.instance, path.resolve(), config.state_dir)
+    record = {"config": str(instance.config), "state_dir": str(instance.state_dir)}
+    fresh = _record_path(config.instance).with_suffix(".new")
+    fresh.write_text(json.dumps(record))
+    fresh.replace(_record_path(config.instance))
+    return instance
+
+
+def forget(name: str) -> None:
+    _record_path(name).unlink(missing_ok=True)
+    _lock_path(name).unlink(missing_ok=True)
+
+
+def loaded() -> list[str]:
+    try:
+        return sorted(path.name for path in PIN_ROOT.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
+    except PermissionError:
+        fail("needs root to look at loaded instances: run it with sudo")
+
+
+def find(given: str | None) -> Instance:
+    """The named instance, or the only one that is loaded. Ends the command if there is none such."""
+    names = loaded()
+    if given is None and len(names) > 1:
+        fail(f"several instances are loaded ({', '.join(names)}): name one with --instance", EXIT_USAGE)
+    name = given if given is not None else (names[0] if names else None)
+    if name is None or name not in names:
+        what = "no instance is loaded" if given is None else f"instance {given!r} is not loaded"
+        known = f" (loaded: {', '.join(names)})" if names else ""
+        fail(f"{what}{known}: run penumbra load CONFIG first")
+    try:
+        record = json.loads(_record_path(name).read_text())
+        return Instance(name, Path(record["config"]), Path(record["state_dir"]))
+    except (OSError, ValueError, KeyError):
+        fail(f"{_record_path(name)} is missing or damaged: run penumbra load CONFIG again")
+
+
+def running_controller(name: str) -> int | None:
+    """The process that holds the controller's lock, if one does."""
+    try:
+        with _lock_path(name).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        text = _lock_path(name).read_text().strip()
+        return int(text) if text.isdigit() else None
+    return None
+
+
+def hold_controller_lock(name: str) -> IO[str]:
+    """Held while the returned file is open (kill -9 closes it). Ends the command if another has it."""
+    RUN_DIR.mkdir(mode=0o700, exist_ok=True)
+    lock = _lock_path(name).open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        fail(f"a controller of instance {name!r} runs already (pid {lock.read().strip() or 'unknown'})")
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _record_path(name: str) -> Path:
+    return RUN_DIR / f"{name}.instance.json"
+
+
+def _lock_path(name: str) -> Path:
+    return RUN_DIR / f"{name}.controller"

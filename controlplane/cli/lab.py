@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``penumbra lab``: a network of namespaces to try things in, with real traffic."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlplane.cli import output
+from controlplane.cli.options import AsJson
+from controlplane.cli.output import EXIT_USAGE, fail, say
+from controlplane.lab.configuration import Choices, LiveEndpoint, written
+from controlplane.lab.lab import Lab
+from controlplane.lab.network import LabError
+from controlplane.lab.topology import AP, CLIENTS, Topology
+
+app = typer.Typer(
+    help="A lab of network namespaces: clients, an access point, hosts.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+LabName = Annotated[str, typer.Option("--name", metavar="NAME", help="which lab")]
+
+CONFIG = "penumbra.yml"
+ENDPOINT = "web-1"
+SERVICE_TIME_S = 0.1
+CONCURRENCY = 8
+FLOWS_PER_REQUEST = 0.53
+"""Half of the generator's requests are a flow each, the others share flows of 17.5 requests on average."""
+
+
+@app.command()
+def up(name: LabName = "lab") -> None:
+    """Make the lab with one endpoint on host1, and a configuration for it. It stays until down.
+
+    Example: penumbra lab up
+    """
+    lab = _lab(name)
+    try:
+        lab.up()
+        try:
+            lab.endpoint("host1", name=ENDPOINT, service_time_s=SERVICE_TIME_S, concurrency=CONCURRENCY)
+            config = _write_config(lab)
+        except BaseException:
+            lab.down()
+            raise
+    except LabError as error:
+        fail(str(error))
+    inside = shlex.join(lab.argv(AP, [sys.argv[0]]))
+    say(f"lab {name} is up: {', '.join(lab.topology.namespaces)}")
+    say(f"steer:   {inside} run {config}")
+    say(f"traffic: {sys.argv[0]} lab traffic --name {name} --trace mongo_burst --duration 90 --peak 150")
+    say(f"end:     {sys.argv[0]} unload --instance {name}; {sys.argv[0]} lab down --name {name}")
+
+
+@app.command()
+def down(name: LabName = "lab") -> None:
+    """End what runs in the lab and remove it, also what a crashed one left. Done twice does no harm.
+
+    Example: penumbra lab down
+    """
+    try:
+        _lab(name).down()
+    except LabError as error:
+        fail(str(error))
+    say(f"lab {name} is down")
+
+
+@app.command()
+def status(name: LabName = "lab", as_json: AsJson = False) -> None:
+    """Whether the lab is up, and what runs in it.
+
+    Example: penumbra lab status
+    """
+    found = _lab(name).status()
+    if as_json:
+        output.document(found)
+        return
+    state = "up" if found.up else "abandoned (penumbra lab down removes it)" if found.abandoned else "down"
+    say(f"lab {name}: {state}, {len(found.namespaces)} namespaces, {len(found.pids)} processes")
+
+
+@app.command()
+def traffic(
+    trace: Annotated[str, typer.Option(help="a CSV file of timestamp,value or the name of a shipped trace")],
+    name: LabName = "lab",
+    duration: Annotated[float, typer.Option(help="seconds into which the trace is squeezed")] = 90.0,
+    peak: Annotated[float, typer.Option(help="requests/s at the trace's highest point")] = 150.0,
+    seed: Annotated[int, typer.Option(help="of the random arrivals")] = 1,
+) -> None:
+    """Send HTTP requests from the lab's clients to the VIP, open-loop, along a trace; then a summary.
+
+    Example: penumbra lab traffic --trace mongo_burst --duration 60 --peak 100
+    """
+    lab = _lab(name)
+    if not lab.status().up:
+        fail(f"lab {name} is not up: penumbra lab up --name {name}")
+    topology = lab.topology
+    argv = [sys.executable, "-m", "controlplane.lab.traffic", "--trace", trace, "--seed", str(seed)]
+    argv += ["--target", f"{topology.vip}:{topology.vip_port}"]
+    argv += ["--duration", str(duration), "--peak", str(peak)]
+    done = subprocess.run(lab.argv(CLIENTS, argv), check=False)
+    if done.returncode:
+        raise SystemExit(1)
+
+
+def _lab(name: str) -> Lab:
+    try:
+        return Lab(Topology(name), stay=True)
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
+
+
+def _write_config(lab: Lab) -> Path:
+    capacity = CONCURRENCY / SERVICE_TIME_S * FLOWS_PER_REQUEST
+    choices = Choices(
+        endpoints=[LiveEndpoint("host1", ENDPOINT, capacity=round(capacity))],
+        shadow_hosts={"host2": 2, "host3": 2},
+        shadows={"lead_time": "5s", "warm_up": "2s", "idle": "10s", "min_life": "10s", "drain": "35s"},
+    )
+    path = lab.folder / CONFIG
+    path.write_text(written(lab.topology, choices, lab.folder / "state"), encoding="utf-8")
+    return path

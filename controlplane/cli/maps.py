@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``penumbra maps``: what the BPF maps hold, read without disturbing them; no controller is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from controlplane import model
+from controlplane.adapters.clock import MachineClock
+from controlplane.adapters.dataplane import MapDataplane
+from controlplane.cli import instance as instances
+from controlplane.cli import output
+from controlplane.cli.options import AsJson, InstanceName
+from controlplane.cli.output import EXIT_USAGE, fail
+
+app = typer.Typer(help="What the BPF maps hold.", no_args_is_help=True, rich_markup_mode=None)
+
+COUNTS = (
+    "packets", "bytes", "return_packets", "return_bytes", "flows", "offered", "completed", "spilled",
+    "midstream", "unremembered", "resets", "fins", "rtt_count",
+)  # fmt: skip
+
+
+@contextmanager
+def _opened(instance: str | None) -> Iterator[MapDataplane]:
+    """The maps alone are enough: no record, no store, no controller."""
+    names = instances.loaded()
+    if instance is None and len(names) > 1:
+        fail(f"several instances are loaded ({', '.join(names)}): name one with --instance", EXIT_USAGE)
+    if not names and instance is None:
+        fail("no instance is loaded: run penumbra load CONFIG first")
+    dataplane = MapDataplane.open(instance or names[0], MachineClock())
+    try:
+        yield dataplane
+    finally:
+        dataplane.close()
+
+
+@app.command()
+def services(instance: InstanceName = None, as_json: AsJson = False) -> None:
+    """Services: VIP, ring, and the weights of the live endpoints in it.
+
+    Example: penumbra maps services
+    """
+    with _opened(instance) as dataplane:
+        found = dataplane.installed().services.values()
+    rows = (
+        {
+            "service": one.name,
+            "vip": one.vip,
+            "port": one.port,
+            "protocol": one.protocol.name.lower(),
+            "on_down": one.on_down,
+            "ring_size": one.ring_size,
+            "ring": dict(one.ring),
+        }
+        for one in found
+    )
+    output.rows(("service", "vip", "port", "protocol", "on_down", "ring_size", "ring"), rows, as_json)
+
+
+@app.command()
+def endpoints(instance: InstanceName = None, as_json: AsJson = False) -> None:
+    """Endpoints, live and shadow: where they are, whether they are down or drain, how much spills.
+
+    Example: penumbra maps endpoints --json
+    """
+    with _opened(instance) as dataplane:
+        found = dataplane.installed().members.values()
+        times = dataplane.rtt_quantiles_ms((0.5, 0.99))
+    rows = (
+        {
+            "endpoint": one.name,
+            "service": one.service,
+            "role": one.role.name.lower(),
+            "address": one.address,
+            "port": one.port,
+            "parent": one.parent,
+            "down": one.down,
+            "draining": one.draining,
+            "spill": one.spill,
+            "rtt_p50_ms": times[one.name][0],
+            "rtt_p99_ms": times[one.name][1],
+        }
+        for one in found
+    )
+    columns = ("endpoint", "service", "role", "address", "port", "parent", "down", "draining", "spill")
+    output.rows((*columns, "rtt_p50_ms", "rtt_p99_ms"), rows, as_json)
+
+
+@app.command()
+def shadows(instance: InstanceName = None, as_json: AsJson = False) -> None:
+    """The shadow table: for each live endpoint that has one, its spill and who gets which share of it.
+
+    Example: penumbra maps shadows
+    """
+    with _opened(instance) as dataplane:
+        found = dataplane.installed().members.values()
+    rows = (
+        {"endpoint": one.name, "spill": one.spill, "shadow": name, "share": weight / sum(one.slots.values())}
+        for one in found
+        if one.role is model.Role.LIVE
+        for name, weight in one.slots.items()
+    )
+    output.rows(("endpoint", "spill", "shadow", "share"), rows, as_json)
+
+
+@app.command()
+def flows(
+    instance: InstanceName = None,
+    as_json: AsJson = False,
+    limit: Annotated[int, typer.Option(min=1, help="at most so many, the most recent first")] = 1000,
+) -> None:
+    """The flow cache: which endpoint each client's flow was given.
+
+    Example: penumbra maps flows --limit 20
+    """
+    with _opened(instance) as dataplane:
+        found = dataplane.flows(limit)
+    columns = ("client", "client_port", "service", "endpoint", "state", "idle_s")
+    output.rows(columns, ({name: getattr(one, name) for name in columns} for one in found), as_json)
+
+
+@app.command()
+def counters(instance: InstanceName = None, as_json: AsJson = False) -> None:
+    """Counters per endpoint since the maps were made, and packets by why they left as they did.
+
+    Example: penumbra maps counters
+    """
+    with _opened(instance) as dataplane:
+        found = dataplane.counters()
+        reasons = dataplane.reasons()
+    rows = (
+        {"endpoint": name, **{count: int(getattr(found, count)[row]) for count in COUNTS}}
+        for name, row in found.rows.items()
+    )
+    output.rows(("endpoint", *COUNTS), rows, as_json)
+    if not as_json:
+        output.say("")
+    output.rows(("reason", "packets"), ({"reason": r, "packets": n} for r, n in reasons.items()), as_json)
+
+
+@app.command()
+def events(instance: InstanceName = None, as_json: AsJson = False) -> None:
+    """Events that the controller has not taken yet: redirected, no shadow available, endpoint down.
+
+    Example: penumbra maps events --json
+    """
+    with _opened(instance) as dataplane:
+        found = dataplane.peek_events()
+    rows = (
+        {
+            "at_s": one.at_s,
+            "event": one.kind.name.lower(),
+            "service": one.service,
+            "endpoint": one.endpoint,
+            "chosen": one.chosen,
+            "client": one.client,
+        }
+        for one in found
+    )
+    output.rows(("at_s", "event", "service", "endpoint", "chosen", "client"), rows, as_json)

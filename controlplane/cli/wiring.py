@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts adapters and the loop together. The only place, with its sister commands, that knows both."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from controlplane import config, model, plan, weights
+from controlplane.adapters import loader, netlink, pins
+from controlplane.adapters.ansible import AnsibleProvisioner, check_playbooks, shipped_playbooks
+from controlplane.adapters.attach import Attachment
+from controlplane.adapters.clock import MachineClock
+from controlplane.adapters.dataplane import MapDataplane
+from controlplane.adapters.libbpf import XdpMode
+from controlplane.adapters.probes import NetworkProber
+from controlplane.adapters.prometheus import PrometheusMetrics
+from controlplane.adapters.sqlite import SqliteStore
+from controlplane.cli.instance import Instance, hold_controller_lock, remember
+from controlplane.cli.output import fail
+from controlplane.loop import Controller
+from controlplane.ports import DataplaneError
+
+
+def bpf_dir() -> Path:
+    """The folder of the C sources, installed or checked out."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "share/bpf"
+    return installed if installed.is_dir() else package.parent / "bpf"
+
+
+def against_machine(configured: model.Config) -> list[str]:
+    """What the configuration names and this machine does not have, a line each."""
+    here = [name for _, name in socket.if_nameindex()]
+    problems = [
+        f"interfaces.{at}: {name!r} is no interface of this network namespace; allowed: {', '.join(here)}"
+        for at, name in enumerate(configured.interfaces)
+        if name not in here
+    ]
+    folder = configured.playbooks or shipped_playbooks()
+    problems += [f"playbooks: {problem}" for problem in check_playbooks(folder)]
+    return problems
+
+
+def require_bpf() -> None:
+    """Root, BPF and bcc, or DataplaneError with the command that gets what is missing."""
+    pins.require_privileges()
+    if importlib.util.find_spec("bcc") is None:
+        raise DataplaneError(
+            "bcc is missing: apt-get install python3-bpfcc, and use a Python that sees it "
+            '(/usr/bin/python3 -m venv --system-site-packages); PyPI\'s "bcc" is an unrelated library'
+        )
+
+
+def hints(configured: model.Config) -> list[str]:
+    """What of this machine stands in the way of steered traffic, with the command that mends it."""
+    return list(netlink.preflight(configured.interfaces))
+
+
+def load(configured: model.Config, path: Path) -> loader.Loaded:
+    """Loads and attaches; a fresh instance steers to the configured endpoints at once."""
+    pins.mount_bpf_filesystem()
+    loaded = loader.load(configured, bpf_dir())
+    remember(configured, path)
+    dataplane = MapDataplane.open(configured.instance, MachineClock())
+    try:
+        if loaded.fresh or not dataplane.installed().services:
+            for step in plan.plan(model.Steering(), as_configured(configured)):
+                dataplane.apply(step)
+            dataplane.renew_hops()
+    finally:
+        dataplane.close()
+    return loaded
+
+
+def as_configured(configured: model.Config) -> model.Steering:
+    """Every endpoint in its ring, nobody down, no shadows: what is known before the first probe."""
+    services, members = {}, {}
+    for service in configured.services.values():
+        ring = weights.ring_weights({endpoint.name: endpoint for endpoint in service.endpoints})
+        services[service.name] = model.VirtualService(
+            service.name,
+            service.vip,
+            service.port,
+            service.protocol,
+            service.on_down,
+            service.ring_size,
+            ring,
+        )
+        for one in service.endpoints:
+            members[one.name] = model.Member(one.name, service.name, one.address, one.port, model.Role.LIVE)
+    return model.Steering(services, members)
+
+
+def mode_line(attachment: Attachment) -> str:
+    if attachment.mode == XdpMode.NATIVE:
+        return f"{attachment.interface}: native"
+    reason = attachment.reason or "attached so earlier"
+    return (
+        f"{attachment.interface}: {attachment.mode.name.upper()}, several times slower than native: {reason}"
+    )
+
+
+def run(configured: model.Config, path: Path) -> None:
+    """The controller, until SIGINT or SIGTERM; SIGHUP reads the configuration again. Steering goes on."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    instance = Instance(configured.instance, path.resolve(), configured.state_dir)
+    lock = hold_controller_lock(configured.instance)
+    load(configured, path)
+    closing: list[Callable[[], None]] = [lock.close]
+    try:
+        _run(configured, instance, closing)
+    finally:
+        for close in reversed(closing):
+            close()
+
+
+def _run(configured: model.Config, instance: Instance, closing: list[Callable[[], None]]) -> None:
+    clock = MachineClock()
+    try:
+        metrics = PrometheusMetrics(configured.metrics_address, configured.metrics_port)
+    except OSError as error:
+        where = f"{configured.metrics_address}:{configured.metrics_port}"
+        fail(f"metrics.port: {where}: {os.strerror(error.errno or 0)}; traffic goes on, take another port")
+    closing.append(metrics.close)
+    dataplane = MapDataplane.open(configured.instance, clock)
+    closing.append(dataplane.close)
+    store = SqliteStore(configured.state_dir, configured.instance)
+    closing.append(store.close)
+    provisioner = AnsibleProvisioner(
+        configured.instance, configured.hosts, clock, configured.playbooks or shipped_playbooks()
+    )
+    closing.append(provisioner.close)
+    prober = NetworkProber(clock.wake)
+    closing.append(prober.close)
+    controller = Controller(
+        configured, dataplane, prober, provisioner, store, clock, metrics, lambda: reread(instance)
+    )
+
+    def end(_number: int, _frame: object) -> None:
+        controller.stop()
+        clock.wake()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    controller.run()
+
+
+def reread(instance: Instance) -> model.Config:
+    """The instance's configuration as its file has it now. Raises ValueError with all that is wrong."""
+    configured = config.load(instance.config)
+    if problems := against_machine(configured):
+        raise config.ConfigError(f"{instance.config}: {problem}" for problem in problems)
+    return configured
