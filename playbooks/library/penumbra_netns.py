@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
 """Shadows that are processes in a network namespace: a clone of the process that serves the parent's address.
 

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Provisioning by the shipped playbooks, for real: a container is cloned, in an engine of our own."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import docker
+import pytest
+
+from controlplane import model
+from controlplane.adapters.ansible import AnsibleProvisioner
+from controlplane.adapters.clock import MachineClock
+from controlplane.lab.dockerd import Dockerd, host_rootfs
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESS = IPv4Address("10.78.1.1")
+USR = {"/usr": {"bind": "/usr", "mode": "ro"}, str(ROOT): {"bind": "/penumbra", "mode": "ro"}}
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def eventually(condition: Callable[[], object], within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A lab host with an engine, and a client host that reaches it."""
+
+    daemon: Dockerd
+    outside: str
+    instance: str
+    run_dir: Path
+
+    @property
+    def host(self) -> model.Host:
+        return model.Host(
+            "host-a",
+            variables={
+                "ansible_connection": "local",
+                "docker_host": self.daemon.url,
+                "address": str(ADDRESS),
+            },
+        )
+
+    def provisioner(self) -> AnsibleProvisioner:
+        return AnsibleProvisioner(self.instance, {"host-a": self.host}, MachineClock(), run_dir=self.run_dir)
+
+    def order(self, address: IPv4Address, port: int, shadow: str, **variables: object) -> model.Order:
+        parent = model.Endpoint("web-1", "web", address, port, host="host-a")
+        return model.Order(
+            shadow,
+            self.instance,
+            "web",
+            parent,
+            model.Protocol.TCP,
+            model.Probe(),
+            self.host,
+            "docker",
+            60.0,
+            variables,
+        )
+
+    def answers(self, address: IPv4Address | None, port: int | None, netns: str | None = None) -> bool:
+        at = f"--net=/run/netns/{netns or self.outside}"
+        command = ["nsenter", at, "curl", "-sf", "-m", "1", f"http://{address}:{port}/"]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    tag = uuid.uuid4().hex[:6]
+    inside, outside = f"pd-{tag}", f"pc-{tag}"
+    daemon = Dockerd(inside, Path(f"/tmp/pd-{tag}"))  # noqa: S108 - a socket's path is short
+    try:
+        for netns in (inside, outside):
+            run("ip", "netns", "add", netns)
+            run("ip", "-n", netns, "link", "set", "lo", "up")
+        run(
+            "ip", "link", "add", "v0", "netns", inside, "type", "veth", "peer", "name", "v0", "netns", outside
+        )
+        for netns, address in ((inside, str(ADDRESS)), (outside, "10.78.1.2")):
+            run("ip", "-n", netns, "address", "add", f"{address}/24", "dev", "v0")
+            run("ip", "-n", netns, "link", "set", "v0", "up")
+        with daemon:
+            daemon.import_image("lab", host_rootfs())
+            yield Engine(daemon, outside, f"t-{tag}", tmp_path_factory.mktemp("run"))
+        assert not daemon.folder.exists()
+        assert str(daemon.folder) not in Path("/proc/self/mounts").read_text()
+        assert list(Path("/sys/fs/cgroup").glob(f"*/{daemon.cgroup}")) == []
+    finally:
+        for netns in (inside, outside):
+            subprocess.run(["ip", "netns", "delete", netns], check=False)
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine) -> Iterator[docker.DockerClient]:
+    made = engine.daemon.client()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def no_containers_left(client: docker.DockerClient) -> Iterator[None]:
+    yield
+    for container in client.containers.list(all=True):
+        container.remove(force=True)
+
+
+@pytest.fixture(scope="module")
+def provisioner(engine: Engine) -> Iterator[AnsibleProvisioner]:
+    made = engine.provisioner()
+    yield made
+    made.close()
+
+
+def original(client: docker.DockerClient, **options: object) -> docker.models.containers.Container:
+    command = ["python3", "-m", "controlplane.lab.server", "--port", "8080"]
+    settings = {
+        "environment": {"PYTHONPATH": "/penumbra", "BRACES": "{{ 7*7 }}"},
+        "volumes": USR,
+        "ports": {"8080/tcp": 18080},
+        "mem_limit": "128m",
+        "nano_cpus": 500_000_000,
+        "pids_limit": 50,
+        "cap_drop": ["NET_RAW"],
+        "read_only": True,
+        "tmpfs": {"/tmp": "size=1m"},  # noqa: S108
+        "labels": {"team": "web", "com.docker.compose.project": "shop"},
+        "working_dir": "/tmp",  # noqa: S108
+        "healthcheck": {"test": ["CMD", "true"], "interval": 10**9},
+        "restart_policy": {"Name": "on-failure", "MaximumRetryCount": 3},
+    }
+    return client.containers.run("lab", command, detach=True, **(settings | options))
+
+
+def result_of(provisioner: AnsibleProvisioner) -> model.RunResult:
+    found: list[model.RunResult] = []
+    eventually(lambda: found.extend(provisioner.results()) or found)
+    (result,) = found
+    return result
+
+
+def shadow_of(client: docker.DockerClient, engine: Engine) -> list[docker.models.containers.Container]:
+    return client.containers.list(all=True, filters={"label": f"penumbra.instance={engine.instance}"})
+
+
+def test_a_published_container_is_cloned_whole_once_and_gone_after(
+    engine: Engine, client: docker.DockerClient, provisioner: AnsibleProvisioner
+) -> None:
+    live = original(client)
+    eventually(lambda: engine.answers(ADDRESS, 18080))
+    order = engine.order(ADDRESS, 18080, "web-1-s1")
+    begun_s = time.monotonic()
+    provisioner.provision(order)
+    made = result_of(provisioner)
+    assert made.reason == ""
+    assert made.address == ADDRESS
+    assert made.port != 18080
+    eventually(lambda: engine.answers(made.address, made.port))
+    print(
+        f"docker: decision to result {made.ended_s - made.started_s:.2f} s, to 200 {time.monotonic() - begun_s:.2f} s"
+    )
+
+    (shadow,) = shadow_of(client, engine)
+    was, now = client.api.inspect_container(live.id), client.api.inspect_container(shadow.id)
+    assert "BRACES={{ 7*7 }}" in now["Config"]["Env"]
+    for key in ("Env", "Cmd", "Entrypoint", "WorkingDir", "User", "Healthcheck"):
+        assert now["Config"].get(key) == was["Config"].get(key), key
+    assert now["Image"] == was["Image"]
+    differing = {key for key in was["HostConfig"] if now["HostConfig"].get(key) != was["HostConfig"][key]}
+    assert differing <= {"PortBindings", "Mounts", "VolumesFrom"}
+    labels = now["Config"]["Labels"]
+    assert (labels["team"], labels["penumbra.shadow"], labels["penumbra.parent"]) == (
+        "web",
+        "web-1-s1",
+        "web-1",
+    )
+    assert "com.docker.compose.project" not in labels
+    assert now["Config"]["Hostname"] != was["Config"]["Hostname"]
+
+    provisioner.provision(order)
+    assert result_of(provisioner).port == made.port
+    assert [container.id for container in shadow_of(client, engine)] == [shadow.id]
+    (found,) = provisioner.existing([("host-a", "docker")]).found
+    assert (found.shadow, found.parent, found.address, found.port) == (
+        "web-1-s1",
+        "web-1",
+        ADDRESS,
+        made.port,
+    )
+
+    for _ in range(2):
+        provisioner.deprovision(order)
+        assert result_of(provisioner).reason == ""
+        assert shadow_of(client, engine) == []
+    live.remove(force=True)
+
+
+def test_a_routed_container_gets_an_address_of_its_own_in_place_of_the_fixed_one(
+    engine: Engine, client: docker.DockerClient, provisioner: AnsibleProvisioner
+) -> None:
+    pool = docker.types.IPAMPool(subnet="10.79.0.0/24", gateway="10.79.0.1")
+    network = client.networks.create("back", ipam=docker.types.IPAMConfig(pool_configs=[pool]))
+    live = original(client, ports={}, network="back")
+    live.stop(timeout=0)
+    network.disconnect(live)
+    network.connect(live, ipv4_address="10.79.0.77")
+    live.start()
+    try:
+        provisioner.provision(engine.order(IPv4Address("10.79.0.77"), 8080, "web-1-s2"))
+        made = result_of(provisioner)
+        assert made.reason == ""
+        assert made.address in IPv4Network("10.79.0.0/24")
+        assert (made.address, made.port) != (IPv4Address("10.79.0.77"), 8080)
+        eventually(lambda: engine.answers(made.address, made.port, engine.daemon.netns))
+    finally:
+        for container in (*shadow_of(client, engine), live):
+            container.remove(force=True)
+        network.remove()
+
+
+def test_a_writable_mount_is_refused_by_name_unless_it_is_marked_shared(
+    engine: Engine, client: docker.DockerClient, provisioner: AnsibleProvisioner
+) -> None:
+    live = original(client, volumes=USR | {"orders": {"bind": "/data", "mode": "rw"}})
+    provisioner.provision(engine.order(ADDRESS, 18080, "web-1-s3"))
+    refused = result_of(provisioner)
+    assert refused.state is model.RunState.FAILED
+    assert "has the writable mount /data (volume orders)" in refused.reason
+    assert "add /data to shared_mounts" in refused.reason
+    assert shadow_of(client, engine) == []
+
+    order = engine.order(ADDRESS, 18080, "web-1-s3", shared_mounts=["/data"])
+    provisioner.provision(order)
+    assert result_of(provisioner).reason == ""
+    (shadow,) = shadow_of(client, engine)
+    assert {mount["Destination"]: mount["RW"] for mount in shadow.attrs["Mounts"]}["/data"] is True
+    provisioner.deprovision(order)
+    assert result_of(provisioner).reason == ""
+    assert client.volumes.get("orders")
+    live.remove(force=True)
