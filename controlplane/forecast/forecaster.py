@@ -26,8 +26,10 @@ Floats = npt.NDArray[np.float64]
 
 _TREND_DOUBT = 2.0
 """Holt's trend below so many standard deviations of what noise makes of it counts as none."""
-_NOISE_GAIN = 0.05
+_NOISE_GAIN = 0.03
 """Smoothing of the noise's variance per tick of 1 s."""
+_LEARNED = 10
+"""Readings until a level is known well enough to tell an onset from it."""
 _FORGET_S = 30.0
 """A gap longer than this starts a group anew."""
 _PRIOR_ERRORS = 10.0
@@ -57,6 +59,8 @@ class Forecaster:
         self._trend = np.zeros(n)
         self._variance = np.zeros(n)
         self._seen_s = np.full(n, -np.inf)
+        self._count = np.zeros(n)
+        self._reach_s = np.full(n, np.inf)
         self._onset = Onset(n)
         self._fit_level = np.full(n, np.nan)
         self._fit_trend = np.zeros(n)
@@ -81,7 +85,16 @@ class Forecaster:
             values[to] = row[source]
             return values
 
-        for attribute in ("_level", "_trend", "_variance", "_seen_s", "_fit_level", "_fit_trend"):
+        for attribute in (
+            "_level",
+            "_trend",
+            "_variance",
+            "_seen_s",
+            "_count",
+            "_reach_s",
+            "_fit_level",
+            "_fit_trend",
+        ):
             getattr(other, attribute)[to] = getattr(self, attribute)[source]
         other._onset = self._onset.regroup(carried)
         other._errors[:, to] = self._errors[:, source]
@@ -98,13 +111,15 @@ class Forecaster:
         fresh = read & (np.isnan(self._level) | (gap_s > _FORGET_S))
         self._level[fresh] = values[fresh]
         self._trend[fresh] = 0.0
+        self._count[fresh] = 0.0
         self._variance[fresh] = np.maximum(values[fresh], 1.0)
         self._errors[:, fresh] = np.nan
         for _, row in self._pending:
             row[fresh] = np.nan
 
         known = read & ~fresh & (gap_s > 0)
-        before = np.where(fresh, np.nan, self._level)
+        before = np.where(self._count < _LEARNED, np.nan, self._level)
+        self._count += read
         self._smooth(values, np.where(known, gap_s, 1.0), known)
         self._fit(before, values)
         self._seen_s[read] = now_s
@@ -126,19 +141,20 @@ class Forecaster:
             return Prediction(horizon_s, level, level, level)
         point = level
         if self.settings.method is ForecastMethod.HOLT:
-            point = np.maximum(level + self._fit_trend * horizon_s, 0.0)
+            point = np.maximum(level + self._fit_trend * np.minimum(horizon_s, self._reach_s), 0.0)
         self._pending.append((now_s + horizon_s, point.copy()))
         return Prediction(horizon_s, point, np.maximum(point + self._margin(), 0.0), level)
 
     def _smooth(self, values: Floats, gap_s: Floats, known: npt.NDArray[np.bool_]) -> None:
-        gain = 1.0 - (1.0 - self.settings.level_gain) ** gap_s
+        # The first readings are averaged alike: else the very first one would weigh for long.
+        gain = np.maximum(1.0 - (1.0 - self.settings.level_gain) ** gap_s, 1.0 / (self._count + 1.0))
         trend = self._sure_trend() if self.settings.method is ForecastMethod.HOLT else 0.0
         expected = self._level + trend * gap_s
         # The innovation's own variance, at least that of counting: a rate over dt has variance rate / dt.
         noise_gain = 1.0 - (1.0 - _NOISE_GAIN) ** gap_s
         surprise = np.minimum((values - expected) ** 2, 9.0 * self._variance)
         variance = self._variance + noise_gain * (surprise - self._variance)
-        variance = np.maximum(variance, np.maximum(expected, 1.0) / np.maximum(gap_s, 1.0) * 0.5)
+        variance = np.maximum(variance, np.maximum(expected, 1.0) / np.maximum(gap_s, 1.0))
         level = expected + gain * (values - expected)
         trend_gain = 1.0 - (1.0 - self.settings.trend_gain) ** gap_s
         new_trend = self._trend + trend_gain * ((level - self._level) / gap_s - self._trend)
@@ -159,6 +175,8 @@ class Forecaster:
         )
         self._fit_level = np.where(found.seen, np.maximum(found.level, 0.0), self._fit_level)
         self._fit_trend = np.where(found.seen, found.trend, self._fit_trend)
+        # A climb is trusted to go on for as long as it has lasted.
+        self._reach_s = np.where(found.seen, found.lasted, np.inf)
 
     def _sure_trend(self) -> Floats:
         """The trend shrunk by its noise."""

@@ -26,6 +26,8 @@ class Found:
     seen: npt.NDArray[np.bool_]
     level: Floats
     trend: Floats
+    lasted: Floats
+    """Readings since the onset."""
 
 
 class Onset:
@@ -42,7 +44,7 @@ class Onset:
         return other
 
     def update(
-        self, before: Floats, values: Floats, variance: Floats, level_noise: float, doubt: float
+        self, before: Floats, values: Floats, variance: Floats, level_noise: Floats, doubt: float
     ) -> Found:
         """:param before: the smoothed level before this reading.
         :param variance: of one reading. :param level_noise: variance of the level per variance of a reading.
@@ -59,7 +61,8 @@ class Onset:
         ramp = np.cumsum(sums, axis=0) - sum_k * self._before
         step_score = step**2 / (k + k**2 * level_noise)
         ramp_score = ramp**2 / (squares_k + sum_k**2 * level_noise)
-        ramp_score[:2] = 0.0  # one or two readings are a step as well
+        step_score[:1] = 0.0  # one reading is an outlier
+        ramp_score[:3] = 0.0  # three are a step as well
         scores = np.nan_to_num(np.vstack([step_score, ramp_score]), nan=0.0)
         best = np.argmax(scores, axis=0)
         column = np.arange(values.size)
@@ -69,4 +72,4 @@ class Onset:
         trend = np.where(is_ramp, ramp[row, column] / squares_k[row, 0], 0.0)
         change = np.where(is_ramp, trend * length, step[row, column] / length)
         seen = scores[best, column] > doubt**2 * variance
-        return Found(seen, self._before[row, column] + change, trend)
+        return Found(seen, self._before[row, column] + change, trend, length)

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ports, in memory: a data plane that counts what it steers, a provisioner that takes its time, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import numpy as np
+
+from controlplane import model
+from controlplane.model import Role, RunResult, RunState, Shadow
+from controlplane.ports import Counters, DataplaneError, Sample, StoreError
+
+FIELDS = [
+    "packets",
+    "bytes",
+    "return_packets",
+    "return_bytes",
+    "flows",
+    "offered",
+    "completed",
+    "spilled",
+    "midstream",
+    "unremembered",
+    "resets",
+    "fins",
+    "rtt_count",
+    "rtt_sum_us",
+]
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.unix = 1_700_000_000.0
+        self.on_wait: Callable[[], None] = lambda: None
+
+    def now_s(self) -> float:
+        return self.now
+
+    def unix_s(self) -> float:
+        return self.unix
+
+    def wait_until(self, at_s: float) -> None:
+        self.advance(max(at_s - self.now, 0.0))
+        self.on_wait()
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        self.unix += seconds
+
+
+class FakeDataplane:
+    """Executes steps, refuses what the real one would, and steers offered flows by ring, spill and slots."""
+
+    def __init__(self, clock: FakeClock, rows: int = 64) -> None:
+        self.clock = clock
+        self.services: dict[str, model.VirtualService] = {}
+        self.members: dict[str, model.Member] = {}
+        self.steps: list[model.Step] = []
+        self.refuse: Callable[[model.Step], bool] = lambda step: False
+        self.broken = False
+        self.still = False
+        """Counters do not advance."""
+        self.rows: dict[str, int] = {}
+        self.count = {field: np.zeros(rows, dtype=np.uint64) for field in FIELDS}
+        self.read_at = clock.now
+        self.flows: dict[str, int] = {}
+        self.served: dict[str, float] = {}
+        """Flows given to each member in the last second."""
+        self.lost = 0.0
+        """Flows that found nobody, or somebody down or removed."""
+        self.rtt_us: dict[str, float] = {}
+
+    def installed(self) -> model.Steering:
+        self._alive()
+        return model.Steering(dict(self.services), dict(self.members))
+
+    def _alive(self) -> None:
+        if self.broken:
+            raise DataplaneError("the pins are gone: run penumbra load")
+
+    def apply(self, step: model.Step) -> None:
+        self._alive()
+        if self.refuse(step):
+            raise DataplaneError(f"refused {step}")
+        self.steps.append(step)
+        match step:
+            case model.InstallService(service):
+                assert not service.ring
+                self.services[service.name] = service
+            case model.RemoveService(name):
+                self.services.pop(name, None)
+            case model.InstallMember(member):
+                assert not member.slots
+                assert member.spill == 0.0
+                assert member.service in self.services
+                self.members[member.name] = member
+                self.rows.setdefault(member.name, len(self.rows))
+                self.flows.setdefault(member.name, 0)
+            case model.RemoveMember(name):
+                for service in self.services.values():
+                    assert name not in service.ring, f"{name} is removed but in the ring"
+                for member in self.members.values():
+                    assert name not in member.slots, f"{name} is removed but in slots"
+                self.members.pop(name, None)
+                self.flows.pop(name, None)
+            case model.SetRing(name, weights):
+                assert weights
+                assert all(n in self.members for n in weights)
+                self.services[name] = replace(self.services[name], ring=dict(weights))
+            case model.SetSlots(name, slots):
+                assert all(n in self.members for n in slots)
+                self.members[name] = replace(self.members[name], slots=dict(slots))
+            case model.SetSpill(name, share):
+                assert 0.0 <= share <= 1.0
+                self.members[name] = replace(self.members[name], spill=share)
+            case model.SetDown(name, down):
+                self.members[name] = replace(self.members[name], down=down)
+            case model.SetDraining(name, draining):
+                self.members[name] = replace(self.members[name], draining=draining)
+
+    def offer(self, service: str, flows: float, dead: Collection[str] = ()) -> None:
+        """New flows of the last second. Each is counted for its group before spill."""
+        self.served = dict.fromkeys(self.members, 0.0)
+        ring = self.services[service].ring if service in self.services else {}
+        if not ring:
+            self.lost += flows
+            return
+        for name, weight in ring.items():
+            share = flows * weight / sum(ring.values())
+            member = self.members[name]
+            self._count(name, "offered", share)
+            self._count(name, "completed", share)
+            slots = {n: w for n, w in member.slots.items() if n in self.members and not self.members[n].down}
+            spilled = share * member.spill if slots else 0.0
+            self._count(name, "spilled", spilled)
+            for shadow, slot in slots.items():
+                self._give(shadow, spilled * slot / sum(slots.values()), dead)
+            self._give(name, share - spilled, dead)
+
+    def _give(self, name: str, flows: float, dead: Collection[str]) -> None:
+        if name in dead:
+            self.lost += flows
+        self.served[name] = self.served.get(name, 0.0) + flows
+        self._count(name, "flows", flows)
+        if flows:
+            self._count(name, "rtt_count", flows)
+            self._count(name, "rtt_sum_us", flows * self.rtt_us.get(name, 500.0))
+
+    def _count(self, name: str, field: str, amount: float) -> None:
+        self.count[field][self.rows[name]] += np.uint64(round(amount))
+
+    def counters(self) -> Counters:
+        self._alive()
+        if not self.still:
+            self.read_at = self.clock.now
+        rows = {name: self.rows[name] for name in self.members}
+        return Counters(at_s=self.read_at, rows=rows, **{f: v.copy() for f, v in self.count.items()})
+
+    def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
+        return {name: self.flows[name] for name in members if name in self.flows}
+
+    def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
+        self.direct = set(prefixes)
+
+    def renew_hops(self) -> None:
+        self._alive()
+
+    def events(self) -> Sequence[model.Event]:
+        return []
+
+
+class FakeProber:
+    """Answers for what it is told to watch, once a call."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.dead: set[str] = set()
+        self.silent = False
+        self.targets: dict[str, tuple[str, int, model.Probe]] = {}
+
+    def watch(self, targets: Mapping[str, tuple[str, int, model.Probe]]) -> None:
+        self.targets = dict(targets)
+
+    def results(self) -> Sequence[model.Health]:
+        if self.silent:
+            return []
+        return [
+            model.Health(
+                name, name not in self.dead, self.clock.now, 0.001, "refused" if name in self.dead else ""
+            )
+            for name in self.targets
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+class FakeProvisioner:
+    """Runs take ``lead_s``; fails or hangs when told so. ``exists`` is what outlives a controller."""
+
+    def __init__(self, clock: FakeClock, exists: set[str] | None = None) -> None:
+        self.clock = clock
+        self.lead_s = 3.0
+        self.fail: set[str] | bool = set()
+        self.hang = False
+        self.exists: set[str] = exists if exists is not None else set()
+        self.runs: dict[str, tuple[str, float]] = {}
+        self.orders: list[tuple[str, str]] = []
+
+    def provision(self, order: model.Order) -> None:
+        assert order.shadow not in self.runs, "one run per shadow at a time"
+        self.orders.append(("provision", order.shadow))
+        self.runs[order.shadow] = ("provision", self.clock.now + self.lead_s)
+
+    def deprovision(self, order: model.Order) -> None:
+        assert order.shadow not in self.runs, "one run per shadow at a time"
+        self.orders.append(("deprovision", order.shadow))
+        self.runs[order.shadow] = ("deprovision", self.clock.now + 1.0)
+
+    def results(self) -> Sequence[RunResult]:
+        ended = []
+        for name, (kind, due_s) in list(self.runs.items()):
+            if self.hang or self.clock.now < due_s:
+                continue
+            del self.runs[name]
+            if self.fail is True or (self.fail and name in self.fail):
+                ended.append(RunResult(name, RunState.FAILED, reason="rc 2: no such image"))
+            elif kind == "deprovision":
+                self.exists.discard(name)
+                ended.append(RunResult(name, RunState.DONE))
+            else:
+                self.exists.add(name)
+                address = IPv4Address("10.9.0.1") + int(name.rsplit("s", 1)[1])
+                ended.append(RunResult(name, RunState.DONE, address=address, port=8080))
+        return ended
+
+    def running(self) -> Collection[str]:
+        return set(self.runs)
+
+    def close(self) -> None:
+        self.runs.clear()
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.records: dict[str, Shadow] = {}
+        self.rows: list[model.Decision] = []
+        self.values: dict[str, str] = {}
+        self.broken = False
+
+    def _alive(self) -> None:
+        if self.broken:
+            raise StoreError("disk full: free space under /var/lib/penumbra")
+
+    def shadows(self) -> Mapping[str, Shadow]:
+        self._alive()
+        return dict(self.records)
+
+    def put_shadow(self, shadow: Shadow) -> None:
+        self._alive()
+        self.records[shadow.name] = shadow
+
+    def forget_shadow(self, name: str) -> None:
+        self._alive()
+        self.records.pop(name, None)
+
+    def log(self, decision: model.Decision) -> None:
+        self._alive()
+        self.rows.append(decision)
+
+    def decisions(self, limit: int) -> Sequence[model.Decision]:
+        return self.rows[::-1][:limit]
+
+    def get(self, key: str) -> str | None:
+        self._alive()
+        return self.values.get(key)
+
+    def put(self, key: str, value: str | None) -> None:
+        self._alive()
+        if value is None:
+            self.values.pop(key, None)
+        else:
+            self.values[key] = value
+
+
+class FakeMetrics:
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+
+    def publish(self, values: Sequence[Sample]) -> None:
+        self.samples = list(values)
+
+
+def role(dataplane: FakeDataplane, wanted: Role) -> list[str]:
+    return [name for name, member in dataplane.members.items() if member.role is wanted]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise orders nothing, a ramp is seen in time. Each group of the forecaster is one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from controlplane.forecast import Forecaster
+from controlplane.model import ForecastMethod, ForecastSettings
+
+SEEDS = 200
+CAPACITY = 100.0
+
+
+def first_order_s(
+    rates: Sequence[float], lead_s: float, capacity: float, method: ForecastMethod = ForecastMethod.HOLT
+) -> np.ndarray:
+    random = np.random.default_rng(7)
+    forecaster = Forecaster(ForecastSettings(method=method), [str(k) for k in range(SEEDS)])
+    first = np.full(SEEDS, np.inf)
+    for second, rate in enumerate(rates, 1):
+        forecaster.update(random.poisson(rate, SEEDS).astype(float), float(second))
+        over = forecaster.predict(lead_s, float(second)).high > 0.8 * capacity
+        first[over & np.isinf(first)] = second
+    return first
+
+
+def ramp(quiet_s: int, rise_s: int) -> list[float]:
+    rise = CAPACITY * (0.4 + 0.6 * (np.arange(rise_s) + 0.5) / rise_s)
+    return [0.4 * CAPACITY] * quiet_s + list(rise) + [CAPACITY] * 20
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.6])
+@pytest.mark.parametrize("lead_s", [4.0, 8.0])
+def test_ten_minutes_of_flat_noise_order_almost_nothing(share, lead_s):
+    assert np.isfinite(first_order_s([share * CAPACITY] * 600, lead_s, CAPACITY)).mean() <= 0.03
+
+
+@pytest.mark.parametrize("lead_s", [6, 8])
+def test_a_ramp_of_three_lead_times_has_its_shadow_before_it_crosses(lead_s):
+    ordered_s = first_order_s(ramp(60, 3 * lead_s), lead_s, CAPACITY)
+    assert (ordered_s + lead_s <= 60 + 3 * lead_s).mean() >= 0.95
+
+
+def test_negative_control_present_demand_alone_is_late_for_the_same_ramp():
+    ordered_s = first_order_s(ramp(60, 24), 8, CAPACITY, ForecastMethod.NONE)
+    assert (ordered_s + 8 <= 60 + 24).mean() < 0.5
+
+
+def test_gaps_and_nonsense_change_nothing():
+    forecaster = Forecaster(ForecastSettings(), ["a", "b"])
+    for second in range(40):
+        forecaster.update(np.array([20.0, 30.0]), float(second))
+    before = forecaster.predict(5.0, 39.0)
+    for second, bad in enumerate((np.nan, np.inf, -5.0), 40):
+        forecaster.update(np.array([bad, np.nan]), float(second))
+    after = forecaster.predict(5.0, 42.0)
+    assert np.allclose(before.level, after.level)
+
+
+def test_regrouping_carries_what_is_known_and_new_groups_start_unknown():
+    forecaster = Forecaster(ForecastSettings(), ["a", "b"])
+    for second in range(40):
+        forecaster.update(np.array([20.0, 30.0]), float(second))
+    level = forecaster.regroup(["b", "c"]).predict(5.0, 40.0).level
+    assert level[0] == pytest.approx(30.0)
+    assert np.isnan(level[1])

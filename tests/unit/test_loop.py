@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole loop on a fake clock, against a data plane in memory that counts what it steers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import numpy as np
+import pytest
+
+from controlplane import model, requests
+from controlplane.loop import Controller
+from controlplane.model import ShadowState
+from tests.fakes import FakeClock, FakeDataplane, FakeMetrics, FakeProber, FakeProvisioner, FakeStore
+
+CAPACITY = 100.0
+
+
+def config(endpoints: int = 1, mode: model.Mode = model.Mode.ACT, **shadow_settings: object) -> model.Config:
+    settings = replace(
+        model.ShadowSettings(
+            hosts=("host-a", "host-b"),
+            lead_time_s=4.0,
+            warm_up_s=1.0,
+            min_life_s=20.0,
+            idle_s=10.0,
+            drain_s=10.0,
+        ),
+        **shadow_settings,
+    )
+    service = model.Service(
+        name="web",
+        vip=IPv4Address("192.0.2.1"),
+        port=80,
+        protocol=model.Protocol.TCP,
+        endpoints=tuple(
+            model.Endpoint(
+                f"web-{k}", "web", IPv4Address(f"10.0.0.{k}"), 8080, capacity=CAPACITY, host="host-a"
+            )
+            for k in range(1, endpoints + 1)
+        ),
+        shadows=settings,
+    )
+    hosts = {name: model.Host(name, slots=4) for name in ("host-a", "host-b")}
+    return model.Config("test", ("eth9",), {"web": service}, hosts, mode=mode)
+
+
+class World:
+    """A controller with its fakes; ``restart`` makes a new controller in the same world."""
+
+    def __init__(self, configuration: model.Config, seed: int = 1) -> None:
+        self.config = configuration
+        self.clock = FakeClock()
+        self.dataplane = FakeDataplane(self.clock)
+        self.store = FakeStore()
+        self.prober = FakeProber(self.clock)
+        self.provisioner = FakeProvisioner(self.clock)
+        self.metrics = FakeMetrics()
+        self.random = np.random.default_rng(seed)
+        self.controller = self._controller()
+
+    def _controller(self) -> Controller:
+        return Controller(
+            self.config,
+            self.dataplane,
+            self.prober,
+            self.provisioner,
+            self.store,
+            self.clock,
+            self.metrics,
+            load_config=lambda: self.config,
+        )
+
+    def restart(self) -> None:
+        """kill -9: runs under way end with the process."""
+        self.provisioner = FakeProvisioner(self.clock, self.provisioner.exists)
+        self.prober = FakeProber(self.clock)
+        self.controller = self._controller()
+
+    def tick(self, demand: float, noisy: bool = True) -> None:
+        self.clock.advance(1.0)
+        flows = self.random.poisson(demand) if noisy else demand
+        dead = self.prober.dead
+        if self.dataplane.services:
+            self.dataplane.offer("web", flows, dead)
+        self.controller.tick()
+
+    def ticks(self, count: int, demand: float, noisy: bool = True) -> None:
+        for _ in range(count):
+            self.tick(demand, noisy)
+
+    def orders(self, kind: str = "provision") -> list[str]:
+        return [name for what, name in self.provisioner.orders if what == kind]
+
+    def states(self) -> list[ShadowState]:
+        return [shadow.state for shadow in self.store.records.values()]
+
+    def until(self, state: ShadowState, demand: float, limit: int = 60) -> None:
+        for _ in range(limit):
+            if state in self.states():
+                return
+            self.tick(demand)
+        raise AssertionError(f"no shadow became {state} in {limit} ticks: {self.store.rows[-3:]}")
+
+
+def grown(**settings: object) -> World:
+    """A world whose one shadow is ready."""
+    world = World(config(max_per_endpoint=1, **settings))
+    world.ticks(25, 40.0)
+    world.until(ShadowState.READY, 110.0)
+    return world
+
+
+def test_a_shadow_is_ordered_serves_drains_and_is_gone_when_load_is_back():
+    world = grown()
+    world.ticks(10, 120.0)
+    assert world.dataplane.members["web-1"].spill > 0.3
+    assert world.dataplane.served["web-1"] < CAPACITY
+    assert world.dataplane.served["web-1-s1"] > 30
+    world.ticks(150, 30.0)
+    assert world.store.records == {}
+    assert world.provisioner.exists == set()
+    assert list(world.dataplane.members) == ["web-1"]
+    assert world.orders() == ["web-1-s1"]
+    actions = [row.action for row in world.store.rows if row.subject == "web-1-s1"]
+    assert [a for a in actions if a in {"add", "warming", "ready", "drain", "remove", "gone"}] == [
+        "add", "warming", "ready", "drain", "remove", "gone"
+    ]  # fmt: skip
+
+
+def test_twenty_decisions_within_one_lead_time_order_once():
+    world = World(config(lead_time_s=40.0))
+    world.provisioner.lead_s = 30.0
+    world.ticks(25, 40.0)
+    world.ticks(25, 110.0)
+    assert world.orders() == ["web-1-s1"]
+
+
+def test_negative_control_without_counting_what_is_on_order_it_orders_again(monkeypatch):
+    monkeypatch.setattr("controlplane.policy.counted", lambda group, now: [])
+    world = World(config(lead_time_s=40.0))
+    world.provisioner.lead_s = 30.0
+    world.ticks(25, 40.0)
+    world.ticks(25, 110.0)
+    assert len(world.orders()) > 1
+
+
+@pytest.mark.parametrize("demand", [20.0, 40.0, 60.0])
+def test_steady_load_starts_nothing(demand):
+    world = World(config())
+    world.ticks(600, demand)
+    assert world.orders() == []
+
+
+def test_steady_high_load_neither_starts_nor_stops_anything():
+    world = grown()
+    world.ticks(60, 115.0)
+    steps = len([s for s in world.dataplane.steps if not isinstance(s, model.SetSpill)])
+    orders = list(world.provisioner.orders)
+    world.ticks(300, 115.0)
+    assert world.provisioner.orders == orders
+    assert len([s for s in world.dataplane.steps if not isinstance(s, model.SetSpill)]) == steps
+
+
+def test_a_failed_order_is_retried_with_pauses_and_the_endpoint_keeps_its_traffic():
+    world = World(config(retry_after_s=4.0, max_per_endpoint=1))
+    world.provisioner.fail = True
+    world.ticks(25, 40.0)
+    world.until(ShadowState.FAILED, 110.0)
+    shadow = next(iter(world.store.records.values()))
+    assert shadow.reason == "rc 2: no such image"
+    world.ticks(40, 110.0)
+    assert 2 <= len(world.orders()) <= 5
+    assert set(world.orders()) == {"web-1-s1"}
+    assert world.dataplane.members["web-1"].spill == 0.0
+    assert world.dataplane.lost == 0.0
+    world.provisioner.fail = False
+    world.ticks(400, 110.0)
+    assert world.states() == [ShadowState.READY]
+
+
+def test_a_hanging_run_blocks_neither_the_loop_nor_a_second_order_for_ever():
+    world = World(config(lead_time_s=4.0))
+    world.provisioner.hang = True
+    world.ticks(25, 40.0)
+    world.ticks(60, 110.0)
+    assert len(world.orders()) > 1
+    assert len(world.orders()) <= 4
+    assert world.dataplane.lost == 0.0
+
+
+def test_a_dead_live_endpoint_hands_everything_to_its_shadow_which_stays():
+    world = grown()
+    world.prober.dead.add("web-1")
+    world.ticks(5, 90.0)
+    assert world.dataplane.members["web-1"].down
+    lost = world.dataplane.lost
+    world.ticks(200, 10.0)
+    assert world.dataplane.lost == lost
+    assert world.dataplane.members["web-1"].spill == 1.0
+    assert world.states() == [ShadowState.READY]
+    world.prober.dead.clear()
+    world.ticks(10, 10.0)
+    assert not world.dataplane.members["web-1"].down
+    assert world.dataplane.members["web-1"].spill < 1.0
+
+
+def test_negative_control_without_health_writes_the_dead_keep_getting_packets():
+    world = grown()
+    world.prober.dead.add("web-1")
+    world.prober.silent = True
+    world.ticks(5, 90.0)
+    lost = world.dataplane.lost
+    world.ticks(20, 50.0)
+    assert world.dataplane.lost > lost + 100
+
+
+def test_a_dead_endpoint_without_shadow_leaves_the_ring_and_comes_back():
+    world = World(config(endpoints=3))
+    world.ticks(5, 30.0)
+    world.prober.dead.add("web-2")
+    world.ticks(4, 30.0)
+    assert set(world.dataplane.services["web"].ring) == {"web-1", "web-3"}
+    world.prober.dead.clear()
+    world.ticks(4, 30.0)
+    assert set(world.dataplane.services["web"].ring) == {"web-1", "web-2", "web-3"}
+
+
+def test_the_last_one_is_never_ejected():
+    world = World(config(endpoints=2, hosts=()))
+    world.ticks(5, 30.0)
+    world.prober.dead |= {"web-1", "web-2"}
+    world.ticks(10, 30.0)
+    assert set(world.dataplane.services["web"].ring) == {"web-1", "web-2"}
+    assert not any(member.down for member in world.dataplane.members.values())
+    assert sum(row.action == "fail-open" for row in world.store.rows) == 1
+    assert world.controller.status().services[0].fail_open
+
+
+@pytest.mark.parametrize(
+    "state", [s for s in ShadowState if s is not ShadowState.FAILED], ids=lambda s: s.value
+)
+def test_a_restart_in_any_state_continues_and_starts_no_second_shadow(state):
+    world = World(config(max_per_endpoint=1))
+    world.ticks(25, 40.0)
+    demand = 110.0
+    if state in (ShadowState.DRAINING, ShadowState.REMOVING):
+        world.until(ShadowState.READY, demand)
+        world.dataplane.flows["web-1-s1"] = 3
+        demand = 20.0
+        world.until(ShadowState.DRAINING, demand, 200)
+    if state is ShadowState.REQUESTED:
+        world.provisioner.provision = _crash
+        with pytest.raises(KeyboardInterrupt):
+            world.ticks(60, demand)
+        world.store.records["web-1-s1"] = replace(
+            world.store.records["web-1-s1"], state=ShadowState.REQUESTED
+        )
+    world.until(state, demand, 200)
+    world.restart()
+    lost = world.dataplane.lost
+    world.ticks(60, demand)
+    assert world.dataplane.lost == lost
+    if demand > 100:
+        assert world.states() == [ShadowState.READY]
+        assert set(world.provisioner.exists) == {"web-1-s1"}
+    else:
+        assert world.states() == []
+        assert world.provisioner.exists == set()
+
+
+def _crash(order):
+    raise KeyboardInterrupt
+
+
+def test_a_restart_installs_nothing_anew():
+    world = grown()
+    world.ticks(20, 110.0)
+    world.restart()
+    before = len(world.dataplane.steps)
+    world.ticks(3, 110.0)
+    assert all(isinstance(s, model.SetSpill | model.SetSlots) for s in world.dataplane.steps[before:])
+
+
+def test_stale_counters_freeze_weights_and_forbid_removal():
+    world = grown()
+    world.ticks(10, 110.0)
+    world.ticks(9, 20.0)
+    world.dataplane.still = True
+    world.ticks(4, 20.0)
+    spill = world.dataplane.members["web-1"].spill
+    world.ticks(120, 20.0)
+    assert world.dataplane.members["web-1"].spill == spill
+    assert world.states() == [ShadowState.READY]
+    assert not world.controller.status().fresh
+
+
+def test_a_broken_data_plane_or_store_is_survived_and_named():
+    world = grown()
+    world.dataplane.broken = True
+    world.ticks(10, 110.0)
+    assert "observe" in world.controller.status().troubles
+    world.dataplane.broken = False
+    world.store.broken = True
+    world.ticks(10, 110.0)
+    world.store.broken = False
+    world.ticks(3, 110.0)
+    assert world.controller.status().troubles == {}
+    assert world.states() == [ShadowState.READY]
+
+
+def test_drain_returns_to_ready_when_load_returns():
+    world = grown(drain_s=60.0)
+    world.dataplane.flows["web-1-s1"] = 2
+    world.until(ShadowState.DRAINING, 20.0, 200)
+    world.until(ShadowState.READY, 110.0)
+    assert world.orders() == ["web-1-s1"]
+
+
+def test_advise_says_what_it_would_do_once_and_does_nothing():
+    world = World(config(mode=model.Mode.ADVISE))
+    world.ticks(25, 40.0)
+    world.ticks(60, 110.0)
+    assert world.orders() == []
+    assert sum(row.action == "advise" for row in world.store.rows) == 1
+
+
+def test_frozen_nothing_automatic_happens_until_thawed():
+    world = World(config())
+    requests.request_freeze(world.store, True)
+    world.ticks(25, 40.0)
+    world.ticks(30, 110.0)
+    assert world.orders() == []
+    requests.request_freeze(world.store, False)
+    world.ticks(2, 110.0)
+    assert world.orders()
+
+
+def test_shadows_by_hand_are_left_alone_until_removed_by_hand():
+    world = World(config())
+    world.ticks(2, 20.0)
+    requests.request_shadow_add(world.store, "web-1", "host-b")
+    world.ticks(150, 20.0)
+    assert world.states() == [ShadowState.READY]
+    assert next(iter(world.store.records.values())).host == "host-b"
+    requests.request_shadow_remove(world.store, "web-1-s1")
+    world.ticks(20, 20.0)
+    assert world.states() == []
+    assert world.provisioner.exists == set()
+
+
+def test_a_drained_endpoint_leaves_the_ring_until_undrained():
+    world = World(config(endpoints=2))
+    world.ticks(3, 20.0)
+    requests.request_drain(world.store, "web-1", True)
+    world.ticks(2, 20.0)
+    assert set(world.dataplane.services["web"].ring) == {"web-2"}
+    requests.request_drain(world.store, "web-1", False)
+    world.ticks(2, 20.0)
+    assert set(world.dataplane.services["web"].ring) == {"web-1", "web-2"}
+
+
+def test_reload_adds_and_removes_endpoints_without_losing_a_flow():
+    world = World(config(endpoints=2))
+    world.ticks(5, 20.0)
+    world.config = config(endpoints=3)
+    requests.request_reload(world.store)
+    world.ticks(3, 20.0)
+    assert set(world.dataplane.services["web"].ring) == {"web-1", "web-2", "web-3"}
+    world.config = config(endpoints=1)
+    requests.request_reload(world.store)
+    world.ticks(3, 20.0)
+    assert set(world.dataplane.members) == {"web-1"}
+    assert world.dataplane.lost == 0.0
+
+
+def test_run_keeps_its_cadence_and_stops():
+    world = World(config())
+    waited = []
+    world.clock.on_wait = lambda: (
+        waited.append(world.clock.now),
+        len(waited) == 5 and world.controller.stop(),
+    )
+    world.controller.run()
+    assert np.allclose(np.diff(waited), 1.0)
