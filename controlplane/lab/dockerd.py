@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A container engine of our own, in a network namespace, that leaves nothing behind.
 
-It has its own data, socket, pid file and cgroup parent, and its bridge, rules and ip_forward are the namespace's: the
-machine's stay as they are. Images are made from a folder or from the machine's /usr, for there is no registry here.
+It has its own data, socket, pid file and cgroup parent, and its bridge, rules and ip_forward are the
+namespace's: the machine's stay as they are. Images are made from an archive; no registry is needed.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Dockerd:
             client.close()
 
     def stop(self) -> None:
-        """Ends containers and daemon, and removes what they left: mounts, cgroups, files. Fine to do twice."""
+        """Ends containers and daemon, and removes their mounts, cgroups and files. Fine to do twice."""
         if self._answers():
             self._remove_containers()
         if self._daemon is not None:
@@ -157,7 +157,7 @@ class Dockerd:
 def host_rootfs() -> bytes:
     """A tar archive of an image that holds nothing itself: its /usr is the machine's, mounted read-only.
 
-    Run it with ``volumes={"/usr": {"bind": "/usr", "mode": "ro"}}``: made in milliseconds, and Python is there.
+    Run it with ``volumes={"/usr": {"bind": "/usr", "mode": "ro"}}``: Python is there.
     """
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:

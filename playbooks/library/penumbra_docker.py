@@ -170,7 +170,7 @@ def connect(url: str) -> docker.APIClient:
 
 
 def find_original(p: dict, engine: docker.APIClient) -> dict:
-    """What the engine says of the container that serves the parent's address. Raises RefusedError if none does."""
+    """What the engine says of the container that serves the parent's address, or RefusedError."""
     parent = p["parent"]
     if p["container"]:
         try:
@@ -206,7 +206,7 @@ def check_volumes(original: dict, source: docker.APIClient, target: docker.APICl
                 target.inspect_volume(mount["Name"])
             except NotFound:
                 raise RefusedError(
-                    f"volume {mount['Name']} ({mount['Destination']}) is not on the shadow's host: create it there"
+                    f"volume {mount['Name']} ({mount['Destination']}) is not on the shadow's host"
                 ) from None
 
 

@@ -3,7 +3,7 @@
 """Shadows that are processes in a network namespace: a clone of the process that serves the parent's address.
 
 The clone has the original's executable, arguments, environment, working directory, user, groups, umask
-and resource limits. Its arguments are rewritten where they name the parent's address, port or name (``rewritten``).
+and resource limits. Its arguments are rewritten where they name the parent's address, port or name.
 Its labels are environment variables, so that /proc alone tells every shadow of an instance.
 """
 
@@ -64,7 +64,7 @@ def rewritten(
 ) -> tuple[list[str], set[str]]:
     """The shadow's arguments, and which of name, address and port were found in the parent's.
 
-    A value is replaced where it equals the parent's and follows an option that is listed for it (``--port 80``,
+    A value is replaced where it equals the parent's and follows an option listed for it (``--port 80``,
     ``--port=80``), and wherever ADDRESS:PORT of the parent stands inside an argument. Nothing else changes.
     """
     result: list[str] = []
@@ -179,7 +179,7 @@ def enter_netns(name: str | None) -> None:
 
 
 def find_original(p: dict) -> proc.Identity:
-    """The process that serves the parent's address. Raises RefusedError if there is none, or more than one."""
+    """The process that serves the parent's address; RefusedError if none or several do."""
     parent = p["parent"]
     spaces = proc.network_namespaces()
     where = ""
@@ -243,8 +243,8 @@ def clone_command(p: dict, original: proc.Identity, new: dict[str, str]) -> list
         missing |= {"address"} - found
     if missing:
         raise RefusedError(
-            f"the command of {parent['name']} (process {original.pid}) names its {' and '.join(sorted(missing))} "
-            "nowhere that the rule knows: add the option to address_options or port_options, or set command "
+            f"the command of {parent['name']} (process {original.pid}) names its "
+            f"{' and '.join(sorted(missing))} nowhere that the rule knows: add the option to address_options or port_options, or set command "
             "with {address} and {port}"
         )
     return argv
@@ -322,7 +322,8 @@ def await_listening(p: dict, records: Records, record: dict) -> None:
         if time.monotonic() > deadline:
             raise RefusedError(
                 f"{p['name']} does not listen on {record['address']}:{record['port']} "
-                f"{p['start_timeout_s']:g} s after its start; its last line: {last_line(records.log(p['name']))}"
+                f"{p['start_timeout_s']:g} s after its start; "
+                f"its last line: {last_line(records.log(p['name']))}"
             )
         time.sleep(POLL_S)
 

@@ -171,7 +171,8 @@ def test_a_published_container_is_cloned_whole_once_and_gone_after(
     assert made.port != 18080
     eventually(lambda: engine.answers(made.address, made.port))
     print(
-        f"docker: decision to result {made.ended_s - made.started_s:.2f} s, to 200 {time.monotonic() - begun_s:.2f} s"
+        f"docker: decision to result {made.ended_s - made.started_s:.2f} s, "
+        f"to 200 {time.monotonic() - begun_s:.2f} s"
     )
 
     (shadow,) = shadow_of(client, engine)

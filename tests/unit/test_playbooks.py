@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The playbooks' rules, and what is said of a folder that has none."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from controlplane.adapters.ansible import check_playbooks
+
+PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"
+OLD = {"name": "web-1", "address": "10.0.0.1", "port": "80"}
+NEW = {"name": "web-1-s1", "address": "10.0.0.2", "port": "20001"}
+OPTIONS = {"name": ["--name"], "address": ["--address", "--bind"], "port": ["--port"]}
+
+
+def loaded(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def netns() -> ModuleType:
+    # Ansible puts it there when it packs the module.
+    loaded("ansible.module_utils.penumbra_proc", PLAYBOOKS / "module_utils/penumbra_proc.py")
+    return loaded("penumbra_netns", PLAYBOOKS / "library/penumbra_netns.py")
+
+
+@pytest.fixture(scope="module")
+def docker_rules() -> ModuleType:
+    return loaded("penumbra_docker", PLAYBOOKS / "library/penumbra_docker.py")
+
+
+@pytest.mark.parametrize(
+    ("argv", "becomes", "found"),
+    [
+        pytest.param(
+            ["srv", "--address", "10.0.0.1", "--port=80", "--name", "web-1"],
+            ["srv", "--address", "10.0.0.2", "--port=20001", "--name", "web-1-s1"],
+            {"name", "address", "port"},
+            id="values after listed options, with a blank or an equals sign",
+        ),
+        pytest.param(
+            ["srv", "--workers", "80", "--peer", "10.0.0.1"],
+            ["srv", "--workers", "80", "--peer", "10.0.0.1"],
+            set(),
+            id="the same values after other options stay",
+        ),
+        pytest.param(
+            ["srv", "--port", "8080", "--bind", "0.0.0.0"],
+            ["srv", "--port", "8080", "--bind", "0.0.0.0"],
+            set(),
+            id="other values after listed options stay",
+        ),
+        pytest.param(
+            ["srv", "tcp://10.0.0.1:80/x", "110.0.0.1:80", "10.0.0.1:8080"],
+            ["srv", "tcp://10.0.0.2:20001/x", "110.0.0.1:80", "10.0.0.1:8080"],
+            {"address", "port"},
+            id="ADDRESS:PORT anywhere in an argument, but no longer number",
+        ),
+    ],
+)
+def test_arguments_are_rewritten_by_rule(
+    netns: ModuleType, argv: list[str], becomes: list[str], found: set[str]
+) -> None:
+    assert netns.rewritten(argv, OLD, NEW, OPTIONS) == (becomes, found)
+
+
+def test_placeholders_are_filled_and_other_braces_left_alone(netns: ModuleType) -> None:
+    assert netns.filled("{address}:{port} {{ 7*7 }} {other}", NEW) == "10.0.0.2:20001 {{ 7*7 }} {other}"
+
+
+def test_the_search_for_a_port_starts_at_the_same_one_for_the_same_shadow(netns: ModuleType) -> None:
+    first = {netns.first_port("lab", f"web-1-s{i}", 20000, 20999) for i in range(50)}
+    assert first == {netns.first_port("lab", f"web-1-s{i}", 20000, 20999) for i in range(50)}
+    assert all(20000 <= port <= 20999 for port in first)
+    assert len(first) > 40
+
+
+@pytest.mark.parametrize("mode", ["host", "none", "container:abc"])
+def test_a_container_without_a_network_of_its_own_is_refused(docker_rules: ModuleType, mode: str) -> None:
+    (reason,) = docker_rules.refusals({"Name": "/web", "Mounts": [], "HostConfig": {"NetworkMode": mode}}, [])
+    assert f"web runs with --network {mode}" in reason
+
+
+def test_a_host_name_that_was_the_containers_name_becomes_the_shadows(docker_rules: ModuleType) -> None:
+    original = {
+        "Id": "4e77832",
+        "Name": "/web",
+        "Image": "sha256:1",
+        "Config": {
+            "Image": "web:latest",
+            "Hostname": "web",
+            "MacAddress": "02:00:00:00:00:01",
+            "Labels": None,
+        },
+        "HostConfig": {"ContainerIDFile": "/x"},
+        "Mounts": [],
+    }
+    body = docker_rules.clone_config(original, "web-1-s1", {"penumbra.shadow": "web-1-s1"})
+    assert (body["Image"], body["Hostname"]) == ("sha256:1", "web-1-s1")
+    assert "MacAddress" not in body
+
+
+def test_the_shipped_playbooks_are_right() -> None:
+    assert check_playbooks(PLAYBOOKS) == []
+
+
+@pytest.mark.parametrize("name", ["provision.yml", "deprovision.yml", "existing.yml"])
+def test_ansible_accepts_the_syntax_of(name: str) -> None:
+    ansible = Path(sys.executable).parent / "ansible-playbook"
+    command = [
+        str(ansible),
+        "--syntax-check",
+        "-i",
+        "host,",
+        "-e",
+        '{"order": {"target": "netns"}}',
+        str(PLAYBOOKS / name),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("provision", "problem"),
+    [
+        pytest.param(None, "provision.yml can't be read: No such file or directory", id="it is missing"),
+        pytest.param("- hosts: [all\n", "provision.yml is not YAML", id="it is not YAML"),
+        pytest.param("hosts: all\n", "provision.yml is not a playbook", id="it is no list of plays"),
+    ],
+)
+def test_a_folder_without_a_playbook_is_named_with_what_is_wrong(
+    tmp_path: Path, provision: str | None, problem: str
+) -> None:
+    (tmp_path / "deprovision.yml").write_text("- hosts: all\n")
+    if provision is not None:
+        (tmp_path / "provision.yml").write_text(provision)
+    (said,) = check_playbooks(tmp_path)
+    assert problem in said
+    assert "\n" not in said
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    (said,) = check_playbooks(tmp_path / "none")
+    assert "none is not a folder" in said
