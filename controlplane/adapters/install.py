@@ -253,11 +253,12 @@ def _remove_member(maps: Maps, name: str, now_tick: int) -> None:
         return
     service = int(maps.endpoints["service"][index])
     in_ring = steering.read_ring(maps, service, rows)
-    in_slots_of = [
-        live
+    own_reference = steering.reference(maps, index)
+    slots_of = {
+        live: steering.read_slots(maps, live, rows)
         for live in rows.values()
-        if live != index and (maps.slots[live] == steering.reference(maps, index)).any()
-    ]
+        if live != index and (maps.slots[live] == own_reference).any()
+    }
     maps.endpoint_labels["removed_tick"][index] = now_tick or 1
     maps.endpoints["state"][index] = (steering.generation(maps, index) + 1 & 0xFFFFFFFF) << 32
     maps.endpoints["hop_expires"][index] = 0
@@ -266,9 +267,8 @@ def _remove_member(maps: Maps, name: str, now_tick: int) -> None:
     rest = {other: weight for other, weight in in_ring.items() if other != name}
     if name in in_ring and rest and maps.services["flags"][service] & SERVICE_PRESENT:
         _set_ring(maps, steering.service_name(maps, service), rest)
-    rest_rows = steering.endpoint_rows(maps)
-    for live in in_slots_of:
-        _set_slots(maps, live, dict(steering.read_slots(maps, live, rest_rows)))
+    for live, slots in slots_of.items():
+        _set_slots(maps, live, {other: weight for other, weight in slots.items() if other != name})
 
 
 def reap(maps: Maps, now_tick: int) -> None:

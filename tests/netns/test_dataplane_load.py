@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading, attaching, reading back and unloading, in namespaces and with real maps."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from controlplane import model
+from controlplane.adapters import attach, layout, libbpf, loader, pins, slot_table, steering
+from controlplane.adapters.clock import MachineClock
+from controlplane.adapters.dataplane import MapDataplane
+from controlplane.adapters.libbpf import XdpMode
+from controlplane.adapters.maps import open_instance
+from controlplane.lab import network
+from controlplane.lab.topology import AP, Topology
+from controlplane.ports import DataplaneError
+
+BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
+# r0 = XDP_PASS; exit
+PASS_ALL = struct.pack("<BBhi", 0xB7, 0, 0, 2) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+
+WEB = model.VirtualService(
+    "web", IPv4Address("203.0.113.10"), 80, model.Protocol.TCP, model.OnDown.RESET, ring_size=251
+)
+
+
+def live(name: str, last: int, **changes: object) -> model.Member:
+    member = model.Member(name, "web", IPv4Address(f"10.201.{last}.2"), 8080, model.Role.LIVE)
+    return replace(member, **changes)
+
+
+def shadow(name: str, last: int, parent: str) -> model.Member:
+    return model.Member(name, "web", IPv4Address(f"10.201.{last}.2"), 8081, model.Role.SHADOW, parent)
+
+
+def install_some(dataplane: MapDataplane) -> None:
+    steps: list[model.Step] = [
+        model.InstallService(WEB),
+        model.InstallMember(live("web-1", 1)),
+        model.InstallMember(live("web-2", 2, down=True)),
+        model.InstallMember(shadow("web-1-a", 3, "web-1")),
+        model.InstallMember(shadow("web-1-b", 2, "web-1")),
+        model.SetRing("web", {"web-1": 1.0, "web-2": 0.5}),
+        model.SetSlots("web-1", {"web-1-a": 1.0, "web-1-b": 0.3}),
+        model.SetSpill("web-1", 0.35),
+        model.SetDraining("web-1-b", True),
+    ]
+    for step in steps:
+        dataplane.apply(step)
+
+
+def xdp(topology: Topology, interface: str) -> libbpf.XdpState:
+    with network.entered(topology.namespace(AP)):
+        return libbpf.xdp_query(socket.if_nametoindex(interface))
+
+
+def test_it_attaches_in_native_mode_and_unload_leaves_nothing(
+    topology: Topology, config: model.Config
+) -> None:
+    with network.entered(topology.namespace(AP)):
+        done = loader.load(config, BPF_DIR)
+    assert [a.mode for a in done.attachments] == [XdpMode.NATIVE] * 4
+    assert pins.folder(config.instance).stat().st_mode & 0o777 == 0o700
+    loader.unload(config.instance)
+    loader.unload(config.instance)
+    assert not pins.folder(config.instance).exists()
+    assert not (pins.LOCKS / f"{config.instance}.lock").exists()
+    assert {xdp(topology, name).mode for name in config.interfaces} == {XdpMode.NONE}
+
+
+def test_loading_again_keeps_what_is_installed_and_drops_interfaces_no_longer_named(
+    loaded: MapDataplane, topology: Topology, config: model.Config
+) -> None:
+    install_some(loaded)
+    before = loaded.installed()
+    with network.entered(topology.namespace(AP)):
+        done = loader.load(replace(config, interfaces=config.interfaces[:2]), BPF_DIR)
+    assert not done.fresh
+    assert loaded.installed() == before
+    assert xdp(topology, config.interfaces[0]).mode is XdpMode.NATIVE
+    assert xdp(topology, config.interfaces[3]).mode is XdpMode.NONE
+
+
+def test_other_sizes_are_refused_with_the_way_out(
+    loaded: MapDataplane, topology: Topology, config: model.Config
+) -> None:
+    bigger = replace(config, sizes=replace(config.sizes, endpoints=128))
+    with network.entered(topology.namespace(AP)), pytest.raises(DataplaneError, match="penumbra unload"):
+        loader.load(bigger, BPF_DIR)
+    assert xdp(topology, config.interfaces[0]).mode is XdpMode.NATIVE
+
+
+def test_another_layout_is_refused_with_the_way_out(loaded: MapDataplane, config: model.Config) -> None:
+    maps = open_instance(config.instance)
+    maps.settings["layout"] += 1
+    with pytest.raises(DataplaneError, match=r"another version.*penumbra unload"):
+        open_instance(config.instance)
+    maps.close()
+
+
+def test_an_instance_that_is_not_loaded_is_an_error_that_says_so() -> None:
+    with pytest.raises(DataplaneError, match=r"not loaded.*penumbra load"):
+        open_instance(f"nobody-{os.getpid()}")
+
+
+def test_a_missing_interface_is_refused_before_anything_is_made(
+    topology: Topology, config: model.Config
+) -> None:
+    with network.entered(topology.namespace(AP)), pytest.raises(DataplaneError, match="nosuch"):
+        loader.load(replace(config, interfaces=(*config.interfaces, "nosuch")), BPF_DIR)
+    assert not pins.folder(config.instance).exists()
+
+
+def test_a_foreign_program_is_named_not_displaced_and_outlives_ours(
+    topology: Topology, config: model.Config
+) -> None:
+    interface = config.interfaces[-1]
+    with network.entered(topology.namespace(AP)):
+        program = libbpf.prog_load("foreigner", PASS_ALL, "GPL")
+        ifindex = socket.if_nametoindex(interface)
+        link = libbpf.xdp_link_create(program, ifindex, libbpf.XDP_FLAGS_DRV_MODE)
+        try:
+            foreign = libbpf.xdp_query(ifindex)
+            with pytest.raises(DataplaneError, match=f"foreigner.*{foreign.program_id}.*ip -d link show"):
+                loader.load(config, BPF_DIR)
+            assert not pins.folder(config.instance).exists()
+            assert xdp(topology, config.interfaces[0]).mode is XdpMode.NONE
+
+            loader.load(replace(config, interfaces=config.interfaces[:-1]), BPF_DIR)
+            with pytest.raises(DataplaneError, match="foreigner"):
+                loader.load(config, BPF_DIR)
+            assert xdp(topology, config.interfaces[0]).mode is XdpMode.NATIVE
+            loader.unload(config.instance)
+            assert libbpf.xdp_query(ifindex) == foreign
+        finally:
+            loader.unload(config.instance)
+            os.close(link)
+            os.close(program)
+
+
+def test_generic_mode_is_a_fallback_that_is_told(
+    topology: Topology, config: model.Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    try:
+        with network.entered(topology.namespace(AP)):
+            done = loader.load(replace(config, interfaces=("lo",)), BPF_DIR)
+            assert attach.attached(config.instance)[0].mode is XdpMode.GENERIC
+        assert done.attachments[0].mode is XdpMode.GENERIC
+        assert "native" in done.attachments[0].reason
+        assert "GENERIC" in caplog.text
+    finally:
+        loader.unload(config.instance)
+
+
+def test_what_a_load_that_died_left_is_cleared_away(topology: Topology, config: model.Config) -> None:
+    try:
+        with network.entered(topology.namespace(AP)):
+            loader.load(config, BPF_DIR)
+            (pins.folder(config.instance) / "steer").unlink()  # pinned last: as if it never came so far
+            (pins.folder(config.instance) / "rtt").unlink()
+            with pytest.raises(DataplaneError, match="only in part"):
+                open_instance(config.instance)
+            assert loader.load(config, BPF_DIR).fresh
+    finally:
+        loader.unload(config.instance)
+
+
+def test_unload_works_when_the_interface_is_gone(topology: Topology, config: model.Config) -> None:
+    ap = topology.namespace(AP)
+    network.run(["ip", "-n", ap, "link", "add", "gone0", "type", "veth", "peer", "name", "gone1"])
+    with network.entered(ap):
+        loader.load(replace(config, interfaces=("gone0",)), BPF_DIR)
+        network.run(["ip", "-n", ap, "link", "delete", "gone0"])
+        assert [a.mode for a in attach.attached(config.instance)] == [XdpMode.NONE]
+        loader.unload(config.instance)
+    assert not pins.folder(config.instance).exists()
+
+
+def test_a_folder_that_others_may_write_is_refused(topology: Topology, config: model.Config) -> None:
+    pins.make_folder(config.instance).chmod(0o777)
+    try:
+        with (
+            network.entered(topology.namespace(AP)),
+            pytest.raises(DataplaneError, match="writable by"),
+        ):
+            loader.load(config, BPF_DIR)
+    finally:
+        pins.folder(config.instance).chmod(0o700)
+        loader.unload(config.instance)
+
+
+def test_a_new_process_reads_back_what_was_installed(loaded: MapDataplane, config: model.Config) -> None:
+    install_some(loaded)
+    again = MapDataplane.open(config.instance, MachineClock())
+    assert again.installed() == loaded.installed()
+    members = again.installed().members
+    assert members["web-1"].spill == 0.35
+    assert members["web-1"].slots == {"web-1-a": 1.0, "web-1-b": 0.3}
+    assert members["web-2"].down
+    assert members["web-1-b"].draining
+    assert again.installed().services["web"].ring == {"web-1": 1.0, "web-2": 0.5}
+    again.close()
+
+
+def test_every_step_taken_twice_is_the_same_as_once(loaded: MapDataplane) -> None:
+    install_some(loaded)
+    before = loaded.installed()
+    install_some(loaded)
+    loaded.apply(model.SetRing("web", {"web-1": 1.0, "web-2": 0.5}))
+    after = loaded.installed()
+    assert after.services == before.services
+    assert after.members.keys() == before.members.keys()
+    for name in ("web-1", "web-1-a", "nobody"):
+        loaded.apply(model.RemoveMember(name))
+        loaded.apply(model.RemoveMember(name))
+    loaded.apply(model.RemoveService("web"))
+    loaded.apply(model.RemoveService("web"))
+    assert "web" not in loaded.installed().services
+
+
+def test_a_removed_member_is_out_of_ring_and_slots_and_may_come_back_at_the_same_address(
+    loaded: MapDataplane, config: model.Config
+) -> None:
+    install_some(loaded)
+    maps = open_instance(config.instance)
+    index = steering.endpoint_rows(maps)["web-1-a"]
+    old = steering.reference(maps, index)
+    loaded.apply(model.RemoveMember("web-1-a"))
+    assert loaded.installed().members["web-1"].slots == {"web-1-b": 0.3}
+    loaded.apply(model.InstallMember(shadow("web-1-c", 3, "web-1")))
+    assert steering.endpoint_rows(maps)["web-1-c"] == index
+    assert steering.reference(maps, index) != old
+    assert not (maps.slots == old).any()
+    # Another address gets another index while the first one rests.
+    loaded.apply(model.RemoveMember("web-1-c"))
+    loaded.apply(model.InstallMember(shadow("web-1-d", 1, "web-1")))
+    assert steering.endpoint_rows(maps)["web-1-d"] != index
+    maps.close()
+
+
+def test_an_address_that_is_taken_is_refused(loaded: MapDataplane) -> None:
+    install_some(loaded)
+    with pytest.raises(DataplaneError, match=r"10\.201\.3\.2:8081 is 'web-1-a'"):
+        loaded.apply(model.InstallMember(shadow("other", 3, "web-1")))
+
+
+def test_writing_to_an_unloaded_instance_is_refused(loaded: MapDataplane, config: model.Config) -> None:
+    loader.unload(config.instance)
+    with pytest.raises(DataplaneError, match="unloaded meanwhile"):
+        loaded.apply(model.SetSpill("web-1", 0.5))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(weights=st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.01, 10), min_size=1, max_size=8))
+def test_slots_are_shared_by_weight_to_within_one_and_few_move(weights: dict[str, float]) -> None:
+    table = slot_table.place(weights)
+    total = sum(weights.values())
+    for name, weight in weights.items():
+        assert abs(table.count(name) - weight / total * layout.SHADOW_SLOTS) < 1
+    first = min(weights)
+    changed = {**weights, first: weights[first] * 1.1}
+    moved = sum(a != b for a, b in zip(table, slot_table.place(changed), strict=True))
+    must = sum(
+        abs(slot_table.counts(weights).get(n, 0) - slot_table.counts(changed).get(n, 0)) for n in weights
+    )
+    assert moved <= 8 * (must // 2) + 1
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    share=st.floats(0, 1),
+    weights=st.lists(st.integers(1, 20), min_size=2, max_size=2),
+)
+def test_rings_and_spill_hold_what_was_asked(loaded: MapDataplane, share: float, weights: list[int]) -> None:
+    install_some(loaded)
+    ring = {"web-1": weights[0] / 10, "web-2": weights[1] / 10}
+    loaded.apply(model.SetRing("web", ring))
+    loaded.apply(model.SetSpill("web-1", share))
+    installed = loaded.installed()
+    assert installed.services["web"].ring == ring
+    assert installed.members["web-1"].spill == share
