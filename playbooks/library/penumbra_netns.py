@@ -244,7 +244,8 @@ def clone_command(p: dict, original: proc.Identity, new: dict[str, str]) -> list
     if missing:
         raise RefusedError(
             f"the command of {parent['name']} (process {original.pid}) names its "
-            f"{' and '.join(sorted(missing))} nowhere that the rule knows: add the option to address_options or port_options, or set command "
+            f"{' and '.join(sorted(missing))} "
+            "nowhere that the rule knows: add the option to address_options or port_options, or set command "
             "with {address} and {port}"
         )
     return argv
