@@ -170,9 +170,9 @@ class Forecaster:
             return
         self._fit_trend = self._sure_trend()
         gain = self.settings.level_gain
-        found = self._onset.update(
-            before, values, self._variance, gain / (2.0 - gain), self.settings.onset_doubt
-        )
+        # Of few readings the level is less certain than smoothing makes it in the long run.
+        noise: Floats = np.maximum(gain / (2.0 - gain), 1.0 / np.maximum(self._count - 1.0, 1.0))
+        found = self._onset.update(before, values, self._variance, noise, self.settings.onset_doubt)
         self._fit_level = np.where(found.seen, np.maximum(found.level, 0.0), self._fit_level)
         self._fit_trend = np.where(found.seen, found.trend, self._fit_trend)
         # A climb is trusted to go on for as long as it has lasted.
