@@ -9,6 +9,7 @@ how many turns, and when: the k-th turn of an endpoint comes at (k + 1/2) / weig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -63,7 +64,7 @@ def _checked_shares(names: Sequence[str], weights: Sequence[float], size: int) -
         raise ValueError(f"ring size {size} is below the number of endpoints, {np.count_nonzero(weight)}")
     # Divided by the largest first: the sum of huge weights must not overflow.
     weight = np.where(weight > 0, np.maximum(weight / weight.max(), _LEAST_RATIO), 0.0)
-    return np.asarray(weight / weight.sum(), dtype=np.float64)
+    return np.asarray(weight / math.fsum(weight), dtype=np.float64)  # fsum: in any order the same
 
 
 def is_prime(number: int) -> bool:
