@@ -68,7 +68,11 @@ class Journal:
         match step:
             case model.InstallMember(member):
                 at = f"{member.address}:{member.port}"
-                self.say(member.name, "install", f"{member.role.value} {member.name} installed at {at}")
+                self.say(
+                    member.name,
+                    "install",
+                    f"{member.role.name.lower()} endpoint {member.name} installed at {at}",
+                )
             case model.RemoveMember(name):
                 self.say(name, "uninstall", f"{name} removed from the data plane")
             case model.SetRing(service, weights):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from typing import TypeVar
 
 from controlplane import model, policy, requests, shadows
@@ -20,6 +21,7 @@ _log = logging.getLogger("penumbra")
 _T = TypeVar("_T")
 
 _STALE_TICKS = 3.0
+_DIRECT_S = 30.0
 
 
 class Controller:
@@ -53,24 +55,31 @@ class Controller:
         self._counters: Counters | None = None
         self._fresh_s: float | None = None
         self._ring_changed_s: dict[str, float] = {}
-        self._direct: frozenset[object] = frozenset()
+        self._direct: frozenset[IPv4Network] = frozenset()
+        self._direct_due_s = 0.0
         self._stopping = False
         self._overruns = 0
         self._steps = 0
         self._status: Status | None = None
 
     def run(self) -> None:
-        """Ticks until ``stop``. Keeps the cadence; after an overrun it goes on from now."""
+        """Ticks until ``stop``. Keeps the cadence; after an overrun it goes on from now.
+
+        Woken before a tick is due, it acts on health alone: the dead don't wait for the tick.
+        """
         due_s = self._clock.now_s()
         while not self._stopping:
             started_s = self._clock.now_s()
-            self.tick()
-            took_s = self._clock.now_s() - started_s
-            due_s += self._config.tick_s
-            if took_s > self._config.tick_s:
-                self._overruns += 1
-                _log.warning("tick took %.2f s of %.2f s", took_s, self._config.tick_s)
-                due_s = self._clock.now_s()
+            if started_s < due_s:
+                self.react()
+            else:
+                self.tick()
+                took_s = self._clock.now_s() - started_s
+                due_s += self._config.tick_s
+                if took_s > self._config.tick_s:
+                    self._overruns += 1
+                    _log.warning("tick took %.2f s of %.2f s", took_s, self._config.tick_s)
+                    due_s = self._clock.now_s()
             self._clock.wait_until(due_s)
 
     def stop(self) -> None:
@@ -103,6 +112,11 @@ class Controller:
         self._guarded("provisioning", lambda: self._roster.start_runs(self._installed.members))
         self._guarded("probes", self._watch)
         self._guarded("say", lambda: self._publish(self._clock.now_s() - started_s))
+
+    def react(self) -> None:
+        """Takes the probes' answers, and applies what they change."""
+        if self._guarded("observe", self._take_answers):
+            self._guarded("apply", self._apply)
 
     def _guarded(self, part: str, action: Callable[[], _T]) -> _T | None:
         """One part's trouble must not stop the others: packets and health come first."""
@@ -142,14 +156,20 @@ class Controller:
         self._installed = self._dataplane.installed()
         self._read_back = True
         self._fleet.adopt_health(self._installed)
-        for answer in self._prober.results():
-            said = self._fleet.observe_health(answer, self._roster)
-            if said:
-                self._journal.say(answer.member, "health", said)
+        self._take_answers()
         self._guarded("hops", self._dataplane.renew_hops)
         before, self._counters = self._counters, self._dataplane.counters()
         if self._fleet.observe_counters(before, self._counters, self._roster):
             self._fresh_s = self._clock.now_s()
+
+    def _take_answers(self) -> bool:
+        """True if somebody's health changed."""
+        changed = False
+        for answer in self._prober.results():
+            if said := self._fleet.observe_health(answer, self._roster):
+                self._journal.say(answer.member, "health", said)
+                changed = True
+        return changed
 
     # ---- decide -------------------------------------------------------------------------
 
@@ -216,6 +236,7 @@ class Controller:
                 self._journal.once(service, "fail-open", reason)
             else:
                 self._journal.forget(service, "fail-open")
+        self._set_direct(steering, now_s)
         for step in plan(self._installed, steering):
             self._dataplane.apply(step)
             self._steps += 1
@@ -223,10 +244,16 @@ class Controller:
                 self._ring_changed_s[step.service] = now_s
             self._journal.step(step, self._installed)
         self._installed = steering
-        direct = frozenset(self._config.direct)
-        if direct != self._direct:
-            self._dataplane.set_direct(self._config.direct)
+
+    def _set_direct(self, steering: model.Steering, now_s: float) -> None:
+        """Before members are there: what they send to each other and to probes is theirs, not a VIP's.
+        Renewed now and then, since the access point's own addresses may change."""
+        members = (IPv4Network(member.address) for member in steering.members.values())
+        direct = frozenset((*self._config.direct, *members))
+        if direct != self._direct or now_s >= self._direct_due_s:
+            self._dataplane.set_direct(direct)
             self._direct = direct
+            self._direct_due_s = now_s + _DIRECT_S
 
     def _watch(self) -> None:
         targets = {}

@@ -52,7 +52,7 @@ class Dataplane(Protocol):
         """Flows in the cache, within their idle limit and not closed, per member."""
 
     def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
-        """Replaces the destinations that endpoints answer as themselves."""
+        """Replaces the destinations that endpoints answer as themselves, beside this host's addresses."""
 
     def renew_hops(self) -> None:
         """Renews every member's next hop from the kernel's routes and neighbours."""

@@ -106,6 +106,7 @@ class MapDataplane:
             self._asked.pop((kind, name), None)
 
     def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
+        prefixes = {*prefixes, *(IPv4Network(address) for address in netlink.local_addresses())}
         with self._writing():
             keys, _ = libbpf.map_lookup_batch(self._maps.direct, layout.PREFIX, layout.INDEX)
             there = {key.tobytes() for key in keys}

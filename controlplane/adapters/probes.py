@@ -24,7 +24,8 @@ RESULTS_MOST = 1_000_000
 
 
 class NetworkProber:
-    """``ports.Prober``. ``on_change`` is called, in its thread, when an answer differs from the last."""
+    """``ports.Prober``. ``on_change`` is called, in its thread, when as many answers in a row were alike as
+    make a member healthy or unhealthy."""
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self._on_change = on_change
@@ -65,6 +66,7 @@ class NetworkProber:
         ask = self._get if probe.kind is model.ProbeKind.HTTP else self._connect
         due = self._loop.time() + phase * probe.interval_s
         before: bool | None = None
+        alike = 0
         while True:
             await asyncio.sleep(due - self._loop.time())
             started = self._loop.time()
@@ -78,9 +80,10 @@ class NetworkProber:
                 reason = _said(error)
             ended = self._loop.time()
             self._results.append(model.Health(member, not reason, ended, ended - started, reason))
-            if before is not None and before == bool(reason):
-                self._on_change()
+            alike = alike + 1 if before == (not reason) else 1
             before = not reason
+            if alike == (probe.fall if reason else probe.rise):
+                self._on_change()
             due = max(due + probe.interval_s, ended)
 
     async def _connect(self, address: str, port: int, _probe: model.Probe) -> str:
