@@ -18,9 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
+from controlplane.adapters import libbpf
 from controlplane.ports import DataplaneError
 
 PROGRAM = "steer"
+LICENCE = "GPL"
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 _LOG_LINES = 12
 _INSTRUCTION_BYTES = 8
@@ -90,15 +92,19 @@ def compile_file(source: Path, program: str, defines: list[str], *, headers: Pat
     with _captured_stderr() as log, _stub_headers(headers):
         try:
             module = bcc.BPF(src_file=os.fsencode(source), cflags=[*_flags(headers), *defines])
-            function = module.load_func(program.encode(), bcc.BPF.XDP)
         except Exception as error:  # BCC raises bare Exception for everything
-            raise DataplaneError(f"{source}: not loaded: {error}: {_tail(log)}") from error
-    instructions = len(module.dump_func(program.encode())) // _INSTRUCTION_BYTES
-    # BCC closes its descriptors with the module, so ours are copies.
-    maps = {name: os.dup(module[name.encode()].map_fd) for name in _map_names(bcc, module)}
-    compiled = Compiled(os.dup(function.fd), maps, instructions)
-    module.cleanup()
-    return compiled
+            raise DataplaneError(f"{source}: not compiled: {_tail(log) or error}") from error
+    try:
+        # BCC would load it without its attach type, and then it could not share a PROG_ARRAY with others.
+        instructions = module.dump_func(program.encode())
+        program_fd = libbpf.prog_load(program, instructions, LICENCE)
+        # BCC closes its descriptors with the module, so ours are copies.
+        maps = {name: os.dup(module[name.encode()].map_fd) for name in _map_names(bcc, module)}
+    except libbpf.BpfError as error:
+        raise DataplaneError(f"{source}: refused by the kernel: {error}") from error
+    finally:
+        module.cleanup()
+    return Compiled(program_fd, maps, len(instructions) // _INSTRUCTION_BYTES)
 
 
 def _import_bcc() -> ModuleType:
