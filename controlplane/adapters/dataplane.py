@@ -84,9 +84,7 @@ class MapDataplane:
         if isinstance(asked, model.SetSlots) and install.same_slots(self._maps, member.name, asked.slots):
             slots = asked.slots
         asked = self._asked.get((model.SetSpill, member.name))
-        if isinstance(asked, model.SetSpill) and steering.spill_bits(asked.share) == steering.spill_bits(
-            spill
-        ):
+        if isinstance(asked, model.SetSpill) and _spill_as_read(asked.share) == spill:
             spill = asked.share
         return replace(member, slots=slots, spill=spill)
 

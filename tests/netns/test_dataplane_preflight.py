@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``penumbra check`` says of the kernel's settings, and which hops the kernel's tables give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from controlplane.adapters import netlink, preflight
+from controlplane.lab import network
+from controlplane.lab.topology import AP, Topology
+
+
+@pytest.fixture
+def ap(topology: Topology) -> Iterator[str]:
+    name = topology.namespace(AP)
+    with network.entered(name):
+        yield name
+
+
+def said(*interfaces: str) -> str:
+    return "\n".join(f"{p.what}: {p.command}" for p in preflight.problems(interfaces))
+
+
+def test_forwarding_that_is_off_is_said_with_the_command(ap: str) -> None:
+    assert "ip_forward" not in said("clients")
+    network.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+    try:
+        assert "sysctl -w net.ipv4.ip_forward=1" in said("clients")
+    finally:
+        network.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+
+
+def test_a_strict_reverse_path_filter_is_said(ap: str) -> None:
+    assert "rp_filter" not in said("clients")
+    network.run(["sysctl", "-qw", "net.ipv4.conf.clients.rp_filter=1"])
+    try:
+        assert "net.ipv4.conf.clients.rp_filter=2" in said("clients")
+    finally:
+        network.run(["sysctl", "-qw", "net.ipv4.conf.clients.rp_filter=0"])
+
+
+def test_a_missing_interface_is_said(ap: str) -> None:
+    assert "nosuch" in said("nosuch")
+
+
+def test_hops_follow_the_longest_prefix_and_gateways(ap: str, topology: Topology) -> None:
+    host = topology.hosts[0]
+    network.run(["ip", "route", "add", "192.0.2.0/24", "via", str(host.address)])
+    routing = netlink.routing()
+    on_link, behind = routing.hop(host.address), routing.hop(IPv4Address("192.0.2.7"))
+    assert on_link is not None
+    assert behind is not None
+    assert (on_link.neighbour, behind.neighbour) == (host.address, host.address)
+    assert routing.links[behind.ifindex].name == host.name
+    assert routing.hop(host.gateway.ip) is None, "local addresses have no next hop"
+    assert routing.hop(IPv4Address("8.8.8.8")) is None, "no route"
+
+
+def test_a_route_over_a_bridge_is_left_to_the_kernel(ap: str) -> None:
+    network.run(["ip", "link", "add", "br0", "type", "bridge"])
+    try:
+        network.run(["ip", "address", "add", "192.168.77.1/24", "dev", "br0"])
+        network.run(["ip", "link", "set", "br0", "up"])
+        assert netlink.routing().hop(IPv4Address("192.168.77.9")) is None
+    finally:
+        network.run(["ip", "link", "delete", "br0"])
+
+
+def test_policy_rules_leave_everything_to_the_kernel(ap: str, topology: Topology) -> None:
+    network.run(["ip", "rule", "add", "from", "192.0.2.1", "lookup", "100"])
+    try:
+        assert netlink.routing().hop(topology.hosts[0].address) is None
+    finally:
+        network.run(["ip", "rule", "delete", "from", "192.0.2.1", "lookup", "100"])
