@@ -214,12 +214,11 @@ class MapDataplane:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         instance = self._maps.instance
-        with pins.write_lock(instance) as lock:
+        with pins.write_lock(instance):
             try:
                 same = pins.folder(instance).stat().st_ino == self._folder_inode
             except FileNotFoundError:
                 same = False
-                lock.unlink()  # it was made by us just now: the instance is gone
             if not same:
                 raise DataplaneError(
                     f"instance {instance!r} was unloaded meanwhile: penumbra load CONFIG, then start anew"

@@ -156,9 +156,8 @@ def _attach_all(config: model.Config, maps: Maps, program_fd: int) -> tuple[Atta
 def unload(instance: str) -> None:
     """Detaches our links and removes all pins; done twice, or after a crash half-way, it does the rest."""
     pins.require_privileges()
-    with pins.write_lock(instance) as lock:
+    with pins.write_lock(instance):
         _unload(instance)
-        lock.unlink()
 
 
 def _unload(instance: str) -> None:

@@ -128,8 +128,8 @@ def remove_folder(instance: str) -> None:
 
 
 @contextmanager
-def write_lock(instance: str) -> Iterator[Path]:
-    """Held by whoever writes to the instance's maps; waits for the present holder. Yields the lock's file.
+def write_lock(instance: str) -> Iterator[None]:
+    """Held by whoever writes to the instance's maps; waits for the present holder.
 
     A file in /run and not the pins' folder, because the folder comes and goes while others wait.
     """
@@ -141,14 +141,18 @@ def write_lock(instance: str) -> Iterator[Path]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if _is_file(fd, path):
-                yield path
+                try:
+                    yield
+                finally:
+                    if not folder(instance).exists():
+                        path.unlink()  # nothing is left to write to
                 return
         finally:
             os.close(fd)
 
 
 def _is_file(fd: int, path: Path) -> bool:
-    """False when the file was removed (by an unload) while we waited for it."""
+    """False when the file was removed (with the instance) while we waited for it."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:

@@ -118,6 +118,7 @@ def test_a_missing_interface_is_refused_before_anything_is_made(
     with network.entered(topology.namespace(AP)), pytest.raises(DataplaneError, match="nosuch"):
         loader.load(replace(config, interfaces=(*config.interfaces, "nosuch")), BPF_DIR)
     assert not pins.folder(config.instance).exists()
+    assert not (pins.LOCKS / f"{config.instance}.lock").exists()
 
 
 def test_a_foreign_program_is_named_not_displaced_and_outlives_ours(
