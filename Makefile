@@ -45,7 +45,7 @@ lint: setup ## ruff, mypy, import contracts, yamllint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@PYTHONPATH=. $(BIN)/lint-imports
+	@$(BIN)/lint-imports
 	@$(BIN)/yamllint -s playbooks
 
 bench: setup ## ns per packet and more, into build/bench.json

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from controlplane import config, model, plan, weights
-from controlplane.adapters import loader, netlink, pins
+from controlplane.adapters import loader, pins, preflight
 from controlplane.adapters.ansible import AnsibleProvisioner, check_playbooks, shipped_playbooks
 from controlplane.adapters.attach import Attachment
 from controlplane.adapters.clock import MachineClock
@@ -59,7 +59,7 @@ def require_bpf() -> None:
 
 def hints(configured: model.Config) -> list[str]:
     """What of this machine stands in the way of steered traffic, with the command that mends it."""
-    return list(netlink.preflight(configured.interfaces))
+    return [f"{problem.what}: {problem.command}" for problem in preflight.problems(configured.interfaces)]
 
 
 def load(configured: model.Config, path: Path) -> loader.Loaded:
