@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random packets between random changes: the program and tests/reference.py agree on every one."""
+
+from __future__ import annotations
+
+import random
+from ipaddress import IPv4Network
+
+import pytest
+from scapy.layers.l2 import Ether
+
+from controlplane.adapters import layout
+from tests import reference
+from tests.packet.rig import KEY, TCP_NUMBER, UDP_NUMBER, Rig, rewritten, tcp, udp
+
+PACKETS = 2000
+CHANGE_EVERY = 25
+CLIENTS = [f"192.0.2.{i}" for i in range(1, 13)]
+PORTS = range(40_000, 40_008)
+SERVICES = {
+    1: ("198.51.100.1", 80, TCP_NUMBER, False),
+    2: ("198.51.100.1", 53, UDP_NUMBER, False),
+    3: ("198.51.100.3", 443, TCP_NUMBER, True),
+}
+LIVE, SHADOWS, RING = 4, 3, 61
+TCP_FLAGS = ["S", "S", "SA", "A", "A", "PA", "PA", "FA", "R", "RA", "F", "SR"]
+COUNTED = (
+    "packets",
+    "return_packets",
+    "flows",
+    "offered",
+    "completed",
+    "spilled",
+    "midstream",
+    "unremembered",
+    "resets",
+    "fins",
+    "rtt_count",
+)
+
+
+class Both:
+    """The program and the reference, changed alike."""
+
+    def __init__(self, rig: Rig, seed: int) -> None:
+        self.rig, self.random = rig, random.Random(seed)
+        self.expected = reference.Steering(KEY)
+        for index, (vip, port, protocol, keep) in SERVICES.items():
+            rig.service(index, vip, port, protocol, keep=keep)
+            live = [self._endpoint(index, protocol, index * 20 + i) for i in range(LIVE)]
+            shadows = [self._endpoint(index, protocol, index * 20 + 10 + i) for i in range(SHADOWS)]
+            cells = [self.random.choice([*live, *live, None]) for _ in range(RING - 1)]
+            ring = [*live[:1], *[cell or live[-1] for cell in cells]]
+            rig.ring(index, [layout.reference(*cell) for cell in ring])
+            self.expected.services[index] = reference.Service(vip, port, protocol, ring, keep)
+            for member in live:
+                self._slots(member[0], shadows)
+        for prefix in ("192.0.2.9/32", "203.0.113.0/24"):
+            rig.direct(prefix)
+            self.expected.direct.append(IPv4Network(prefix))
+
+    def _endpoint(self, service: int, protocol: int, index: int) -> reference.Reference:
+        address, port = f"203.0.113.{index}", 8000 + index
+        self.rig.endpoint(index, service, address, port)
+        self.expected.endpoints[index] = reference.Endpoint(address, port, protocol, service)
+        self.expected.returns[address, port, protocol] = index
+        return index, 1
+
+    def _slots(self, live: int, shadows: list[reference.Reference]) -> None:
+        named = [shadow for shadow in shadows if self.random.random() < 0.8]
+        slots = [self.random.choice(named) if named else None for _ in range(128)]
+        spill = self.random.choice([0, 1 << 30, 1 << 31, 3 << 30, layout.SPILL_ALL])
+        self.rig.slots[live] = [layout.reference(*slot) if slot else 0 for slot in slots]
+        self.rig.endpoints[live : live + 1]["spill"] = spill
+        self.expected.endpoints[live].slots = list(slots)
+        self.expected.endpoints[live].spill = spill
+
+    def change(self) -> None:
+        """One endpoint's state, another's slots and spill."""
+        index = self.random.choice(list(self.expected.endpoints))
+        endpoint = self.expected.endpoints[index]
+        endpoint.down = self.random.random() < 0.25
+        endpoint.draining = self.random.random() < 0.2
+        endpoint.present = self.random.random() < 0.9
+        # The generation moves only with a reuse of the index; the ring then names nobody until rewritten.
+        endpoint.generation = self.random.choice([1, 1, 1, 1, 2, 4097])
+        self.rig.state(
+            index,
+            present=endpoint.present,
+            down=endpoint.down,
+            draining=endpoint.draining,
+            generation=endpoint.generation,
+        )
+        if endpoint.generation == 4097:
+            endpoint.generation = 1  # the low 12 bits are what a reference carries
+        service = self.random.choice(list(SERVICES))
+        shadows = [(service * 20 + 10 + i, 1) for i in range(SHADOWS)]
+        self._slots(service * 20 + self.random.randrange(LIVE), shadows)
+
+    def packet(self) -> reference.Packet:
+        vip, port, protocol, _ = SERVICES[self.random.choice(list(SERVICES))]
+        client, client_port = self.random.choice(CLIENTS), self.random.choice(PORTS)
+        flags = self.random.choice(TCP_FLAGS) if protocol == TCP_NUMBER else ""
+        ttl = self.random.choice([64] * 20 + [2, 1])
+        if self.random.random() < 0.4 and self.expected.flows:
+            (_, client, client_port), flow = self.random.choice(list(self.expected.flows.items()))
+            index = flow.endpoint[0]
+            if self.random.random() < 0.1:
+                index = self.random.choice(list(self.expected.endpoints))
+            sender = self.expected.endpoints[index]
+            protocol = sender.protocol
+            flags = self.random.choice(["SA", "SA", "A", "PA", "FA", "R"]) if protocol == TCP_NUMBER else ""
+            source = (sender.address, sender.port)
+            return reference.Packet(*source, client, client_port, protocol, flags, ttl)
+        if self.random.random() < 0.05:
+            port += 1
+        if self.random.random() < 0.03:
+            vip = self.random.choice(["203.0.113.77", "198.51.100.99"])
+        return reference.Packet(client, client_port, vip, port, protocol, flags, ttl)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_program_and_reference_agree(rig: Rig, seed: int) -> None:
+    both = Both(rig, seed)
+    for number in range(PACKETS):
+        if number % CHANGE_EVERY == CHANGE_EVERY - 1:
+            both.change()
+        packet = both.packet()
+        fields = (packet.source, packet.source_port, packet.destination, packet.port)
+        payload = both.random.randbytes(both.random.randrange(40))
+        frame = (
+            tcp(*fields, packet.flags, payload, packet.ttl)
+            if packet.protocol == TCP_NUMBER
+            else udp(*fields, payload, packet.ttl)
+        )
+        expected = both.expected.route(packet)
+        result = rig.send(frame)
+        assert result.reason == expected.reason, f"packet {number}: {packet}"
+        if expected.source or expected.destination:
+            hop = {} if expected.reason == "forward_hop" else {"hop": None}
+            wanted = rewritten(frame, source=expected.source, destination=expected.destination, **hop)
+            assert result.raw == wanted, f"packet {number}: {Ether(result.raw)!r}"
+        else:
+            assert result.raw == bytes(frame), f"packet {number}"
+    for index in both.expected.endpoints:
+        wanted = {name: both.expected.counted[name, index] for name in COUNTED}
+        assert rig.counts(index, *COUNTED) == wanted, f"endpoint {index}"
+    assert sum(both.expected.counted["completed", index] for index in both.expected.endpoints) > 20

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routing rule in plain Python, for tests: what steer must do with one packet after another.
+
+It imports nothing of ours, or it would prove nothing. It knows no buckets: its flow cache is a dictionary
+that forgets nothing, so it is compared where the program's cache is not full. Time stands still.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+
+U64 = (1 << 64) - 1
+SLOTS, SLOT_TRIES, SLOT_STRIDE, RING_TRIES = 128, 16, 53, 8
+ALL = 0xFFFFFFFF
+TCP, UDP = 6, 17
+
+Reference = tuple[int, int]
+"""Index of an endpoint and the generation of that index."""
+Target = tuple[str, int, int]
+"""Address, port, protocol."""
+
+
+@dataclass
+class Endpoint:
+    address: str
+    port: int
+    protocol: int
+    service: int
+    generation: int = 1
+    present: bool = True
+    down: bool = False
+    draining: bool = False
+    spill: int = 0
+    slots: list[Reference | None] = field(default_factory=lambda: [None] * SLOTS)
+
+    @property
+    def takes_new(self) -> bool:
+        return not self.down and not self.draining
+
+
+@dataclass
+class Service:
+    vip: str
+    port: int
+    protocol: int
+    ring: list[Reference]
+    keep: bool = False
+
+
+@dataclass
+class Flow:
+    endpoint: Reference
+    marks: set[str]
+
+    @property
+    def closing(self) -> bool:
+        return bool(self.marks & {"fin client", "fin endpoint", "rst"})
+
+
+@dataclass(frozen=True)
+class Packet:
+    source: str
+    source_port: int
+    destination: str
+    port: int
+    protocol: int
+    flags: str = ""
+    """TCP flags in scapy's letters."""
+    ttl: int = 64
+
+    @property
+    def opens(self) -> bool:
+        return "S" in self.flags and "A" not in self.flags
+
+
+@dataclass(frozen=True)
+class Outcome:
+    reason: str
+    endpoint: int | None = None
+    """Who was given it, or who sent it."""
+    source: tuple[str, int] | None = None
+    destination: tuple[str, int] | None = None
+
+
+def mix(value: int) -> int:
+    """MurmurHash3's 64-bit finaliser."""
+    value ^= value >> 33
+    value = value * 0xFF51AFD7ED558CCD & U64
+    value ^= value >> 33
+    value = value * 0xC4CEB9FE1A85EC53 & U64
+    return value ^ value >> 33
+
+
+def flow_hash(key: tuple[int, int], client: str, vip: str, client_port: int, port: int, protocol: int) -> int:
+    value = int(IPv4Address(client)) << 32 | int(IPv4Address(vip))
+    value = (value ^ key[0]) * (key[1] | 1) & U64
+    value ^= value >> 32
+    value = (value ^ (protocol << 32 | port << 16 | client_port)) * (key[0] | 1) & U64
+    value ^= value >> 29
+    value = value * 0x9E3779B97F4A7C15 & U64
+    return value ^ value >> 32
+
+
+def pick_hash(value: int) -> int:
+    return mix(value ^ 0xD6E8FEB86659FD93)
+
+
+def ring_slot(pick: int, attempt: int, size: int) -> int:
+    if attempt:
+        pick = mix((pick + attempt * 0xA0761D6478BD642F) & U64)
+    return (pick >> 32) * size >> 32
+
+
+def spill_bits(pick: int) -> int:
+    return pick & 0xFFFFFFFF
+
+
+def shadow_slot(pick: int) -> int:
+    return mix(pick ^ 0xA0761D6478BD642F) % SLOTS
+
+
+class Steering:
+    """The installed state, the flows, and what was counted."""
+
+    def __init__(self, key: tuple[int, int]) -> None:
+        self.key = key
+        self.services: dict[int, Service] = {}
+        self.endpoints: dict[int, Endpoint] = {}
+        self.returns: dict[Target, int] = {}
+        self.direct: list[IPv4Network] = []
+        self.flows: dict[tuple[int, str, int], Flow] = {}
+        self.counted: Counter[tuple[str, int]] = Counter()
+
+    def route(self, packet: Packet) -> Outcome:
+        for index, service in self.services.items():
+            if (packet.destination, packet.port, packet.protocol) == (
+                service.vip,
+                service.port,
+                service.protocol,
+            ):
+                return self._forward(packet, index, service)
+        sender = self.returns.get((packet.source, packet.source_port, packet.protocol))
+        if sender is not None:
+            return self._give_back(packet, sender)
+        if self._is_vip(packet.destination):
+            return Outcome("drop_vip_port")
+        return Outcome("pass_other")
+
+    # ---- client to endpoint ---------------------------------------------------------------
+
+    def _forward(self, packet: Packet, index: int, service: Service) -> Outcome:
+        if packet.ttl <= 1:
+            return Outcome("pass_ttl")
+        name = (index, packet.source, packet.source_port)
+        flow = self.flows.get(name)
+        chosen = self._goes_on(packet, index, service, flow) if flow else None
+        if chosen is None:
+            chosen = self._start(packet, name, service)
+        if chosen is None:
+            return Outcome("drop_no_endpoint")
+        endpoint = self.endpoints[chosen]
+        self.counted["packets", chosen] += 1
+        return Outcome("forward_hop", chosen, destination=(endpoint.address, endpoint.port))
+
+    def _goes_on(self, packet: Packet, index: int, service: Service, flow: Flow) -> int | None:
+        endpoint = self._present(flow.endpoint)
+        if endpoint is None or endpoint.service != index:
+            return None
+        if endpoint.down and not (service.keep and "established" in flow.marks):
+            return None
+        if packet.opens:
+            if not endpoint.takes_new or flow.closing:
+                return None
+            if "syn-ack" not in flow.marks:
+                flow.marks.add("sent again")
+            return flow.endpoint[0]
+        gained: set[str] = set()
+        if "R" in packet.flags:
+            gained = {"rst"}
+        elif packet.protocol == TCP:
+            gained |= {"fin client"} if "F" in packet.flags else set()
+            gained |= {"established"} if "syn-ack" in flow.marks else set()
+        self._mark(flow, gained, packet, service, packet.source, packet.source_port)
+        return flow.endpoint[0]
+
+    def _start(self, packet: Packet, name: tuple[int, str, int], service: Service) -> int | None:
+        value = flow_hash(
+            self.key, packet.source, service.vip, packet.source_port, service.port, packet.protocol
+        )
+        live, chosen, spilled = self._pick(name[0], service, pick_hash(value))
+        if chosen is None:
+            return None
+        if packet.protocol == TCP and not packet.opens:
+            marks = {"midstream", *(["fin client"] if "F" in packet.flags else [])}
+            self._count("midstream", live)
+        else:
+            marks = {"syn"} if packet.opens else set()
+            self._count("offered", live)
+            self.counted["spilled", live or 0] += spilled
+            self.counted["flows", chosen[0]] += 1
+        if "R" in packet.flags:
+            if packet.opens:
+                self.counted["unremembered", chosen[0]] += 1
+        else:
+            self.flows[name] = Flow(chosen, marks)
+        return chosen[0]
+
+    def _pick(self, index: int, service: Service, pick: int) -> tuple[int | None, Reference | None, bool]:
+        """The ring's live endpoint, the one that is given the flow, and whether by the live one's slots."""
+        if not service.ring:
+            return None, None, False
+        named = service.ring[ring_slot(pick, 0, len(service.ring))]
+        live = self._present(named)
+        if live:
+            spill = live.spill if live.takes_new else ALL
+            if spill == ALL or spill_bits(pick) < spill:
+                for i in range(SLOT_TRIES):
+                    slot = live.slots[(shadow_slot(pick) + i * SLOT_STRIDE) % SLOTS]
+                    member = self._present(slot)
+                    if slot and member and member.takes_new and member.service == index:
+                        return named[0], slot, True
+            if live.takes_new:
+                return named[0], named, False
+        for attempt in range(1, RING_TRIES + 1):
+            other = service.ring[ring_slot(pick, attempt, len(service.ring))]
+            member = self._present(other)
+            if member and member.takes_new:
+                return named[0] if live else None, other, False
+        return (named[0], named, False) if live else (None, None, False)
+
+    # ---- endpoint to client ---------------------------------------------------------------
+
+    def _give_back(self, packet: Packet, sender: int) -> Outcome:
+        endpoint = self.endpoints[sender]
+        service = self.services[endpoint.service]
+        flow = self.flows.get((endpoint.service, packet.destination, packet.port))
+        if flow and flow.endpoint != (sender, endpoint.generation):
+            flow = None
+        if not flow:
+            if any(IPv4Address(packet.destination) in prefix for prefix in self.direct):
+                return Outcome("pass_direct")
+            if self._is_vip(packet.destination):
+                return Outcome("drop_vip_port")
+        if packet.ttl <= 1:
+            return Outcome("pass_ttl")
+        if flow:
+            self._answered(packet, flow, service, sender)
+        self.counted["return_packets", sender] += 1
+        return Outcome("return_kernel", sender, source=(service.vip, service.port))
+
+    def _answered(self, packet: Packet, flow: Flow, service: Service, sender: int) -> None:
+        gained: set[str] = set()
+        if packet.protocol == UDP:
+            gained = {"established"}
+        elif "R" in packet.flags:
+            gained = {"rst"}
+            self.counted["resets", sender] += "rst" not in flow.marks
+        elif "S" in packet.flags:
+            gained = {"syn-ack"} if "syn" in flow.marks else set()
+            if gained - flow.marks and "sent again" not in flow.marks:
+                self.counted["rtt_count", sender] += 1
+        else:
+            gained |= {"fin endpoint"} if "F" in packet.flags else set()
+            gained |= {"established"} if "midstream" in flow.marks else set()
+        self._mark(flow, gained, packet, service, packet.destination, packet.port)
+
+    def _mark(
+        self, flow: Flow, gained: set[str], packet: Packet, service: Service, client: str, port: int
+    ) -> None:
+        new = gained - flow.marks
+        flow.marks |= gained
+        if "established" in new and "midstream" not in flow.marks:
+            value = flow_hash(self.key, client, service.vip, port, service.port, packet.protocol)
+            named = service.ring[ring_slot(pick_hash(value), 0, len(service.ring))]
+            self._count("completed", named[0] if self._present(named) else None)
+        if new & {"fin client", "fin endpoint"} and {"fin client", "fin endpoint"} <= flow.marks:
+            self.counted["fins", flow.endpoint[0]] += 1
+
+    # ---- small things ----------------------------------------------------------------------
+
+    def _present(self, reference: Reference | None) -> Endpoint | None:
+        if reference is None:
+            return None
+        endpoint = self.endpoints.get(reference[0])
+        if endpoint and endpoint.present and endpoint.generation == reference[1]:
+            return endpoint
+        return None
+
+    def _is_vip(self, address: str) -> bool:
+        return any(service.vip == address for service in self.services.values())
+
+    def _count(self, name: str, endpoint: int | None) -> None:
+        if endpoint is not None:
+            self.counted[name, endpoint] += 1
