@@ -203,10 +203,12 @@ class Lab:
             if child.poll() is not None:
                 raise LabError(f"endpoint {name} ended: {self.tail(name)}")
             try:
-                self.connect(host, address, port).close()
+                # Asked for its name: another server may hold the port already.
+                with self.connect(host, address, port) as asking:
+                    asking.sendall(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+                    return f"X-Served-By: {name}\r\n".encode() in asking.recv(4096)
             except OSError:
                 return False
-            return True
 
         if not _until(listens, ready_within_s):
             raise LabError(f"endpoint {name} does not listen after {ready_within_s:g} s: {self.tail(name)}")
