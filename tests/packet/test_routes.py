@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Without a next hop the kernel's routes and neighbours decide: test runs inside a namespace of our own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from controlplane.adapters import libbpf
+from tests.packet.rig import PASS, REDIRECT, Result, Rig, rewritten, tcp
+
+VIP, CLIENT, ENDPOINT = "198.51.100.10", "192.0.2.7", "203.0.113.5"
+CLIENT_MAC, ENDPOINT_MAC = "02:00:00:00:0c:01", "02:00:00:00:0e:01"
+CLIENT_SIDE_MAC, ENDPOINT_SIDE_MAC = "02:00:00:00:0a:01", "02:00:00:00:0a:02"
+CLONE_NEWNET = 0x40000000
+SYN = tcp(CLIENT, 4000, VIP, 80, "S")
+SYNACK = tcp(ENDPOINT, 8080, CLIENT, 4000, "SA")
+
+Send = Callable[[object], Result]
+
+
+def run(*arguments: str) -> str:
+    return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    """An access point between a client's network (side c, MTU 1500) and an endpoint's (side e, MTU 600)."""
+    name = f"penumbra-fib-{os.getpid()}"
+    run("ip", "netns", "add", name)
+    try:
+        for side, mac, mtu in (("c", CLIENT_SIDE_MAC, "1500"), ("e", ENDPOINT_SIDE_MAC, "600")):
+            run("ip", "-n", name, "link", "add", side, "address", mac, "type", "veth", "peer", f"{side}x")
+            run("ip", "-n", name, "link", "set", side, "mtu", mtu, "up")
+            run("ip", "-n", name, "link", "set", f"{side}x", "up")
+        run("ip", "-n", name, "address", "add", "192.0.2.1/24", "dev", "c")
+        run("ip", "-n", name, "address", "add", "203.0.113.1/24", "dev", "e")
+        run("nsenter", f"--net=/run/netns/{name}", "sysctl", "-qw", "net.ipv4.conf.all.forwarding=1")
+        for side, address, mac in (("c", CLIENT, CLIENT_MAC), ("e", ENDPOINT, ENDPOINT_MAC)):
+            run("ip", "-n", name, "neigh", "add", address, "lladdr", mac, "dev", side, "nud", "permanent")
+        yield name
+    finally:
+        run("ip", "netns", "del", name)
+
+
+def index_of(namespace: str, device: str) -> int:
+    return int(run("ip", "-n", namespace, "-o", "link", "show", device).split(":")[0])
+
+
+@pytest.fixture
+def routed(rig: Rig, namespace: str) -> Iterator[Send]:
+    """Sends through the program as if from the client's side; both sides take redirects."""
+    rig.service(1, VIP, 80)
+    rig.ring(1, [rig.endpoint(1, 1, ENDPOINT, 8080, hop=False)] * 7)
+    ingress = index_of(namespace, "c")
+    for device in ("c", "e"):
+        rig.put("ports", index_of(namespace, device).to_bytes(4, "little"), 1)
+
+    def enter() -> None:
+        fd = os.open(Path("/run/netns") / namespace, os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(fd)
+
+    # setns moves one thread only, so the test's own stays where it is.
+    with ThreadPoolExecutor(1, initializer=enter) as inside:
+        yield lambda packet: inside.submit(rig.send, packet, ingress_ifindex=ingress).result()
+
+
+def test_a_packet_leaves_by_the_kernels_route(routed: Send) -> None:
+    result = routed(SYN)
+    assert (result.verdict, result.reason) == (REDIRECT, "forward_fib")
+    assert result.raw == rewritten(SYN, destination=(ENDPOINT, 8080), hop=(ENDPOINT_MAC, ENDPOINT_SIDE_MAC))
+
+
+def test_an_answer_leaves_by_the_kernels_route(routed: Send) -> None:
+    routed(SYN)
+    result = routed(SYNACK)
+    assert (result.verdict, result.reason) == (REDIRECT, "return_fib")
+    assert result.raw == rewritten(SYNACK, source=(VIP, 80), hop=(CLIENT_MAC, CLIENT_SIDE_MAC))
+
+
+def test_an_interface_that_takes_no_redirects_gets_it_by_the_kernel(
+    routed: Send, rig: Rig, namespace: str
+) -> None:
+    libbpf.map_delete(rig.compiled.maps["ports"], index_of(namespace, "e").to_bytes(4, "little"))
+    result = routed(SYN)
+    assert (result.verdict, result.reason) == (PASS, "forward_kernel")
+    assert result.raw == rewritten(SYN, destination=(ENDPOINT, 8080), hop=None)
+
+
+def test_a_packet_larger_than_the_routes_mtu_is_left_to_the_kernel_as_it_came(routed: Send) -> None:
+    packet = tcp(CLIENT, 4000, VIP, 80, "PA", b"x" * 700)
+    result = routed(packet)
+    assert (result.verdict, result.reason, result.raw) == (PASS, "pass_mtu", bytes(packet))
+
+
+def test_an_unknown_neighbour_is_the_kernels_to_resolve(routed: Send, namespace: str) -> None:
+    run("ip", "-n", namespace, "neigh", "del", ENDPOINT, "dev", "e")
+    try:
+        assert routed(SYN).reason == "forward_kernel"
+    finally:
+        add = ("neigh", "replace", ENDPOINT, "lladdr", ENDPOINT_MAC, "dev", "e", "nud", "permanent")
+        run("ip", "-n", namespace, *add)
+    assert routed(SYN).reason == "forward_fib"
