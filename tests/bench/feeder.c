@@ -89,10 +89,11 @@ int cold(struct xdp_md *ctx)
 
 	if ((void *)(ports + 2) > end)
 		return XDP_PASS;
-	hash = ((u64)ip->saddr << 32 | ip->daddr) * 0x9fb21c651e98df25ULL;
+	hash = (u64)ip->saddr << 32 | (u32)ports[0] << 16 | ports[1];
+	hash = (hash ^ ip->daddr) * 0x9fb21c651e98df25ULL;
 	hash ^= hash >> 35;
-	hash = (hash ^ ((u32)ports[0] << 16 | ports[1])) * 0x9fb21c651e98df25ULL;
-	hash ^= hash >> 28;
+	hash *= 0x9fb21c651e98df25ULL;
+	hash ^= hash >> 32;
 	index = hash & (TABLE_LINES - 1);
 	line = lines.lookup(&index);
 	if (!line)
