@@ -70,9 +70,22 @@ def is_mounted() -> bool:
     return kinds.get(str(BPF_FILE_SYSTEM)) == "bpf"
 
 
+def _is_netns_exec() -> bool:
+    """``ip netns exec NAME`` mounts a sysfs with NAME as its source (iproute2, lib/namespace.c)."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, source = after.split()[:2]
+        if before.split()[4] == "/sys" and kind == "sysfs" and (Path("/run/netns") / source).exists():
+            return True
+    return False
+
+
 def mount_bpf_filesystem() -> None:
-    """Mounts it where it is missing (systems without systemd); nothing to do where it is there."""
-    if is_mounted():
+    """Mounts it where it is missing (systems without systemd); nothing to do where it is there.
+
+    Not under ``ip netns exec``, whose /sys is its own: pins there would be gone when the command ends.
+    """
+    if is_mounted() or _is_netns_exec():
         return
     command = ["mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(BPF_FILE_SYSTEM)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -47,7 +47,7 @@ def load(config_file: ConfigFile) -> None:
     Example: penumbra load penumbra.yml
     """
     configured = _checked(config_file)
-    wiring.require_bpf()
+    wiring.prepare()
     loaded = wiring.load(configured, config_file)
     state = "loaded" if loaded.fresh else "was loaded already and goes on"
     say(f"instance {configured.instance} {state}; next: penumbra run {config_file}")
@@ -84,7 +84,7 @@ def run(config_file: ConfigFile) -> None:
     Example: penumbra run penumbra.yml
     """
     configured = _checked(config_file)
-    wiring.require_bpf()
+    wiring.prepare()
     wiring.run(configured, config_file)
 
 

@@ -57,6 +57,13 @@ def require_bpf() -> None:
         )
 
 
+def prepare() -> None:
+    """What ``load`` and ``run`` need; mounts the bpf file system where nobody did."""
+    if os.geteuid() == 0:
+        pins.mount_bpf_filesystem()
+    require_bpf()
+
+
 def hints(configured: model.Config) -> list[str]:
     """What of this machine stands in the way of steered traffic, with the command that mends it."""
     return [f"{problem.what}: {problem.command}" for problem in preflight.problems(configured.interfaces)]
@@ -64,7 +71,6 @@ def hints(configured: model.Config) -> list[str]:
 
 def load(configured: model.Config, path: Path) -> loader.Loaded:
     """Loads and attaches; a fresh instance steers to the configured endpoints at once."""
-    pins.mount_bpf_filesystem()
     loaded = loader.load(configured, bpf_dir())
     remember(configured, path)
     dataplane = MapDataplane.open(configured.instance, MachineClock())
