@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # The venv is made by Debian's Python, for that is where python3-bpfcc lives.
 # Never pip install "bcc": on PyPI that is an unrelated crystal-lattice library.
 PYTHON := /usr/bin/python3
-PACKAGES := python3 python3-venv python3-bpfcc libbpf1 iproute2 ethtool nftables iptables docker.io busybox-static util-linux
+PACKAGES := python3 python3-venv python3-bpfcc libbpf1 iproute2 ethtool nftables iptables docker.io busybox-static util-linux procps curl
 
 export TRACE TARGET
 
