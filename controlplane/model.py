@@ -90,14 +90,10 @@ class ForecastSettings:
     method: ForecastMethod = ForecastMethod.HOLT
     window_s: float = 10.0
     """Moving average's window."""
-    error_memory_s: float = 60.0
-    """How long observed forecast errors count."""
     level_gain: float = 0.07
     """Smoothing of the level per tick of 1 s, 0..1."""
     trend_gain: float = 0.02
     """Holt's smoothing of the trend per tick of 1 s, 0..1."""
-    onset_doubt: float = 4.2
-    """Standard deviations of noise from which on a sudden change is believed."""
     quantile: float = 0.9
     """The quantile of demand that is compared with capacity."""
 

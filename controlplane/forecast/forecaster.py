@@ -28,10 +28,12 @@ _TREND_DOUBT = 2.0
 """Holt's trend below so many standard deviations of what noise makes of it counts as none."""
 _NOISE_GAIN = 0.03
 """Smoothing of the noise's variance per tick of 1 s."""
-_LEARNED = 10
+_LEARNED = 15
 """Readings until a level is known well enough to tell an onset from it."""
 _FORGET_S = 30.0
 """A gap longer than this starts a group anew."""
+_ERRORS = 60
+"""Observed errors that are remembered."""
 _PRIOR_ERRORS = 10.0
 """So many observed errors weigh as much as the errors expected of a Poisson process."""
 
@@ -61,13 +63,15 @@ class Forecaster:
         self._seen_s = np.full(n, -np.inf)
         self._count = np.zeros(n)
         self._reach_s = np.full(n, np.inf)
+        self._onset_noise = np.zeros(n)
+        """Variance of the trend since an onset."""
+        self._lasted_s = np.zeros(n)
         self._onset = Onset(n)
         self._fit_level = np.full(n, np.nan)
         self._fit_trend = np.zeros(n)
         self._window: deque[tuple[float, Floats]] = deque()
         self._pending: deque[tuple[float, Floats]] = deque()
-        rows = max(int(settings.error_memory_s), 1)
-        self._errors = np.full((rows, n), np.nan)
+        self._errors = np.full((_ERRORS, n), np.nan)
         self._next_error = 0
         self._trend_noise = _trend_noise(settings.level_gain, settings.trend_gain)
 
@@ -92,6 +96,8 @@ class Forecaster:
             "_seen_s",
             "_count",
             "_reach_s",
+            "_onset_noise",
+            "_lasted_s",
             "_fit_level",
             "_fit_trend",
         ):
@@ -143,7 +149,7 @@ class Forecaster:
         if self.settings.method is ForecastMethod.HOLT:
             point = np.maximum(level + self._fit_trend * np.minimum(horizon_s, self._reach_s), 0.0)
         self._pending.append((now_s + horizon_s, point.copy()))
-        return Prediction(horizon_s, point, np.maximum(point + self._margin(), 0.0), level)
+        return Prediction(horizon_s, point, np.maximum(point + self._margin(horizon_s), 0.0), level)
 
     def _smooth(self, values: Floats, gap_s: Floats, known: npt.NDArray[np.bool_]) -> None:
         # The first readings are averaged alike: else the very first one would weigh for long.
@@ -172,11 +178,13 @@ class Forecaster:
         gain = self.settings.level_gain
         # Of few readings the level is less certain than smoothing makes it in the long run.
         noise: Floats = np.maximum(gain / (2.0 - gain), 1.0 / np.maximum(self._count - 1.0, 1.0))
-        found = self._onset.update(before, values, self._variance, noise, self.settings.onset_doubt)
+        found = self._onset.update(before, values, self._variance, noise)
         self._fit_level = np.where(found.seen, np.maximum(found.level, 0.0), self._fit_level)
         self._fit_trend = np.where(found.seen, found.trend, self._fit_trend)
         # A climb is trusted to go on for as long as it has lasted.
         self._reach_s = np.where(found.seen, found.lasted, np.inf)
+        self._onset_noise = np.where(found.seen, found.trend_noise * self._variance, 0.0)
+        self._lasted_s = np.where(found.seen, found.lasted, 0.0)
 
     def _sure_trend(self) -> Floats:
         """The trend shrunk by its noise."""
@@ -191,8 +199,9 @@ class Forecaster:
             self._errors[self._next_error] = np.where(read, self._fit_level - predicted, np.nan)
             self._next_error = (self._next_error + 1) % len(self._errors)
 
-    def _margin(self) -> Floats:
-        """From point to the high quantile: observed errors, while there are few those of counting noise."""
+    def _margin(self, horizon_s: float) -> Floats:
+        """From point to the high quantile: observed errors, while there are few those of counting noise;
+        and after an onset what the few readings since then leave open about its trend."""
         quantile = self.settings.quantile
         gain = self.settings.level_gain
         expected = NormalDist().inv_cdf(quantile) * np.sqrt(2.0 * self._variance * gain / (2.0 - gain))
@@ -204,7 +213,10 @@ class Forecaster:
         observed = np.where(count > 0, np.take_along_axis(ordered, rank[None, :], axis=0)[0], 0.0)
         weight = count / (count + _PRIOR_ERRORS)
         margin: Floats = np.maximum(weight * observed + (1.0 - weight) * expected, 0.0)
-        return margin
+        reach_s = self._lasted_s + np.minimum(horizon_s, self._reach_s)
+        unsure = NormalDist().inv_cdf(quantile) * reach_s * np.sqrt(self._onset_noise)
+        whole: Floats = np.hypot(margin, unsure)
+        return whole
 
 
 def _trend_noise(level_gain: float, trend_gain: float) -> float:

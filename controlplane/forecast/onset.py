@@ -19,6 +19,10 @@ Floats = npt.NDArray[np.float64]
 
 _READINGS = 20
 """How far back an onset is looked for; older ones the level has followed."""
+_DOUBT = 4.0
+"""Standard deviations of noise from which on a change is believed."""
+_CLIMB = 3
+"""Readings that make a climb; fewer are a step as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Found:
     trend: Floats
     lasted: Floats
     """Readings since the onset."""
+    trend_noise: Floats
+    """Variance of the trend per variance of one reading; 0 for a step."""
 
 
 class Onset:
@@ -43,12 +49,9 @@ class Onset:
         other._before = np.stack([carried(row) for row in self._before])
         return other
 
-    def update(
-        self, before: Floats, values: Floats, variance: Floats, level_noise: Floats, doubt: float
-    ) -> Found:
+    def update(self, before: Floats, values: Floats, variance: Floats, level_noise: Floats) -> Found:
         """:param before: the smoothed level before this reading.
         :param variance: of one reading. :param level_noise: variance of the level per variance of a reading.
-        :param doubt: standard deviations from which on a change is believed.
         """
         self._readings = np.vstack([values, self._readings[:-1]])
         self._before = np.vstack([before, self._before[:-1]])
@@ -62,7 +65,7 @@ class Onset:
         step_score = step**2 / (k + k**2 * level_noise)
         ramp_score = ramp**2 / (squares_k + sum_k**2 * level_noise)
         step_score[:1] = 0.0  # one reading is an outlier
-        ramp_score[:3] = 0.0  # three are a step as well
+        ramp_score[: _CLIMB - 1] = 0.0
         scores = np.nan_to_num(np.vstack([step_score, ramp_score]), nan=0.0)
         best = np.argmax(scores, axis=0)
         column = np.arange(values.size)
@@ -71,5 +74,6 @@ class Onset:
         length = row + 1.0
         trend = np.where(is_ramp, ramp[row, column] / squares_k[row, 0], 0.0)
         change = np.where(is_ramp, trend * length, step[row, column] / length)
-        seen = scores[best, column] > doubt**2 * variance
-        return Found(seen, self._before[row, column] + change, trend, length)
+        seen = scores[best, column] > _DOUBT**2 * variance
+        trend_noise = np.where(is_ramp, 1.0 / squares_k[row, 0], 0.0)
+        return Found(seen, self._before[row, column] + change, trend, length, trend_noise)

@@ -36,13 +36,42 @@ def ramp(quiet_s: int, rise_s: int) -> list[float]:
 @pytest.mark.parametrize("share", [0.4, 0.5, 0.6])
 @pytest.mark.parametrize("lead_s", [4.0, 8.0])
 def test_ten_minutes_of_flat_noise_order_almost_nothing(share, lead_s):
-    assert np.isfinite(first_order_s([share * CAPACITY] * 600, lead_s, CAPACITY)).mean() <= 0.03
+    assert np.isfinite(first_order_s([share * CAPACITY] * 600, lead_s, CAPACITY)).mean() <= 0.04
 
 
 @pytest.mark.parametrize("lead_s", [6, 8])
 def test_a_ramp_of_three_lead_times_has_its_shadow_before_it_crosses(lead_s):
     ordered_s = first_order_s(ramp(60, 3 * lead_s), lead_s, CAPACITY)
     assert (ordered_s + lead_s <= 60 + 3 * lead_s).mean() >= 0.95
+
+
+def demo_ramp(capacity: float, rise_s: float, quiet_s: int = 60) -> np.ndarray:
+    """Quiet at 30 %, a straight rise through capacity after ``rise_s``, on to 140 %."""
+    second = np.arange(quiet_s + 40) + 0.5
+    return capacity * np.where(
+        second < quiet_s, 0.3, np.minimum(0.3 + 0.7 * (second - quiet_s) / rise_s, 1.4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("capacity", "times_lead", "least"),
+    [(50.0, 2.0, 0.2), (50.0, 3.0, 0.9), (100.0, 2.0, 0.55), (100.0, 2.5, 0.85), (100.0, 3.0, 0.97)],
+)
+def test_a_rise_has_its_shadow_before_it_crosses_capacity_this_often(capacity, times_lead, least):
+    rise_s = times_lead * 4.5
+    ordered_s = first_order_s(demo_ramp(capacity, rise_s), 4.5, capacity)
+    assert (ordered_s > 60).all(), "nothing is ordered while it is quiet"
+    assert (ordered_s + 4.5 <= 60 + rise_s).mean() >= least
+
+
+def test_a_fall_is_seen_within_a_few_readings():
+    random = np.random.default_rng(7)
+    forecaster = Forecaster(ForecastSettings(), [str(k) for k in range(SEEDS)])
+    for second in range(66):
+        rate = 120.0 if second < 60 else 30.0
+        forecaster.update(random.poisson(rate, SEEDS).astype(float), float(second))
+        high = forecaster.predict(5.0, float(second)).high
+    assert (high < 60).mean() > 0.95
 
 
 def test_negative_control_present_demand_alone_is_late_for_the_same_ramp():
