@@ -11,13 +11,14 @@ import typer
 
 from controlplane import config, model, requests
 from controlplane.adapters import loader
+from controlplane.adapters.clock import MachineClock
 from controlplane.cli import instance as instances
 from controlplane.cli import output, wiring
 from controlplane.cli.options import AsJson, ConfigFile, InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail, say, warn
 from controlplane.status import KEY
 
-STALE_S = 10.0
+RELOAD_S = 10.0
 
 
 def register(app: typer.Typer) -> None:
@@ -98,8 +99,18 @@ def reload(instance: InstanceName = None) -> None:
     store = at.store()
     if at.controller_pid() is None:
         fail(f"no controller of instance {at.name!r} runs: penumbra run {at.config}")
+    clock = MachineClock()
+    asked_unix_s, until_s = clock.unix_s(), clock.now_s() + RELOAD_S
     requests.request_reload(store)
-    say(f"{at.config} is good; the controller takes it with its next tick")
+    while clock.now_s() < until_s:
+        for one in store.decisions(50):
+            if one.subject == "config" and one.at_unix_s >= asked_unix_s:
+                if one.action == "refuse":
+                    fail(one.reason, EXIT_USAGE)
+                say(one.reason)
+                return
+        clock.wait_until(clock.now_s() + 0.1)
+    fail(f"the controller did not answer within {RELOAD_S:g} s; see: penumbra status")
 
 
 def status(

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from controlplane import config, model, plan, weights
@@ -24,7 +24,9 @@ from controlplane.adapters.sqlite import SqliteStore
 from controlplane.cli.instance import Instance, hold_controller_lock, remember
 from controlplane.cli.output import fail
 from controlplane.loop import Controller
-from controlplane.ports import DataplaneError
+from controlplane.ports import DataplaneError, Sample
+
+_log = logging.getLogger("penumbra")
 
 
 def bpf_dir() -> Path:
@@ -117,19 +119,30 @@ def run(configured: model.Config, path: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     instance = Instance(configured.instance, path.resolve(), configured.state_dir)
     lock = hold_controller_lock(configured.instance)
-    load(configured, path)
     closing: list[Callable[[], None]] = [lock.close]
     try:
-        _run(configured, instance, closing)
+        loaded = load(configured, path)
+        for attachment in loaded.attachments:
+            _log.info("%s", mode_line(attachment))
+        _run(configured, instance, loaded.attachments, closing)
     finally:
         for close in reversed(closing):
             close()
 
 
-def _run(configured: model.Config, instance: Instance, closing: list[Callable[[], None]]) -> None:
+def _run(
+    configured: model.Config,
+    instance: Instance,
+    attachments: Sequence[Attachment],
+    closing: list[Callable[[], None]],
+) -> None:
     clock = MachineClock()
+    modes = [
+        Sample("xdp_native", {"interface": one.interface}, float(one.mode == XdpMode.NATIVE))
+        for one in attachments
+    ]
     try:
-        metrics = PrometheusMetrics(configured.metrics_address, configured.metrics_port)
+        metrics = PrometheusMetrics(configured.metrics_address, configured.metrics_port, modes)
     except OSError as error:
         where = f"{configured.metrics_address}:{configured.metrics_port}"
         fail(f"metrics.port: {where}: {os.strerror(error.errno or 0)}; traffic goes on, take another port")
@@ -138,15 +151,22 @@ def _run(configured: model.Config, instance: Instance, closing: list[Callable[[]
     closing.append(dataplane.close)
     store = SqliteStore(configured.state_dir, configured.instance)
     closing.append(store.close)
+    hosts = dict(configured.hosts)
     provisioner = AnsibleProvisioner(
-        configured.instance, configured.hosts, clock, configured.playbooks or shipped_playbooks()
+        configured.instance, hosts, clock, configured.playbooks or shipped_playbooks()
     )
     closing.append(provisioner.close)
     prober = NetworkProber(clock.wake)
     closing.append(prober.close)
-    controller = Controller(
-        configured, dataplane, prober, provisioner, store, clock, metrics, lambda: reread(instance)
-    )
+
+    def again() -> model.Config:
+        fresh = reread(instance)
+        if problems := unchangeable(configured, fresh):
+            raise config.ConfigError(problems)
+        hosts.update(fresh.hosts)
+        return fresh
+
+    controller = Controller(configured, dataplane, prober, provisioner, store, clock, metrics, again)
 
     def end(_number: int, _frame: object) -> None:
         controller.stop()
@@ -163,3 +183,14 @@ def reread(instance: Instance) -> model.Config:
     if problems := against_machine(configured):
         raise config.ConfigError(f"{instance.config}: {problem}" for problem in problems)
     return configured
+
+
+def unchangeable(running: model.Config, fresh: model.Config) -> list[str]:
+    """What a reload can't change, a line for each that differs."""
+    fixed = ("interfaces", "sizes", "idle", "playbooks", "state_dir", "metrics_address", "metrics_port")
+    return [
+        f"{name.replace('metrics_', 'metrics.')}: can't change by reload: end the controller, "
+        f"penumbra load CONFIG, penumbra run CONFIG (steering goes on meanwhile)"
+        for name in fixed
+        if getattr(running, name) != getattr(fresh, name)
+    ]
