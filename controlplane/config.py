@@ -332,7 +332,7 @@ def _to_model(root: _Root) -> model.Config:
         hosts={name: model.Host(name, host.slots, host.variables) for name, host in root.hosts.items()},
         mode=root.mode,
         tick_s=root.tick,
-        direct=root.direct,
+        direct=(*root.direct, *_host_addresses(root.hosts)),
         sizes=model.Sizes(**root.sizes.model_dump()),
         idle=model.Idle(**{f"{key}_s": value for key, value in root.idle.model_dump().items()}),
         playbooks=root.playbooks,
@@ -340,6 +340,16 @@ def _to_model(root: _Root) -> model.Config:
         metrics_address=str(root.metrics.address),
         metrics_port=root.metrics.port,
     )
+
+
+def _host_addresses(hosts: Mapping[str, _Host]) -> Iterable[IPv4Network]:
+    """What a shadow-to-be copies from its parent goes to its host before it is a member."""
+    for host in hosts.values():
+        for key in ("address", "ansible_host"):
+            try:
+                yield IPv4Network(str(host.variables.get(key)))
+            except ValueError:
+                continue  # a name, or none
 
 
 _SHADOW_NAMES = {

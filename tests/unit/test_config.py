@@ -124,3 +124,10 @@ def test_a_file_that_is_missing_or_unreadable_says_so(tmp_path):
     (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(config.ConfigError, match="not UTF-8"):
         config.load(tmp_path / "binary.yml")
+
+
+def test_addresses_of_hosts_are_direct_and_names_are_not():
+    hosts = "h2: {variables: {address: 10.9.0.1, ansible_host: spare.example}}"
+    text = GOOD.replace("h2: {slots: 2}", hosts)
+    parsed = config.parse("direct: [192.0.2.0/24]" + text)
+    assert [str(one) for one in parsed.direct] == ["192.0.2.0/24", "10.9.0.1/32"]
