@@ -34,6 +34,8 @@ class Choices:
     probe: Mapping[str, object] = field(default_factory=dict)
     forecast: Mapping[str, object] = field(default_factory=dict)
     shadows: Mapping[str, object] = field(default_factory=dict)
+    host_variables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Host -> variables for its playbooks, beside the usual ones."""
     instance: str | None = None
     """Default: the lab's name."""
     metrics_port: int = 9464
@@ -66,6 +68,7 @@ def written(topology: Topology, choices: Choices, state_dir: Path) -> str:
                     "ansible_connection": "local",
                     "netns": topology.namespace(name),
                     "address": str(topology.node(name).address),
+                    **choices.host_variables.get(name, {}),
                 },
             }
             for name in sorted(carriers)

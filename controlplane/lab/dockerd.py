@@ -19,8 +19,11 @@ from types import TracebackType
 
 import docker
 
+from controlplane.lab import processes
+
 NETNS = Path("/run/netns")
 _POLL_S = 0.05
+_ORPHAN_GRACE_S = 10.0
 
 
 class DockerdError(RuntimeError):
@@ -130,7 +133,19 @@ class Dockerd:
                 os.killpg(self._daemon.pid, signal.SIGKILL)
                 self._daemon.wait()
             self._daemon = None
+        else:
+            self._end_orphan()
         self._remove_leftovers()
+
+    def _end_orphan(self) -> None:
+        """A daemon whose maker was killed, by its pid file."""
+        try:
+            found = processes.identify(int((self.folder / "pid").read_text()))
+            arguments = Path(f"/proc/{found.pid}/cmdline").read_bytes() if found else b""
+        except (OSError, ValueError):
+            return
+        if found and f"--pidfile={self.folder}/pid".encode() in arguments:
+            processes.end([found], _ORPHAN_GRACE_S)
 
     def _remove_containers(self) -> None:
         client = self.client()

@@ -199,20 +199,23 @@ class Lab:
         argv += [] if queue_most is None else ["--queue", str(queue_most)]
         child = self.popen(host, argv, label=name)
 
-        def listens() -> bool:
+        def answers() -> bool:
             if child.poll() is not None:
                 raise LabError(f"endpoint {name} ended: {self.tail(name)}")
-            try:
-                # Asked for its name: another server may hold the port already.
-                with self.connect(host, address, port) as asking:
-                    asking.sendall(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
-                    return f"X-Served-By: {name}\r\n".encode() in asking.recv(4096)
-            except OSError:
-                return False
+            return self.answers(host, name, port)
 
-        if not _until(listens, ready_within_s):
+        if not _until(answers, ready_within_s):
             raise LabError(f"endpoint {name} does not listen after {ready_within_s:g} s: {self.tail(name)}")
         return child
+
+    def answers(self, host: str, name: str, port: int = 8080) -> bool:
+        """Whether an endpoint of that name serves there; another server may hold the port."""
+        try:
+            with self.connect(host, str(self.topology.node(host).address), port) as asking:
+                asking.sendall(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+                return f"X-Served-By: {name}\r\n".encode() in asking.recv(4096)
+        except OSError:
+            return False
 
     def tail(self, label: str) -> str:
         """The last lines of a log, for messages."""

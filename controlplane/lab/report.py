@@ -31,6 +31,8 @@ class Plan:
     """The trace's rate at those times, shape (n,)."""
     capacity: float
     """Requests/s that one endpoint serves."""
+    live: str
+    """The live endpoint's name in answers; who else answers is a shadow."""
 
     def crossing_s(self) -> float | None:
         """When the rate first exceeds one endpoint's capacity."""
@@ -68,7 +70,9 @@ class Observation:
 
     at_s: float
     demand: float
-    """New flows/s of the group."""
+    """New flows/s of the group, as last read."""
+    level: float
+    """Demand now, smoothed."""
     forecast: float
     """The high quantile of demand, a lead time ahead."""
     spill: float
@@ -90,15 +94,21 @@ class Figures:
     shadows: int
     decision_to_first_byte_s: float | None
     shadow_serving_before_crossing_s: float | None
-    """How long before the crossing a shadow served its first request; negative: after it."""
+    """How long before the crossing a shadow was ready and had served a request; negative: after it."""
+    lead_time_s: float | None
+    """From the first order until that shadow was ready."""
+    forecast_ahead_s: float
+    """Seconds in which the forecast stood above the present demand; 0: there was no forecast."""
 
 
 def figures(plan: Plan, requests: Requests, seen: Sequence[Observation]) -> Figures:
     """The figures of a run, all from what was recorded in it."""
     quiet = requests.intended_s <= QUIET_SHARE * plan.duration_s
     used = {name for one in seen for name in one.shadows}
-    first_served = _first_served_s(requests, used)
+    first_served = _first_served_s(plan, requests)
     ordered = next((one.at_s for one in seen if one.shadows), None)
+    ready = next((one.at_s for one in seen if "ready" in one.shadows.values()), None)
+    serving = None if first_served is None or ready is None else max(first_served, ready)
     crossing = plan.crossing_s()
     return Figures(
         requests=int(requests.ok.size),
@@ -113,14 +123,23 @@ def figures(plan: Plan, requests: Requests, seen: Sequence[Observation]) -> Figu
             None if first_served is None or ordered is None else first_served - ordered
         ),
         shadow_serving_before_crossing_s=(
-            None if first_served is None or crossing is None else crossing - first_served
+            None if serving is None or crossing is None else crossing - serving
         ),
+        lead_time_s=lead_time_s(seen),
+        forecast_ahead_s=_seconds_ahead(seen),
     )
 
 
-def broken_promises(
-    plan: Plan, runs: Mapping[str, Figures], seen: Sequence[Observation], lead_time_s: float
-) -> list[str]:
+def lead_time_s(seen: Sequence[Observation]) -> float | None:
+    """From the order of the first shadow until it was ready, as measured; None: it never was."""
+    for one in seen:
+        for name in one.shadows:
+            ready = next((later.at_s for later in seen if later.shadows.get(name) == "ready"), None)
+            return None if ready is None else ready - one.at_s
+    return None
+
+
+def broken_promises(plan: Plan, runs: Mapping[str, Figures], seen: Sequence[Observation]) -> list[str]:
     """What of the demo's promise did not come true, a sentence each; ``seen`` is of the run with Penumbra."""
     penumbra = runs["penumbra"]
     said = []
@@ -135,13 +154,12 @@ def broken_promises(
         return said
     before = penumbra.shadow_serving_before_crossing_s
     if before is None:
-        said.append("no shadow ever served a request")
+        said.append("no shadow was ever ready and served a request")
     elif before <= 0:
-        said.append(f"the first shadow served {-before:.1f} s after the load crossed capacity")
-    if rise > RISE_FACTOR * lead_time_s:
-        said.append(
-            f"the rise of {rise:.1f} s is over {RISE_FACTOR:g} x the lead time of {lead_time_s:.1f} s"
-        )
+        said.append(f"the first shadow was ready and served {-before:.1f} s after the load crossed capacity")
+    lead_time = penumbra.lead_time_s
+    if lead_time is not None and rise > RISE_FACTOR * lead_time:
+        said.append(f"the rise of {rise:.1f} s is over {RISE_FACTOR:g} x the lead time of {lead_time:.1f} s")
     if penumbra.p99_ms > P99_FACTOR * penumbra.quiet_p99_ms:
         said.append(
             f"p99 of {penumbra.p99_ms:.0f} ms is over {P99_FACTOR:g} x its quiet value of "
@@ -160,9 +178,9 @@ def _quantile_ms(latency_s: Floats, quantile: float) -> float:
     return float(np.quantile(latency_s, quantile)) * 1000 if latency_s.size else float("nan")
 
 
-def _first_served_s(requests: Requests, shadows: set[str]) -> float | None:
+def _first_served_s(plan: Plan, requests: Requests) -> float | None:
     """When the first byte of a shadow's answer came, nearly: when its first request was done."""
-    by_shadow = np.isin(requests.served_by, sorted(shadows)) & requests.ok
+    by_shadow = (requests.served_by != plan.live) & (requests.served_by != "") & requests.ok
     if not by_shadow.any():
         return None
     return float((requests.intended_s + requests.latency_s)[by_shadow].min())
@@ -178,6 +196,10 @@ def _seconds_over(plan: Plan, seen: Sequence[Observation]) -> float:
         members = np.where(before >= 0, ready[np.maximum(before, 0)], 1)
     step_s = np.gradient(plan.times_s)
     return float(step_s[plan.requests_per_s > members * plan.capacity].sum())
+
+
+def _seconds_ahead(seen: Sequence[Observation]) -> float:
+    return sum(after.at_s - one.at_s for one, after in pairwise(seen) if one.forecast > one.level + 0.01)
 
 
 def _shadow_seconds(seen: Sequence[Observation]) -> float:

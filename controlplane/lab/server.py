@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import signal
+import socket
 from collections import deque
 
 HEAD_MOST = 16_384
@@ -230,7 +231,7 @@ def count(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m controlplane.lab.server", description=__doc__)
-    made.add_argument("--name", default="endpoint", help="said in X-Served-By and in the body")
+    made.add_argument("--name", default=socket.gethostname(), help="said in X-Served-By and in the body")
     made.add_argument("--address", default="0.0.0.0", help="to listen at")  # noqa: S104 - a lab host's
     made.add_argument("--port", type=int, default=8080)
     made.add_argument("--service-time", type=positive, default=0.1, metavar="SECONDS")
