@@ -11,6 +11,13 @@
 
 #include "structs.h"
 
+/*
+ * Raise it with every change that gives one flow another hash, bucket, tag,
+ * slot or share: it is part of settings.layout, so that a cache or a ring made
+ * under the old formulas is refused and not misread. Restated in layout.py.
+ */
+#define HASH_VERSION 1
+
 #define HASH_FINAL 0x9e3779b97f4a7c15ULL
 #define HASH_PICK 0xd6e8feb86659fd93ULL
 #define HASH_AGAIN 0xa0761d6478bd642fULL

@@ -32,6 +32,8 @@ SPILL_ALL = 0xFFFFFFFF
 DIRECT_PREFIXES = 4096
 PORTS = 1024
 EVENT_PAGES = 16
+HASH_VERSION = 1
+"""Of the formulas in bpf/hash.h, which says when to raise it."""
 
 ENDPOINT_PRESENT = 1 << 0
 ENDPOINT_DOWN = 1 << 1
@@ -228,8 +230,10 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
 
 
 def layout_hash() -> int:
-    """64 bits that differ when a struct or the order of reasons does: what ``settings.layout`` must be."""
-    text = repr([(name, dtype.descr, dtype.itemsize) for name, dtype in STRUCTS.items()]) + repr(REASONS)
+    """64 bits that differ when a struct, the order of reasons or the flow's hash does: what
+    ``settings.layout`` must be."""
+    structs = [(name, dtype.descr, dtype.itemsize) for name, dtype in STRUCTS.items()]
+    text = repr((structs, REASONS, HASH_VERSION))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

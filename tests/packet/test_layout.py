@@ -26,7 +26,7 @@ CONSTANTS = (
     *("NAME_BYTES", "TICK_SHIFT", "REF_INDEX_BITS", "REF_INDEX_MASK", "REF_GENERATION_MASK", "SPILL_ALL"),
     *("ENDPOINT_PRESENT", "ENDPOINT_DOWN", "ENDPOINT_DRAINING", "SERVICE_PRESENT", "SERVICE_ON_DOWN_KEEP"),
     *("FLOW_SYN", "FLOW_SYNACK", "FLOW_ESTABLISHED", "FLOW_FIN_CLIENT", "FLOW_FIN_ENDPOINT", "FLOW_RST"),
-    "FLOW_MIDSTREAM",
+    *("FLOW_MIDSTREAM", "HASH_VERSION"),
 )
 
 
@@ -47,7 +47,7 @@ def claims() -> list[str]:
 
 
 def compile_claims(folder: Path, expressions: list[str]) -> None:
-    lines = [f'#include "{BPF_DIR / "structs.h"}"']
+    lines = [f'#include "{BPF_DIR / header}"' for header in ("structs.h", "hash.h")]
     lines += [f'_Static_assert({expression}, "{expression}");' for expression in expressions]
     lines += ["int probe(struct xdp_md *ctx) { return XDP_PASS; }", ""]
     source = folder / "claims.c"
@@ -68,6 +68,12 @@ def test_no_struct_has_a_gap_that_a_field_could_hide_in() -> None:
     for name, dtype in layout.STRUCTS.items():
         covered = sum(dtype.fields[field][0].itemsize for field in dtype.names or ())
         assert covered == dtype.itemsize, name
+
+
+def test_another_version_of_the_hash_is_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = layout.layout_hash()
+    monkeypatch.setattr(layout, "HASH_VERSION", layout.HASH_VERSION + 1)
+    assert layout.layout_hash() != before
 
 
 @pytest.mark.parametrize(("seconds", "ticks"), [(0.0, 0), (0.1, 1), (0.268435456, 1), (0.27, 2), (5.0, 19)])
