@@ -954,7 +954,6 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	switch (reason) {
 	case REASON_forward_hop:
 	case REASON_forward_fib:
-	case REASON_return_hop:
 	case REASON_return_fib:
 		return bpf_redirect(packet->out_ifindex, 0);
 	case REASON_drop_vip_port:

@@ -179,7 +179,6 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(forward_hop)		/* to an endpoint by its cached next hop */ \
 	X(forward_fib)		/* to an endpoint by fib lookup */ \
 	X(forward_kernel)	/* rewritten, then left to the kernel to forward */ \
-	X(return_hop)		/* to a client by a cached next hop */ \
 	X(return_fib)		/* to a client by fib lookup */ \
 	X(return_kernel)	/* rewritten, then left to the kernel to forward */ \
 	X(pass_other)		/* neither to a VIP nor a return */ \

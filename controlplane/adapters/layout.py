@@ -54,7 +54,6 @@ REASONS = (
     "forward_hop",
     "forward_fib",
     "forward_kernel",
-    "return_hop",
     "return_fib",
     "return_kernel",
     "pass_other",
