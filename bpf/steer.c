@@ -579,6 +579,18 @@ static __always_inline void count_midstream(struct here *here, u32 live)
 		counted->midstream++;
 }
 
+/*
+ * A UDP packet of a flow that found no place. The next one will look as new, so
+ * none counts as a flow or as demand: a full cache must not buy shadows.
+ */
+static __always_inline void count_unremembered(struct here *here, u32 given)
+{
+	struct endpoint_counters *counted = lookup_counters(here->cpu, given);
+
+	if (counted)
+		counted->unremembered++;
+}
+
 static __always_inline u64 first_life(struct here *here,
 				      const struct packet *packet)
 {
@@ -629,6 +641,8 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 	}
 	if (packet->protocol == IPPROTO_TCP && !opens(packet))
 		count_midstream(here, choice.live);
+	else if (packet->protocol == IPPROTO_UDP && !kept)
+		count_unremembered(here, ref_index(choice.ref));
 	else
 		count_new(here, choice.live, ref_index(choice.ref),
 			  choice.spilled, kept);

@@ -157,7 +157,8 @@ struct endpoint_counters {
 	__u64 completed;	/* group: of those, handshake done or UDP answered */
 	__u64 spilled;		/* group: of those offered, given to a shadow */
 	__u64 midstream;	/* group: TCP packets of unknown flows without SYN */
-	__u64 unremembered;	/* new flows for which no cache entry was free */
+	__u64 unremembered;	/* found no place in the cache: TCP SYNs, which count as
+				   offered too; UDP packets, which count as nothing else */
 	__u64 resets;		/* RST from the endpoint */
 	__u64 fins;		/* flows closed from both sides */
 	__u64 rtt_count;	/* SYN to SYN-ACK samples */

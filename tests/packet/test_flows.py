@@ -277,6 +277,23 @@ class TestVictims:
         assert self.ports(small) == {5000, 5001, 5002, 5003}
         assert small.count(1, "unremembered") == 1
 
+    def test_a_udp_flow_without_a_place_is_no_demand(self, rig: Rig) -> None:
+        rig.settings["bucket_mask"] = 0
+        rig.service(2, VIP, 53, UDP_NUMBER)
+        rig.ring(2, [rig.endpoint(4, 2, A, 5353)] * 7)
+        for port in range(5000, 5004):
+            rig.send(udp(CLIENT, port, VIP, 53, b"q"))
+            rig.send(udp(A, 5353, CLIENT, port, b"a"))
+        for _ in range(10):
+            assert to(rig, udp(CLIENT, 4000, VIP, 53, b"q")) == A
+        assert rig.counts(4, "offered", "completed", "flows", "unremembered", "packets") == {
+            "offered": 4,
+            "completed": 4,
+            "flows": 4,
+            "unremembered": 10,
+            "packets": 14,
+        }
+
     def test_the_oldest_unanswered_goes(self, small: Rig) -> None:
         self.fill(small, answered=False)
         oldest = next(way for way in range(4) if small.flow_keys[0, way]["client_port"] == 5002)
