@@ -65,7 +65,8 @@ class Controller:
     def run(self) -> None:
         """Ticks until ``stop``. Keeps the cadence; after an overrun it goes on from now.
 
-        Woken before a tick is due, it acts on health alone: the dead don't wait for the tick.
+        Woken before a tick is due, it acts on health and on ended runs: the dead, and shadows that are
+        up, don't wait for the tick.
         """
         due_s = self._clock.now_s()
         while not self._stopping:
@@ -114,9 +115,14 @@ class Controller:
         self._guarded("say", lambda: self._publish(self._clock.now_s() - started_s))
 
     def react(self) -> None:
-        """Takes the probes' answers, and applies what they change."""
-        if self._guarded("observe", self._take_answers):
+        """Takes the probes' answers and the runs that ended, and applies what they change."""
+        before = dict(self._roster.shadows)
+        self._guarded("shadows", self._roster.advance)
+        changed = self._guarded("observe", self._take_answers)
+        self._guarded("shadows", self._take_shadow_health)
+        if changed or before != self._roster.shadows:
             self._guarded("apply", self._apply)
+            self._guarded("probes", self._watch)
 
     def _guarded(self, part: str, action: Callable[[], _T]) -> _T | None:
         """One part's trouble must not stop the others: packets and health come first."""
@@ -182,9 +188,12 @@ class Controller:
     def _automatic(self) -> bool:
         return self._config.mode is model.Mode.ACT and not self._requests.frozen
 
-    def _decide(self) -> None:
+    def _take_shadow_health(self) -> None:
         for name, up in self._fleet.shadow_health(self._roster).items():
             self._roster.take_health(name, up)
+
+    def _decide(self) -> None:
+        self._take_shadow_health()
         horizons = {service: self._roster.lead_time_s(service) for service in self._config.services}
         self._fleet.forecast(horizons, self._clock.now_s(), self._fresh)
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address
@@ -111,8 +111,12 @@ class AnsibleProvisioner:
         playbooks: Path | None = None,
         run_dir: Path = Path("/run/penumbra"),
         most_at_once: int = 4,
+        on_ended: Callable[[], None] = lambda: None,
     ) -> None:
-        """Ends what a killed controller of this instance left running."""
+        """Ends what a killed controller of this instance left running.
+
+        :param on_ended: called, in the run's thread, when there is a result.
+        """
         self._instance = instance
         self._hosts = hosts
         self._clock = clock
@@ -120,6 +124,7 @@ class AnsibleProvisioner:
         self._run_dir = run_dir
         self._runs = run_dir / instance / "runs"
         self._runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._on_ended = on_ended
         self._owner = ansible_processes.owner_label()
         self._books = _Books()
         self._pool = ThreadPoolExecutor(most_at_once, thread_name_prefix="ansible")
@@ -210,6 +215,7 @@ class AnsibleProvisioner:
             else:
                 self._books.jobs[job.order.shadow] = following
                 self._pool.submit(self._work, following)
+        self._on_ended()
 
     def _result(self, job: _Job, outcome: Outcome) -> model.RunResult:
         address, port, reason = None, None, outcome.reason

@@ -153,7 +153,7 @@ def _run(
     closing.append(store.close)
     hosts = dict(configured.hosts)
     provisioner = AnsibleProvisioner(
-        configured.instance, hosts, clock, configured.playbooks or shipped_playbooks()
+        configured.instance, hosts, clock, configured.playbooks or shipped_playbooks(), on_ended=clock.wake
     )
     closing.append(provisioner.close)
     prober = NetworkProber(clock.wake)
