@@ -8,7 +8,15 @@ from pathlib import Path
 
 import docker
 
-from controlplane.lab.demo_setting import CONCURRENCY, LIVE, LIVE_HOST, PORT, SERVICE_TIME_S, SHADOW_HOSTS
+from controlplane.lab.demo_setting import (
+    CONCURRENCY,
+    LIVE,
+    LIVE_HOST,
+    PORT,
+    SERVICE_TIME_S,
+    SHADOW_HOSTS,
+    START_UP_S,
+)
 from controlplane.lab.dockerd import Dockerd, DockerdError, host_rootfs
 from controlplane.lab.lab import Lab
 from controlplane.lab.network import LabError
@@ -52,6 +60,7 @@ class Engines:
         """The live endpoint, its port published on its host. Raises ``LabError``."""
         command = ["python3", "-m", "controlplane.lab.server", "--port", str(PORT)]
         command += ["--service-time", str(SERVICE_TIME_S), "--concurrency", str(CONCURRENCY)]
+        command += ["--start-up", str(START_UP_S)]
         client = self._engines[LIVE_HOST].client()
         try:
             client.containers.run(

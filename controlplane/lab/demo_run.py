@@ -18,14 +18,15 @@ import numpy as np
 
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.sqlite import SqliteStore
-from controlplane.lab.demo_engines import Engines
 from controlplane.lab.demo_ending import Ending
+from controlplane.lab.demo_engines import Engines
 from controlplane.lab.demo_setting import (
     CONCURRENCY,
     LIVE,
     LIVE_HOST,
     PORT,
     SERVICE_TIME_S,
+    START_UP_S,
     Kind,
     Setting,
     course_text,
@@ -85,7 +86,7 @@ class Moment:
 def play(
     setting: Setting, kind: Kind, clock: MachineClock, ending: Ending, show: Callable[[Moment], None]
 ) -> Recording:
-    """One run, from an empty machine to an empty machine. Raises ``LabError`` when something does not start."""
+    """One run, from an empty machine to an empty machine. Raises ``LabError``."""
     lab = Lab(setting.topology)
     run = _Run(setting, kind, lab, clock, ending, show)
     try:
@@ -138,7 +139,12 @@ class _Run:
             )
         else:
             lab.endpoint(
-                LIVE_HOST, name=LIVE, port=PORT, service_time_s=SERVICE_TIME_S, concurrency=CONCURRENCY
+                LIVE_HOST,
+                name=LIVE,
+                port=PORT,
+                service_time_s=SERVICE_TIME_S,
+                concurrency=CONCURRENCY,
+                start_up_s=START_UP_S,
             )
         state_dir = lab.folder / "state"
         config = lab.folder / "penumbra.yml"

@@ -15,8 +15,10 @@ from controlplane.lab.configuration import Choices, LiveEndpoint, written
 from controlplane.lab.report import QUIET_SHARE, Plan
 from controlplane.lab.topology import Topology
 
-SERVICE_TIME_S = 0.2
-CONCURRENCY = 36
+SERVICE_TIME_S = 0.1
+CONCURRENCY = 32
+START_UP_S = 3.0
+"""Until an endpoint listens, as one does that loads its code and data first."""
 CAPACITY = CONCURRENCY / SERVICE_TIME_S
 """Requests/s that one endpoint serves."""
 FLOWS_PER_REQUEST = 0.53
@@ -31,7 +33,7 @@ QUIET = 0.3
 PEAK_MOST = 2.5
 """More than so many capacities are never offered: two shadows could not serve it."""
 DURATION_S = 75.0
-RISE_S = 11.0
+RISE_S = 14.0
 """The trace is compressed until the rise from quiet to crossing lasts so long: it is minutes in recorded
 traces, while a shadow here is ready after seconds."""
 LEAD_IN = 0.3
@@ -85,7 +87,7 @@ class Setting:
                 "target": self.target,
                 "max_per_endpoint": 2,
                 "headroom": 0.3,
-                "lead_time": "4s",
+                "lead_time": "7s",
                 "warm_up": "1s",
                 "idle": "5s",
                 "min_life": "5s",
@@ -105,9 +107,7 @@ def course_of(given: trace.Trace, duration_s: float = DURATION_S) -> trace.Trace
     first = given.at_s <= QUIET_SHARE * given.duration_s
     quiet = float(np.median(given.level[first]))
     if quiet <= 0:
-        raise trace.TraceError(
-            f"{given.name}: its first quarter is silent, so it has no level to compare with"
-        )
+        raise trace.TraceError(f"{given.name}: its first quarter is silent: there is nothing to compare with")
     scale = min(QUIET * CAPACITY / quiet, PEAK_MOST * CAPACITY / given.peak)
     fine_s = np.linspace(0.0, given.duration_s, 20_000)
     rate = given.at(fine_s) * scale

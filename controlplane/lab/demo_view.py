@@ -126,8 +126,8 @@ def verdict(plan: Plan, penumbra: Figures | None, broken: Sequence[str]) -> Iter
         lead = penumbra.lead_time_s
         measured = "not measured: no shadow was ready" if lead is None else f"{lead:.1f} s, measured"
         yield (
-            f"Lead time: {measured}. Rise from quiet to crossing: {rise:.1f} s (at most {RISE_FACTOR:g} x that), "
-            f"crossing at {crossing:.1f} s."
+            f"Lead time: {measured}. Rise from quiet to crossing: {rise:.1f} s "
+            f"(at most {RISE_FACTOR:g} x that), crossing at {crossing:.1f} s."
         )
     if broken:
         yield from (f"Broken: {sentence}." for sentence in broken)

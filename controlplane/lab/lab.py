@@ -188,6 +188,7 @@ class Lab:
         port: int = 8080,
         service_time_s: float = 0.1,
         concurrency: int = 8,
+        start_up_s: float = 0.0,
         queue_most: int | None = None,
         ready_within_s: float = 10.0,
     ) -> subprocess.Popen[bytes]:
@@ -196,6 +197,7 @@ class Lab:
         argv = [sys.executable, "-m", "controlplane.lab.server", "--name", name]
         argv += ["--address", address, "--port", str(port)]
         argv += ["--service-time", str(service_time_s), "--concurrency", str(concurrency)]
+        argv += ["--start-up", str(start_up_s)] if start_up_s else []
         argv += [] if queue_most is None else ["--queue", str(queue_most)]
         child = self.popen(host, argv, label=name)
 

@@ -200,6 +200,7 @@ REASONS = {
 
 async def serve(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
+    await asyncio.sleep(arguments.start_up)
     desk = Desk(arguments.service_time, arguments.concurrency, arguments.queue)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -236,6 +237,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--port", type=int, default=8080)
     made.add_argument("--service-time", type=positive, default=0.1, metavar="SECONDS")
     made.add_argument("--concurrency", type=count, default=8)
+    made.add_argument("--start-up", type=float, default=0.0, metavar="SECONDS", help="until it listens")
     made.add_argument("--queue", type=int, metavar="MOST", help="requests that may wait; more get 503")
     return made
 
