@@ -20,6 +20,7 @@ from controlplane.status import GroupStatus, ServiceStatus, ShadowStatus, known
 Floats = npt.NDArray[np.float64]
 
 _REMARKABLE = 0.5
+_SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
 _SLOW = 1.5
 """A shadow whose RTT is at least its parent's divided by this is as slow as it."""
 
@@ -130,6 +131,14 @@ class Fleet:
             del self.health[name]
         return {name: self.is_up(name, False) for name in probed}
 
+    def answers_are_fresh(self, endpoint: model.Endpoint, roster: Roster, now_s: float) -> bool:
+        """The probes of an endpoint and of its serving shadows answer, well or badly. Stale is not down."""
+        probe = self._views[endpoint.service].service.probe
+        asked = [s.name for s in roster.of(endpoint.name) if s.state in _SERVING]
+        return not any(
+            self.health.get(name, MemberHealth()).is_stale(probe, now_s) for name in (endpoint.name, *asked)
+        )
+
     def high(self, endpoint: model.Endpoint) -> float:
         view = self._views[endpoint.service]
         i = view.index[endpoint.name]
@@ -142,6 +151,7 @@ class Fleet:
         roster: Roster,
         flows: Mapping[str, int],
         fresh: bool,
+        now_s: float,
     ) -> policy.Group:
         view = self._views[service.name]
         i = view.index[endpoint.name]
@@ -154,8 +164,11 @@ class Fleet:
             high=float(view.prediction.high[i]),
             horizon_s=roster.lead_time_s(service.name),
             quantile=service.forecast.quantile,
-            fresh=fresh and bool(np.isfinite(view.demand[i])),
+            fresh=fresh
+            and bool(np.isfinite(view.demand[i]))
+            and self.answers_are_fresh(endpoint, roster, now_s),
             live_up=self.is_up(endpoint.name, True),
+            neighbour_up=any(self.is_up(n, False) for n in view.names if n != endpoint.name),
             shadows=own,
             up=frozenset(s.name for s in own if self.is_up(s.name, False)),
             flows={s.name: flows[s.name] for s in own if s.name in flows},

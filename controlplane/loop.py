@@ -54,6 +54,8 @@ class Controller:
         self._read_back = False
         self._counters: Counters | None = None
         self._fresh_s: float | None = None
+        self._started_s = clock.now_s()
+        self._seen_fresh_s: dict[str, float] = {}
         self._ring_changed_s: dict[str, float] = {}
         self._direct: frozenset[IPv4Network] = frozenset()
         self._direct_due_s = 0.0
@@ -184,6 +186,19 @@ class Controller:
         limit_s = _STALE_TICKS * self._config.tick_s
         return self._fresh_s is not None and self._clock.now_s() - self._fresh_s <= limit_s
 
+    def _stale_s(self) -> dict[str, float]:
+        """Live endpoints whose group's readings are too old to act on, and since when. Readings are
+        counters and probes."""
+        now_s = self._clock.now_s()
+        for name, endpoint in self._roster.endpoints.items():
+            if self._fresh and self._fleet.answers_are_fresh(endpoint, self._roster, now_s):
+                self._seen_fresh_s[name] = now_s
+        return {
+            name: now_s - self._seen_fresh_s.setdefault(name, self._started_s)
+            for name in self._roster.endpoints
+            if self._seen_fresh_s.get(name) != now_s
+        }
+
     @property
     def _automatic(self) -> bool:
         return self._config.mode is model.Mode.ACT and not self._requests.frozen
@@ -200,7 +215,9 @@ class Controller:
         flows = self._dataplane.active_flows(draining) if draining else {}
         for service in self._config.services.values():
             for endpoint in service.endpoints:
-                group = self._fleet.group(service, endpoint, self._roster, flows, self._fresh)
+                group = self._fleet.group(
+                    service, endpoint, self._roster, flows, self._fresh, self._clock.now_s()
+                )
                 verdict = self._fleet.decide(service, group, self._clock.unix_s())
                 self._act(endpoint, group, verdict)
 
@@ -234,7 +251,8 @@ class Controller:
             self._fleet,
             self._roster.shadows,
             self._requests.drained,
-            frozen=not (self._fresh and self._automatic),
+            frozen=not self._automatic,
+            stale_s=self._stale_s(),
             ring_changed_s=self._ring_changed_s,
             now_s=now_s,
             now_unix_s=self._clock.unix_s(),

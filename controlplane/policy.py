@@ -21,6 +21,11 @@ _RELEASE = 0.85
 _NEAR = 0.85
 """A rate that deviates from normal adds already at this part of the threshold."""
 _LONGEST_PAUSE_S = 300.0
+_CONFIRM_S = 3.0
+"""While one is on order, the next waits until the need for it has lasted so long: the first readings of
+an onset tell its size badly."""
+_SETTLE_S = 5.0
+"""Between two drains, so that the first one's effect is seen."""
 
 _ORDERED = {ShadowState.REQUESTED, ShadowState.PROVISIONING, ShadowState.WARMING}
 
@@ -49,9 +54,37 @@ class Verdict:
 class Memory:
     """What the policy remembers of a group between ticks."""
 
-    unwanted_since_unix_s: float | None = None
+    short_since: tuple[float | None, ...] = ()
+    """Index n - 1: since when (Unix seconds) n members have been too few; None: they are enough."""
+    fits_since: tuple[float | None, ...] = ()
+    """Index n - 1: since when n members would be enough with a margin; None: they would not."""
     latency_answered: bool = False
     """A shadow was ordered for slow answers; not again until they are normal."""
+
+    def learn(self, need: float, usable: float, most: int, fresh: bool, now_unix_s: float) -> Memory:
+        """:param most: members a group may have. Without fresh readings nothing fits."""
+        short = [need > usable * n for n in range(1, most + 1)]
+        fits = [fresh and need <= _RELEASE * usable * n for n in range(1, most + 1)]
+        return replace(
+            self,
+            short_since=_since(self.short_since, short, now_unix_s),
+            fits_since=_since(self.fits_since, fits, now_unix_s),
+        )
+
+
+def _since(
+    before: tuple[float | None, ...], holds: list[bool], now_unix_s: float
+) -> tuple[float | None, ...]:
+    padded = before + (None,) * (len(holds) - len(before))
+    return tuple(
+        (was if was is not None else now_unix_s) if yes else None
+        for was, yes in zip(padded, holds, strict=False)
+    )
+
+
+def _lasted_s(since: tuple[float | None, ...], members: int, now_unix_s: float) -> float | None:
+    began = since[members - 1] if 1 <= members <= len(since) else None
+    return None if began is None else now_unix_s - began
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +109,8 @@ class Group:
     """Active flows of draining shadows; absent: not known."""
     rate_deviates: bool = False
     latency_deviates: bool = False
+    neighbour_up: bool = False
+    """Another live endpoint of the service is healthy and takes over when this one is down."""
     shadow_slow: bool = False
     """A shadow is as slow: a common cause, cloning does not help."""
 
@@ -87,14 +122,17 @@ def pause_s(settings: ShadowSettings, attempts: int) -> float:
     return float(min(settings.retry_after_s * 2.0 ** max(attempts - 1, 0), _LONGEST_PAUSE_S))
 
 
+def is_late(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
+    return shadow.state in _ORDERED and now_unix_s - shadow.requested_unix_s > _LATE * group.horizon_s
+
+
 def counted(group: Group, now_unix_s: float) -> list[Shadow]:
     """Shadows that carry load now or will by the horizon: ready and healthy, or on order and not late."""
-    late_s = _LATE * group.horizon_s
     return [
         shadow
         for shadow in group.shadows
         if (shadow.state is ShadowState.READY and shadow.name in group.up)
-        or (shadow.state in _ORDERED and now_unix_s - shadow.requested_unix_s <= late_s)
+        or (shadow.state in _ORDERED and not is_late(group, shadow, now_unix_s))
     ]
 
 
@@ -111,19 +149,23 @@ def decide(
         return Verdict(Act.HOLD, f"{group.name}: no reading of demand yet"), memory
 
     usable = group.capacity * (1.0 - settings.headroom)
-    need = max(group.high, group.level)
+    need = max(group.high, group.level) if math.isfinite(group.level) else group.high
+    memory = memory.learn(need, usable, settings.max_per_endpoint + 1, group.fresh, now_unix_s)
     there = counted(group, now_unix_s)
     members = int(group.live_up) + len(there)
-    needed = max(math.ceil(need / usable - 1e-9), 1) if need > 0 else 1
     cause = _cause(settings, group, members, usable, need)
     if not group.latency_deviates:
         memory = replace(memory, latency_answered=False)
     if cause is not None:
-        memory = replace(memory, unwanted_since_unix_s=None)
+        needed = max(math.ceil(need / usable - 1e-9), members + 1)
+        if members and any(shadow.state in _ORDERED for shadow in there):
+            lasted_s = _lasted_s(memory.short_since, members, now_unix_s)
+            if lasted_s is None or lasted_s < _CONFIRM_S:
+                return Verdict(Act.HOLD, f"{group.name}: {cause}, not for long yet", None, members), memory
         return _grow(settings, group, cause, needed, now_unix_s), memory
     if group.latency_deviates and group.fresh and not memory.latency_answered and not there:
         return _answer_latency(settings, group, memory, now_unix_s)
-    return _shrink(settings, group, memory, need, usable, members, now_unix_s)
+    return _shrink(settings, group, memory, need, usable, members, now_unix_s), memory
 
 
 def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, need: float) -> str | None:
@@ -134,7 +176,7 @@ def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, 
     if members <= 1:
         of = f"{1 - settings.headroom:.2g} x {group.capacity:.0f}/s"
     if members == 0:
-        return "down and no shadow takes over"
+        return None if group.neighbour_up else "down and no shadow takes over"
     if need > limit:
         return numbers + of
     if group.rate_deviates and need > _NEAR * limit:
@@ -143,21 +185,36 @@ def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, 
 
 
 def _grow(settings: ShadowSettings, group: Group, cause: str, needed: int, now_unix_s: float) -> Verdict:
+    """One more member, if that can help. Late and failed orders don't count, but what exists is bounded:
+    one more than needed, so that each trouble is answered by one replacement and then by patience."""
     for shadow in group.shadows:
         if shadow.state is ShadowState.DRAINING and shadow.name in group.up and not shadow.by_hand:
             return Verdict(Act.KEEP, f"shadow {shadow.name} kept: {cause}", shadow.name, needed)
+    silent = [s.name for s in group.shadows if _is_silent(group, s, now_unix_s)]
+    if not group.live_up and silent:
+        reason = f"{group.name}: {cause}, and {', '.join(silent)} does not answer either: a common cause"
+        return Verdict(Act.HOLD, reason, None, needed)
     failed = [shadow for shadow in group.shadows if shadow.state is ShadowState.FAILED]
     for shadow in failed:
         if now_unix_s - shadow.changed_unix_s >= pause_s(settings, shadow.attempts):
             return Verdict(Act.RETRY, f"shadow {shadow.name} again: {cause}", shadow.name, needed)
-    if failed:
-        left = pause_s(settings, failed[0].attempts) - (now_unix_s - failed[0].changed_unix_s)
-        reason = f"{group.name}: {cause}, but {failed[0].name} failed ({failed[0].reason})"
-        return Verdict(Act.HOLD, f"{reason}, next try in {left:.0f} s", None, needed)
-    if len(group.shadows) >= settings.max_per_endpoint:
+    most = min(needed - int(group.live_up) + 1, settings.max_per_endpoint)
+    if len(group.shadows) >= most:
         reason = f"{group.name}: {cause}, but it has {len(group.shadows)} shadows already"
+        if failed:
+            left = min(pause_s(settings, s.attempts) - (now_unix_s - s.changed_unix_s) for s in failed)
+            reason += f", {failed[0].name} failed ({failed[0].reason}), next try in {left:.0f} s"
         return Verdict(Act.HOLD, reason, None, needed)
     return Verdict(Act.ADD, f"shadow {group.name} +1: {cause}", None, needed)
+
+
+def _is_silent(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
+    """There, but not healthy when it should be."""
+    if shadow.name in group.up or shadow.address is None:
+        return False
+    return shadow.state is ShadowState.READY or (
+        shadow.state is ShadowState.WARMING and is_late(group, shadow, now_unix_s)
+    )
 
 
 def _answer_latency(
@@ -167,7 +224,7 @@ def _answer_latency(
         reason = f"{group.name}: slow, and so are its shadows: a common cause, no more shadows"
         return Verdict(Act.HOLD, reason), memory
     verdict = _grow(settings, group, "answers slower than normal without rising demand", 2, now_unix_s)
-    return verdict, replace(memory, latency_answered=True, unwanted_since_unix_s=None)
+    return verdict, replace(memory, latency_answered=True)
 
 
 def _shrink(
@@ -178,39 +235,45 @@ def _shrink(
     usable: float,
     members: int,
     now_unix_s: float,
-) -> tuple[Verdict, Memory]:
-    wanted = members
-    hold = Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {members} members", None, wanted)
+) -> Verdict:
+    hold = Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {members} members", None, members)
+    if not group.live_up:
+        reason = "its neighbours take over" if members == 0 else "its shadows take over"
+        return replace(hold, reason=f"{group.name}: down, {reason}")
     for shadow in group.shadows:
         due = now_unix_s - shadow.changed_unix_s >= pause_s(settings, shadow.attempts)
         if shadow.state is ShadowState.FAILED and due:
-            return Verdict(Act.REMOVE, f"shadow {shadow.name} -1: failed and not needed", shadow.name), memory
-    ready = [s for s in group.shadows if s.state is ShadowState.READY and not s.by_hand]
-    fits = need <= _RELEASE * usable * (members - 1)
-    if not ready or not group.live_up or not group.fresh or not fits:
-        return hold, replace(memory, unwanted_since_unix_s=None)
-    if any(shadow.state is ShadowState.DRAINING for shadow in group.shadows):
-        return hold, memory
-    since = memory.unwanted_since_unix_s
-    if since is None:
-        return hold, replace(memory, unwanted_since_unix_s=now_unix_s)
-    youngest = max(ready, key=lambda s: (s.ready_unix_s or s.changed_unix_s, s.name))
-    age_s = now_unix_s - (youngest.ready_unix_s or youngest.changed_unix_s)
-    if now_unix_s - since < settings.idle_s or age_s < settings.min_life_s:
-        return hold, memory
+            return Verdict(Act.REMOVE, f"shadow {shadow.name} -1: failed and not needed", shadow.name)
+    serving = [s for s in group.shadows if s.state is ShadowState.READY and s.name in group.up]
+    ours = [shadow for shadow in serving if not shadow.by_hand]
+    draining = [s.changed_unix_s for s in group.shadows if s.state is ShadowState.DRAINING]
+    # One fewer than those that serve now: what is on order need not arrive.
+    lasted_s = _lasted_s(memory.fits_since, len(serving), now_unix_s)
+    if not ours or not group.fresh or lasted_s is None or lasted_s < settings.idle_s:
+        return hold
+    if draining and now_unix_s - max(draining) < _SETTLE_S:
+        return hold
+    youngest = max(ours, key=lambda s: (s.ready_unix_s or s.changed_unix_s, s.name))
+    if now_unix_s - (youngest.ready_unix_s or youngest.changed_unix_s) < settings.min_life_s:
+        return hold
     reason = (
         f"shadow {youngest.name} drains: p{group.quantile * 100:.0f} demand {need:.0f}/s < "
-        f"{_RELEASE} x {usable * (members - 1):.0f}/s for {now_unix_s - since:.0f} s"
+        f"{_RELEASE} x {usable * len(serving):.0f}/s for {lasted_s:.0f} s"
     )
-    return Verdict(Act.DRAIN, reason, youngest.name, members - 1), Memory(None, memory.latency_answered)
+    return Verdict(Act.DRAIN, reason, youngest.name, len(serving))
 
 
 def _finish_drain(settings: ShadowSettings, group: Group, now_unix_s: float) -> Verdict | None:
+    others = any(s.state is ShadowState.READY and s.name in group.up for s in group.shadows)
     for shadow in group.shadows:
         if shadow.state is not ShadowState.DRAINING:
             continue
-        if not group.live_up and shadow.name in group.up and not shadow.by_hand:
+        if not group.live_up and shadow.name in group.up and not others:
+            if shadow.by_hand:
+                continue  # nobody else is left: it serves on until somebody is
             return Verdict(Act.KEEP, f"shadow {shadow.name} kept: {group.name} is down", shadow.name)
+        if not group.fresh and not shadow.by_hand:
+            continue
         drained_s = now_unix_s - shadow.changed_unix_s
         if drained_s >= settings.drain_s:
             left = group.flows.get(shadow.name)

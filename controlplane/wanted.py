@@ -9,6 +9,9 @@ from typing import Protocol
 from controlplane import model, shadows, weights
 from controlplane.model import Member, Role, Shadow, ShadowState
 
+_BLIND_S = 180.0
+"""Weights stay so long without readings, then they move to capacity shares."""
+
 
 class Knowledge(Protocol):
     """What is known of members; the fleet, in the loop."""
@@ -28,11 +31,15 @@ def wanted_steering(
     drained: frozenset[str],
     *,
     frozen: bool,
+    stale_s: Mapping[str, float],
     ring_changed_s: Mapping[str, float],
     now_s: float,
     now_unix_s: float,
 ) -> model.Steering:
-    """:param frozen: spill, slots and ring weights stay; health and membership still act."""
+    """:param frozen: spill, slots and ring weights stay; health and membership still act.
+    :param stale_s: live endpoint -> how old its group's readings are, where they are too old to act on:
+        its weights stay, and after three minutes they move in limited steps to capacity shares.
+    """
     services: dict[str, model.VirtualService] = {}
     members: dict[str, Member] = {}
     for service in config.services.values():
@@ -40,7 +47,15 @@ def wanted_steering(
         for endpoint in service.endpoints:
             own = [s for s in records.values() if s.parent == endpoint.name]
             live = _live(
-                installed, fleet, service, endpoint, own, endpoint.name in drained, frozen, now_unix_s
+                installed,
+                fleet,
+                service,
+                endpoint,
+                own,
+                endpoint.name in drained,
+                frozen,
+                stale_s.get(endpoint.name),
+                now_unix_s,
             )
             members[endpoint.name] = live
             usable[endpoint.name] = not live.down or live.spill == 1.0
@@ -98,6 +113,7 @@ def _live(
     own: list[Shadow],
     drained: bool,
     frozen: bool,
+    stale_s: float | None,
     now_unix_s: float,
 ) -> Member:
     before = installed.members.get(endpoint.name)
@@ -117,18 +133,18 @@ def _live(
         spill = 0.0
     elif not live_usable:
         spill = 1.0
-    elif frozen:
+    elif frozen or (stale_s is not None and stale_s <= _BLIND_S):
         kept = {n: w for n, w in before.slots.items() if n in slots} if before else {}
         slots, spill = kept, spill if kept else 0.0
         if spill == 1.0:
             spill = weights.wanted_spill(0.0, None, len(kept), True)  # it was down; now it is back
     else:
         high = fleet.high(endpoint)
-        target = (
-            weights.wanted_spill(high, endpoint.capacity, sum(slots.values()), True)
-            if high == high
-            else spill
-        )
+        usable = sum(slots.values())
+        if stale_s is not None:
+            target = weights.wanted_spill(0.0, None, usable, True)
+        else:
+            target = weights.wanted_spill(high, endpoint.capacity, usable, True) if high == high else spill
         spill = weights.step_spill(spill if spill < 1.0 else target, target)
     return Member(
         name=endpoint.name,

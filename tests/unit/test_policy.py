@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each rule of the policy is a row: a group as it is, and the act that follows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from controlplane import policy
+from controlplane.model import Shadow, ShadowSettings, ShadowState
+from controlplane.policy import Act, Group, Memory, Verdict
+
+NOW = 10_000.0
+SETTINGS = ShadowSettings(
+    hosts=("a", "b"), min_life_s=20.0, idle_s=10.0, drain_s=10.0, retries=2, retry_after_s=5.0
+)
+HORIZON_S = 5.0
+
+
+def shadow(k: int, state: ShadowState, age_s: float = 1.0, **more: object) -> Shadow:
+    made = Shadow(
+        name=f"web-s{k}",
+        service="web",
+        parent="web",
+        host="a",
+        target="netns",
+        state=state,
+        requested_unix_s=NOW - age_s,
+        changed_unix_s=NOW - age_s,
+        address=None if state in (ShadowState.REQUESTED, ShadowState.PROVISIONING) else IPv4Address(k),
+        port=80,
+        ready_unix_s=NOW - age_s if state in (ShadowState.READY, ShadowState.DRAINING) else None,
+        attempts=1 if state is ShadowState.FAILED else 0,
+    )
+    return replace(made, **more)
+
+
+def group(high: float, *shadows: Shadow, sick: tuple[str, ...] = (), **more: object) -> Group:
+    up = frozenset(
+        s.name for s in shadows if s.state in (ShadowState.READY, ShadowState.DRAINING) and s.name not in sick
+    )
+    made = Group("web", 100.0, high, high, HORIZON_S, 0.9, True, True, shadows, up, {})
+    return replace(made, **more)
+
+
+def decided(now: Group, memory: Memory = Memory()) -> Verdict:  # noqa: B008 - frozen
+    return policy.decide(SETTINGS, now, memory, NOW)[0]
+
+
+def long_since() -> Memory:
+    """Everything has been so for an hour."""
+    return Memory((NOW - 3600.0,) * 5, (NOW - 3600.0,) * 5)
+
+
+READY, ON_ORDER, WARM = ShadowState.READY, ShadowState.PROVISIONING, ShadowState.WARMING
+DRAINING, FAILED, REMOVING = ShadowState.DRAINING, ShadowState.FAILED, ShadowState.REMOVING
+OLD, LATE_S = 100.0, 8.0
+
+ROWS = {
+    "demand within capacity and headroom: hold": (group(79.0), Act.HOLD),
+    "the forecast passes the threshold: add": (group(81.0), Act.ADD),
+    "demand now passes it although the forecast does not: add": (group(50.0, level=81.0), Act.ADD),
+    "no reading yet: hold": (group(math.nan), Act.HOLD),
+    "capacity not known: hold": (group(500.0, capacity=None), Act.HOLD),
+    "one is on order: hold": (group(110.0, shadow(1, ON_ORDER)), Act.HOLD),
+    "one is warming: hold": (group(110.0, shadow(1, WARM)), Act.HOLD),
+    "one is ready: hold": (group(110.0, shadow(1, READY)), Act.HOLD),
+    "need for three, one on order, and that has lasted: add": (group(170.0, shadow(1, ON_ORDER)), Act.ADD),
+    "need for three, two on order: hold": (
+        group(170.0, shadow(1, ON_ORDER), shadow(2, ON_ORDER)), Act.HOLD),
+    "the order is late: one replacement": (group(110.0, shadow(1, ON_ORDER, LATE_S)), Act.ADD),
+    "the order and its replacement are late: hold": (
+        group(110.0, shadow(1, ON_ORDER, LATE_S), shadow(2, ON_ORDER, LATE_S)), Act.HOLD),
+    "never healthy, and its replacement late: hold": (
+        group(110.0, shadow(1, WARM, LATE_S), shadow(2, WARM, LATE_S)), Act.HOLD),
+    "a ready one is unhealthy: one replacement": (
+        group(110.0, shadow(1, READY, OLD), sick=("web-s1",)), Act.ADD),
+    "failed just now: one replacement": (group(110.0, shadow(1, FAILED)), Act.ADD),
+    "failed and its replacement too: hold": (
+        group(110.0, shadow(1, FAILED), shadow(2, FAILED)), Act.HOLD),
+    "failed, the pause is over: again": (group(110.0, shadow(1, FAILED, 6.0)), Act.RETRY),
+    "failed twice, the pause is longer": (
+        group(110.0, shadow(1, FAILED, 6.0, attempts=2), shadow(2, FAILED)), Act.HOLD),
+    "as many as a group may have: hold": (
+        group(900.0, *(shadow(k, READY) for k in range(1, 5))), Act.HOLD),
+    "a draining one comes back before another is made": (group(110.0, shadow(1, DRAINING)), Act.KEEP),
+    "the rate deviates near the threshold: add": (group(70.0, rate_deviates=True), Act.ADD),
+    "the rate deviates far from it: hold": (group(60.0, rate_deviates=True), Act.HOLD),
+    "slow without demand: one": (group(30.0, latency_deviates=True), Act.ADD),
+    "slow, and the shadows too: a common cause": (
+        group(30.0, shadow(1, READY), latency_deviates=True, shadow_slow=True), Act.HOLD),
+    "slow, but on stale readings: hold": (group(30.0, latency_deviates=True, fresh=False), Act.HOLD),
+    "down without a shadow: add": (group(30.0, live_up=False), Act.ADD),
+    "down, a neighbour is there: hold": (group(0.0, live_up=False, neighbour_up=True), Act.HOLD),
+    "down, and its shadow does not answer either: a common cause": (
+        group(30.0, shadow(1, READY, OLD), sick=("web-s1",), live_up=False), Act.HOLD),
+    "down, its shadow serves: neither idle nor removable": (
+        group(0.0, shadow(1, READY, OLD), live_up=False), Act.HOLD),
+    "down, its only shadow drains: kept": (group(0.0, shadow(1, DRAINING, 60.0), live_up=False), Act.KEEP),
+    "down, its only shadow drains by command: it serves on": (
+        group(0.0, shadow(1, DRAINING, 60.0, by_hand=True), live_up=False), Act.ADD),
+    "unneeded for long: drain": (group(30.0, shadow(1, READY, OLD)), Act.DRAIN),
+    "unneeded, but young: hold": (group(30.0, shadow(1, READY, 15.0)), Act.HOLD),
+    "unneeded, but without a margin: hold": (group(70.0, shadow(1, READY, OLD)), Act.HOLD),
+    "unneeded on stale readings: hold": (group(30.0, shadow(1, READY, OLD), fresh=False), Act.HOLD),
+    "unneeded, but by hand: hold": (group(30.0, shadow(1, READY, OLD, by_hand=True)), Act.HOLD),
+    "two unneeded, the first drains since just now: hold": (
+        group(30.0, shadow(1, READY, OLD), shadow(2, DRAINING, 1.0)), Act.HOLD),
+    "two unneeded, the first drains since a while: the next": (
+        group(30.0, shadow(1, READY, OLD), shadow(2, DRAINING, 6.0)), Act.DRAIN),
+    "drained, no flows left: remove": (
+        group(30.0, shadow(1, DRAINING, 3.0), flows={"web-s1": 0}), Act.REMOVE),
+    "draining, flows left: hold": (group(30.0, shadow(1, DRAINING, 3.0), flows={"web-s1": 1}), Act.HOLD),
+    "drain deadline: remove": (group(30.0, shadow(1, DRAINING, 11.0), flows={"web-s1": 9}), Act.REMOVE),
+    "drain deadline on stale readings: hold": (
+        group(30.0, shadow(1, DRAINING, 11.0), flows={"web-s1": 0}, fresh=False), Act.HOLD),
+    "failed and not needed, after its pause: remove": (group(30.0, shadow(1, FAILED, 6.0)), Act.REMOVE),
+    "one is being removed: hold": (group(30.0, shadow(1, REMOVING)), Act.HOLD),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("now", "act"), ROWS.values(), ids=ROWS.keys())
+def test_a_rule(now, act):
+    verdict = decided(now, long_since())
+    assert verdict.act is act, verdict.reason
+
+
+def test_while_one_is_on_order_the_next_waits_until_the_need_has_lasted():
+    now = group(170.0, shadow(1, ON_ORDER))
+    verdict, memory = policy.decide(SETTINGS, now, Memory(), NOW)
+    assert verdict.act is Act.HOLD
+    assert policy.decide(SETTINGS, now, memory, NOW + 2.0)[0].act is Act.HOLD
+    assert policy.decide(SETTINGS, now, memory, NOW + 3.0)[0].act is Act.ADD
+
+
+def test_idle_time_starts_anew_when_demand_comes_back_or_readings_go_stale():
+    calm = group(30.0, shadow(1, READY, OLD))
+    for interruption in (group(110.0, shadow(1, READY, OLD)), replace(calm, fresh=False)):
+        _, memory = policy.decide(SETTINGS, interruption, long_since(), NOW)
+        verdict, memory = policy.decide(SETTINGS, calm, memory, NOW + 1.0)
+        assert verdict.act is Act.HOLD
+        assert policy.decide(SETTINGS, calm, memory, NOW + 10.0)[0].act is Act.HOLD
+        assert policy.decide(SETTINGS, calm, memory, NOW + 11.0)[0].act is Act.DRAIN
+
+
+def test_slow_answers_are_answered_once():
+    slow = group(30.0, latency_deviates=True)
+    verdict, memory = policy.decide(SETTINGS, slow, Memory(), NOW)
+    assert verdict.act is Act.ADD
+    assert policy.decide(SETTINGS, slow, memory, NOW + 1.0)[0].act is Act.HOLD
+
+
+def test_the_youngest_drains_first():
+    verdict = decided(group(30.0, shadow(1, READY, 200.0), shadow(2, READY, OLD)), long_since())
+    assert (verdict.act, verdict.shadow) == (Act.DRAIN, "web-s2")
+
+
+def test_pauses_double_and_end_at_five_minutes():
+    settings = replace(SETTINGS, retries=20)
+    assert [policy.pause_s(settings, n) for n in (1, 2, 3, 4, 10)] == [5.0, 10.0, 20.0, 40.0, 300.0]
+    assert policy.pause_s(SETTINGS, 3) == 300.0
+
+
+def test_every_reason_is_a_sentence_with_its_numbers():
+    assert decided(group(171.0), long_since()).reason == (
+        "shadow web +1: p90 demand 171/s in 5 s > 0.8 x 100/s"
+    )
