@@ -7,7 +7,7 @@ shares are 0..1; ``capacity`` and demand are completed new flows per second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
@@ -378,6 +378,28 @@ class RunResult:
     """Why it failed, one line."""
     started_s: float = 0.0
     ended_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A shadow that is there, by its labels, whether anybody remembers it or not."""
+
+    shadow: str
+    host: str
+    target: str
+    service: str
+    parent: str
+    address: IPv4Address | None
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What all hosts carry. A host that could not be asked is in ``unasked``, with the reason: what it
+    carries is not known."""
+
+    found: Sequence[Found]
+    unasked: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,13 @@ class Provisioner(Protocol):
     def running(self) -> Collection[str]:
         """Shadows with a run under way."""
 
+    def survey(self, places: Collection[tuple[str, str]]) -> None:
+        """Starts to ask (host, target) pairs for this instance's shadows, found by their labels. Nothing
+        happens while a survey is under way."""
+
+    def surveyed(self) -> model.Survey | None:
+        """The survey that ended since the last call."""
+
     def close(self) -> None:
         """Ends what is running, and everything it started."""
 
@@ -93,7 +100,8 @@ class Provisioner(Protocol):
 class Store(Protocol):
     """What survives a restart."""
 
-    def shadows(self) -> Mapping[str, model.Shadow]: ...
+    def shadows(self) -> Mapping[str, model.Shadow]:
+        """All records. Raises ``DamagedRecordsError``, with those that can be read, when some can't."""
 
     def put_shadow(self, shadow: model.Shadow) -> None: ...
 
@@ -142,3 +150,12 @@ class DataplaneError(RuntimeError):
 
 class StoreError(RuntimeError):
     """The store can't be read or written; the message says why and what to do."""
+
+
+class DamagedRecordsError(StoreError):
+    """Some shadows' records are damaged; ``readable`` has the others."""
+
+    def __init__(self, message: str, readable: Mapping[str, model.Shadow], damaged: Collection[str]) -> None:
+        super().__init__(message)
+        self.readable = readable
+        self.damaged = frozenset(damaged)

@@ -29,27 +29,6 @@ DEPROVISION = "deprovision.yml"
 EXISTING = "existing.yml"
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A shadow that is there, by its labels, whether anybody remembers it or not."""
-
-    shadow: str
-    host: str
-    target: str
-    service: str
-    parent: str
-    address: IPv4Address | None
-    port: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What all hosts carry. A host that could not be asked is in ``unasked``, with the reason."""
-
-    found: Sequence[Found]
-    unasked: Mapping[str, str]
-
-
 @dataclass(slots=True)
 class _Job:
     """A run that is under way or waits for a thread, and what follows it for the same shadow."""
@@ -72,6 +51,9 @@ class _Books:
     ended: list[model.RunResult] = field(default_factory=list)
     closed: bool = False
     count: int = 0
+    surveying: bool = False
+    survey_run: PlaybookRun | None = None
+    survey: model.Survey | None = None
 
 
 def shipped_playbooks() -> Path:
@@ -146,20 +128,49 @@ class AnsibleProvisioner:
         with self._books.lock:
             return set(self._books.jobs)
 
-    def existing(self, places: Collection[tuple[str, str]], timeout_s: float = 60.0) -> Survey:
+    def survey(self, places: Collection[tuple[str, str]]) -> None:
+        with self._books.lock:
+            if self._books.closed or self._books.surveying:
+                return
+            self._books.surveying = True
+            self._pool.submit(self._survey, list(places))
+
+    def surveyed(self) -> model.Survey | None:
+        with self._books.lock:
+            ended, self._books.survey = self._books.survey, None
+        return ended
+
+    def _survey(self, places: Collection[tuple[str, str]]) -> None:
+        try:
+            survey = self.existing(places)
+        except Exception as error:  # the thread's end must not be the last survey's
+            reason = one_line(f"{type(error).__name__}: {error}")
+            survey = model.Survey((), dict.fromkeys((host for host, _ in places), reason))
+        with self._books.lock:
+            self._books.survey, self._books.surveying = survey, False
+
+    def existing(self, places: Collection[tuple[str, str]], timeout_s: float = 60.0) -> model.Survey:
         """Asks (host, target) pairs for the shadows of this instance. Blocks: it is meant for the start.
 
         Found by labels, not by records: /proc for processes, the engine for containers.
         """
-        found: list[Found] = []
+        found: list[model.Found] = []
         unasked: dict[str, str] = {}
         for target in sorted({target for _, target in places}):
-            names = sorted({host for host, its in places if its == target})
+            asked = {host for host, its in places if its == target}
+            names = sorted(asked & self._hosts.keys())
+            unasked |= dict.fromkeys(asked - self._hosts.keys(), "it is no configured host")
+            if not names:
+                continue
             hosts = {name: _host_variables(self._hosts[name]) for name in names}
             order = {"instance": self._instance, "target": target}
             variables = {"order": order, "run_dir": str(self._run_dir)}
             # The shipped one: a user's own playbooks need not know how to list.
             run = PlaybookRun(shipped_playbooks() / EXISTING, {"all": {"hosts": hosts}}, variables)
+            with self._books.lock:
+                self._books.survey_run = run
+                if self._books.closed:
+                    run.cancel()
             outcome = run.execute(self._runs, self._label(), timeout_s, self._clock.now_s)
             for name in names:
                 rows = outcome.results.get(name, {}).get("shadows")
@@ -167,11 +178,13 @@ class AnsibleProvisioner:
                     found += [_found(row, name, target) for row in rows]
                 else:
                     unasked[name] = outcome.failures.get(name) or outcome.reason or "it gave no answer"
-        return Survey(found, unasked)
+        return model.Survey(found, unasked)
 
     def close(self) -> None:
         with self._books.lock:
             self._books.closed = True
+            if self._books.survey_run is not None:
+                self._books.survey_run.cancel()
             for job in self._books.jobs.values():
                 job.following = None
                 job.run.cancel()
@@ -278,9 +291,9 @@ def _host_variables(host: model.Host) -> dict[str, object]:
     return variables
 
 
-def _found(row: Mapping[str, object], host: str, target: str) -> Found:
+def _found(row: Mapping[str, object], host: str, target: str) -> model.Found:
     address, port = row.get("address"), row.get("port")
-    return Found(
+    return model.Found(
         shadow=str(row["shadow"]),
         host=host,
         target=target,

@@ -17,7 +17,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from controlplane import model
-from controlplane.ports import StoreError
+from controlplane.ports import DamagedRecordsError, StoreError
 
 SCHEMA = 1
 DECISIONS_KEPT = 20_000
@@ -59,7 +59,16 @@ class SqliteStore:
     def shadows(self) -> Mapping[str, model.Shadow]:
         with self._told():
             rows = self._db.execute("SELECT name, record FROM shadow ORDER BY name").fetchall()
-        return {name: self._decoded(name, record) for name, record in rows}
+        readable: dict[str, model.Shadow] = {}
+        damaged: dict[str, str] = {}
+        for name, record in rows:
+            try:
+                readable[name] = _decoded(record)
+            except (ValueError, TypeError, AttributeError) as error:
+                damaged[name] = f"the record of shadow {name!r} is damaged: {error}"
+        if damaged:
+            raise DamagedRecordsError(f"{self.path}: {'; '.join(damaged.values())}", readable, damaged)
+        return readable
 
     def put_shadow(self, shadow: model.Shadow) -> None:
         with self._told():
@@ -114,25 +123,23 @@ class SqliteStore:
                     (key, value),
                 )
 
-    def _decoded(self, name: str, record: str) -> model.Shadow:
-        try:
-            raw = json.loads(record)
-            known = {field.name for field in fields(model.Shadow)}
-            shadow = model.Shadow(**{key: value for key, value in raw.items() if key in known})
-            return replace(
-                shadow,
-                state=model.ShadowState(shadow.state),
-                address=None if shadow.address is None else IPv4Address(shadow.address),
-            )
-        except (ValueError, TypeError) as error:
-            raise StoreError(f"{self.path}: the record of shadow {name!r} is damaged: {error}") from None
-
     @contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path}: {error}; check the disk's space and the file's rights") from error
+
+
+def _decoded(record: str) -> model.Shadow:
+    raw = json.loads(record)
+    known = {field.name for field in fields(model.Shadow)}
+    shadow = model.Shadow(**{key: value for key, value in raw.items() if key in known})
+    return replace(
+        shadow,
+        state=model.ShadowState(shadow.state),
+        address=None if shadow.address is None else IPv4Address(shadow.address),
+    )
 
 
 def _encoded(shadow: model.Shadow) -> str:
