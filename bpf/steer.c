@@ -9,28 +9,17 @@
 
 #include "maps.h"
 #include "parse.h"
+#include "endpoint.h"
+#include "flow.h"
 #include "hash.h"
 #include "histogram.h"
 #include "rewrite.h"
-
-#define AF_INET 2
+#include "route.h"
 
 #define CANDIDATES (2 * BUCKET_FLOWS)	/* entries a flow may lie in */
 #define SLOT_TRIES 16			/* shadow slots looked at for a usable one */
 #define SLOT_STRIDE 53			/* odd: passes over neighbours alike */
 #define RING_TRIES 8			/* ring slots looked at when one is down */
-#define LIFE_TRIES 4			/* against other CPUs, for one entry */
-
-/* struct flow.life: {last seen tick:32 | FLOW_*:8 | stamp us:24} */
-#define LIFE_TICK 32
-#define LIFE_FLAGS 24
-#define LIFE_STAMP 0xffffffU
-#define LIFE(flags) ((u64)(flags) << LIFE_FLAGS)
-#define CLOSING (FLOW_FIN_CLIENT | FLOW_FIN_ENDPOINT | FLOW_RST)
-#define STAMP_TICKS ((LIFE_STAMP * 1000ULL) >> TICK_SHIFT) /* until it wraps */
-#define NS_PER_US 1000
-
-#define ID_TAG 32
 
 /* What every step needs to know besides the packet. */
 struct here {
@@ -56,16 +45,6 @@ struct choice {
 	bool spilled;
 };
 
-static __always_inline u32 ref_index(u32 ref)
-{
-	return ref & REF_INDEX_MASK;
-}
-
-static __always_inline bool ref_current(u32 ref, u64 state)
-{
-	return ((state >> 32) & REF_GENERATION_MASK) == ref >> REF_INDEX_BITS;
-}
-
 /* Named by ref, and still the same one and present; NULL otherwise. */
 static __always_inline struct endpoint *lookup_present(u32 ref, u64 *state)
 {
@@ -81,11 +60,6 @@ static __always_inline struct endpoint *lookup_present(u32 ref, u64 *state)
 	if (!(*state & ENDPOINT_PRESENT) || !ref_current(ref, *state))
 		return NULL;
 	return endpoint;
-}
-
-static __always_inline bool takes_new(u64 state)
-{
-	return !(state & (ENDPOINT_DOWN | ENDPOINT_DRAINING));
 }
 
 static __always_inline struct endpoint_counters *lookup_counters(u32 cpu,
@@ -283,55 +257,13 @@ static __always_inline struct place find_flow(struct here *here, u64 hash)
 	return place;
 }
 
-static __always_inline u32 idle_limit(const struct settings *settings,
-				      u64 life, u8 protocol)
-{
-	if (life & LIFE(CLOSING))
-		return settings->idle_closing_ticks;
-	if (protocol == IPPROTO_UDP)
-		return settings->idle_udp_ticks;
-	if (life & LIFE(FLOW_ESTABLISHED))
-		return settings->idle_established_ticks;
-	return settings->idle_opening_ticks;
-}
-
-static __always_inline bool idle(struct here *here, u64 life, u8 protocol)
-{
-	return (s32)(here->tick - (u32)(life >> LIFE_TICK)) >
-	       (s32)idle_limit(here->settings, life, protocol);
-}
-
-#define RANK_EMPTY 0ULL
-#define RANK_INVALID 1ULL
-#define RANK_IDLE 2ULL
-#define RANK_UNANSWERED (1ULL << 32)	/* + last seen: the oldest goes first */
-#define RANK_NEVER (~0ULL)
-
-/* How gladly an entry is given up: less is sooner. */
-static __always_inline u64 victim_rank(struct here *here, u64 id, u64 life)
-{
-	struct endpoint *endpoint;
-	u64 state;
-
-	if (!id)
-		return RANK_EMPTY;
-	endpoint = lookup_present((u32)id, &state);
-	if (!endpoint)
-		return RANK_INVALID;
-	if (idle(here, life, endpoint->protocol))
-		return RANK_IDLE;
-	if (life & LIFE(FLOW_ESTABLISHED))
-		return RANK_NEVER;
-	return RANK_UNANSWERED + (life >> LIFE_TICK);
-}
-
 static __always_inline struct place find_victim(struct here *here, u64 hash)
 {
 	u32 mask = here->settings->bucket_mask;
 	u32 first = hash_bucket(hash, mask);
 	u32 second = hash_other_bucket(first, hash_tag(hash), mask);
 	u32 start = hash >> (64 - 2), way;
-	u64 best = RANK_NEVER, id, rank;
+	u64 best = RANK_NEVER, id, rank, state;
 	struct place place = {};
 	struct bucket *bucket;
 	struct flow *flow;
@@ -349,7 +281,9 @@ static __always_inline struct place find_victim(struct here *here, u64 hash)
 		way = (start + i) % BUCKET_FLOWS;
 		flow = &bucket->flow[way];
 		id = *(volatile u64 *)&flow->id;
-		rank = victim_rank(here, id, *(volatile u64 *)&flow->life);
+		rank = victim_rank(here->settings, here->tick, id,
+				   *(volatile u64 *)&flow->life,
+				   lookup_present((u32)id, &state));
 		if (rank >= best)
 			continue;
 		best = rank;
@@ -361,38 +295,13 @@ static __always_inline struct place find_victim(struct here *here, u64 hash)
 	return place;
 }
 
-static __always_inline void write_key(const struct place *place, u32 service,
-				      const struct packet *packet)
+/* What the entry's hash was made of. */
+static __always_inline struct flow_key *lookup_key(const struct place *place)
 {
 	u32 index = place->bucket;
 	struct bucket_keys *keys = flow_keys.lookup(&index);
-	struct flow_key *key;
 
-	if (!keys)
-		return;
-	key = &keys->key[place->way % BUCKET_FLOWS];
-	__builtin_memcpy(key->client, packet->source, sizeof(key->client));
-	key->client_port = packet->source_port;
-	key->service = service;
-}
-
-/* Whether the entry was made by this 5-tuple, not by one of the same tag. */
-static __always_inline bool same_key(const struct place *place, u32 service,
-				     const struct packet *packet)
-{
-	u32 index = place->bucket;
-	struct bucket_keys *keys = flow_keys.lookup(&index);
-	struct flow_key *key;
-
-	if (!keys)
-		return false;
-	key = &keys->key[place->way % BUCKET_FLOWS];
-	return key->service == service &&
-	       key->client_port == packet->source_port &&
-	       key->client[0] == packet->source[0] &&
-	       key->client[1] == packet->source[1] &&
-	       key->client[2] == packet->source[2] &&
-	       key->client[3] == packet->source[3];
+	return keys ? &keys->key[place->way % BUCKET_FLOWS] : NULL;
 }
 
 /*
@@ -407,6 +316,7 @@ static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 {
 	struct place place = old->flow ? *old : find_victim(here, hash);
 	u64 id = (u64)hash_tag(hash) << ID_TAG | ref;
+	struct flow_key *key;
 	struct place found;
 
 	if (!place.flow)
@@ -417,7 +327,9 @@ static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 		return found.flow ? (u32)found.id : 0;
 	}
 	*(volatile u64 *)&place.flow->life = life;
-	write_key(&place, service, packet);
+	key = lookup_key(&place);
+	if (key)
+		write_key(key, service, packet);
 	found = find_flow(here, hash);
 	if (found.flow && (found.bucket != place.bucket ||
 			   found.way != place.way)) {
@@ -425,29 +337,6 @@ static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 		return found.id;
 	}
 	return ref;
-}
-
-/*
- * Adds flags and the time last seen; without news nothing is written. *life
- * becomes what stands there now; returns the flags that this call has added.
- */
-static __always_inline u64 update_life(struct flow *flow, u64 *life, u64 set,
-				       u32 tick)
-{
-	u64 next, seen;
-
-	for (u32 i = 0; i < LIFE_TRIES; i++) {
-		next = (u32)*life | set | (u64)tick << LIFE_TICK;
-		if (next == *life)
-			return 0;
-		seen = __sync_val_compare_and_swap(&flow->life, *life, next);
-		if (seen == *life) {
-			*life = next;
-			return next & ~seen & LIFE(0xff);
-		}
-		*life = seen;
-	}
-	return 0;
 }
 
 /* The handshake is done, or the endpoint answered: credit the group. */
@@ -466,31 +355,7 @@ static __always_inline void count_completed(struct here *here,
 		counted->completed++;
 }
 
-static __always_inline bool both_fins(u64 gained, u64 life)
-{
-	return (gained & LIFE(FLOW_FIN_CLIENT | FLOW_FIN_ENDPOINT)) &&
-	       (life & LIFE(FLOW_FIN_CLIENT)) &&
-	       (life & LIFE(FLOW_FIN_ENDPOINT));
-}
-
 /* ---- leaving ------------------------------------------------------------- */
-
-/* Whether the kernel knows a way for {source, destination}, and which. */
-static __always_inline long lookup_route(struct here *here,
-					 const struct packet *packet,
-					 __be32 source, __be32 destination,
-					 struct bpf_fib_lookup *route)
-{
-	__builtin_memset(route, 0, sizeof(*route));
-	route->family = AF_INET;
-	route->l4_protocol = packet->protocol;
-	route->tot_len = packet->bytes;
-	route->tos = packet->ip->tos;
-	route->ipv4_src = source;
-	route->ipv4_dst = destination;
-	route->ifindex = here->ctx->ingress_ifindex;
-	return bpf_fib_lookup(here->ctx, route, sizeof(*route), 0);
-}
 
 static __always_inline bool takes_redirects(u32 ifindex)
 {
@@ -512,7 +377,7 @@ static __always_inline enum reason send_forward(struct here *here,
 		packet->out_ifindex = to->hop_ifindex;
 		return REASON_forward_hop;
 	}
-	found = lookup_route(here, packet, packet->source[V4_WORD],
+	found = lookup_route(here->ctx, packet, packet->source[V4_WORD],
 			     to->address[V4_WORD], &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
@@ -529,7 +394,7 @@ static __always_inline enum reason send_return(struct here *here,
 					       const struct service *service)
 {
 	struct bpf_fib_lookup route;
-	long found = lookup_route(here, packet, service->vip[V4_WORD],
+	long found = lookup_route(here->ctx, packet, service->vip[V4_WORD],
 				  packet->destination[V4_WORD], &route);
 
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
@@ -591,24 +456,6 @@ static __always_inline void count_unremembered(struct here *here, u32 given)
 		counted->unremembered++;
 }
 
-static __always_inline u64 first_life(struct here *here,
-				      const struct packet *packet)
-{
-	u64 life = (u64)here->tick << LIFE_TICK;
-	u32 stamp;
-
-	if (packet->protocol == IPPROTO_UDP)
-		return life;
-	if (opens(packet)) {
-		stamp = bpf_ktime_get_ns() / NS_PER_US & LIFE_STAMP;
-		return life | LIFE(FLOW_SYN) | (stamp ? stamp : 1);
-	}
-	life |= LIFE(FLOW_MIDSTREAM);
-	if (packet->tcp_flags & TCP_FIN)
-		life |= LIFE(FLOW_FIN_CLIENT);
-	return life;
-}
-
 /*
  * A flow that the cache does not know, or no longer: pick and remember, at its
  * old place if it has one. NULL: nobody is there to serve it.
@@ -631,7 +478,8 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 	/* The RST of an unknown flow is its end: nothing to remember. */
 	if (!(packet->tcp_flags & TCP_RST))
 		kept = remember(here, hash, choice.ref,
-				first_life(here, packet), index, packet, place);
+				first_life(here->tick, packet), index, packet,
+				place);
 	if (kept && kept != choice.ref) {	/* another CPU was first */
 		other = lookup_present(kept, &state);
 		if (other) {
@@ -656,12 +504,14 @@ static __always_inline bool goes_on(struct here *here, u32 index,
 				    const struct place *place, u64 state,
 				    u64 life)
 {
+	struct flow_key *key;
 	u32 live;
 
 	if (!takes_new(state) || (life & LIFE(CLOSING)) ||
-	    idle(here, life, IPPROTO_TCP))
+	    idle(here->settings, here->tick, life, IPPROTO_TCP))
 		return false;
-	if (!same_key(place, index, packet)) {
+	key = lookup_key(place);
+	if (!key || !same_key(key, index, packet)) {
 		/*
 		 * Another flow of the same tag. Its later packets carry no
 		 * more than the tag, so they would go to this entry's endpoint:
@@ -687,18 +537,10 @@ static __always_inline void note_forward(struct here *here,
 					 const struct packet *packet, u64 hash,
 					 const struct place *place, u64 life)
 {
+	u64 gained = update_life(place->flow, &life, client_tells(packet, life),
+				 here->tick);
 	struct endpoint_counters *counted;
-	u64 set = 0, gained;
 
-	if (packet->tcp_flags & TCP_RST) {
-		set = LIFE(FLOW_RST);
-	} else if (packet->protocol == IPPROTO_TCP) {
-		if (packet->tcp_flags & TCP_FIN)
-			set = LIFE(FLOW_FIN_CLIENT);
-		if (life & LIFE(FLOW_SYNACK))
-			set |= LIFE(FLOW_ESTABLISHED);
-	}
-	gained = update_life(place->flow, &life, set, here->tick);
 	if (gained & LIFE(FLOW_ESTABLISHED))
 		count_completed(here, service, hash);
 	if (both_fins(gained, life)) {
@@ -729,7 +571,8 @@ static __always_inline struct endpoint *go_on(struct here *here, u32 index,
 		return goes_on(here, index, service, packet, hash, place, state,
 			       life) ? to : NULL;
 	/* TCP says when a flow ends; UDP ends when it was silent for long. */
-	if (packet->protocol == IPPROTO_UDP && idle(here, life, IPPROTO_UDP))
+	if (packet->protocol == IPPROTO_UDP &&
+	    idle(here->settings, here->tick, life, IPPROTO_UDP))
 		return NULL;
 	note_forward(here, service, packet, hash, place, life);
 	return to;
@@ -787,12 +630,12 @@ static __always_inline enum reason forward(struct here *here,
 static __always_inline void sample_rtt(struct here *here, u32 index, u64 life,
 				       struct endpoint_counters *counted)
 {
-	u32 stamp = life & LIFE_STAMP, us, bucket;
 	struct histogram *times;
+	u32 us, bucket;
 
-	if (!stamp || here->tick - (u32)(life >> LIFE_TICK) >= STAMP_TICKS)
+	if (!stamped(life, here->tick))
 		return;
-	us = (u32)(bpf_ktime_get_ns() / NS_PER_US - stamp) & LIFE_STAMP;
+	us = us_since_stamp(life);
 	counted->rtt_count++;
 	counted->rtt_sum_us += us;
 	times = rtt.lookup(&index);
@@ -808,22 +651,10 @@ static __always_inline void note_return(struct here *here, u32 index,
 					struct flow *flow,
 					struct endpoint_counters *counted)
 {
-	u64 life = *(volatile u64 *)&flow->life, before = life, set = 0, gained;
+	u64 life = *(volatile u64 *)&flow->life, before = life;
+	u64 gained = update_life(flow, &life, endpoint_tells(packet, life),
+				 here->tick);
 
-	if (packet->protocol == IPPROTO_UDP) {
-		set = LIFE(FLOW_ESTABLISHED);
-	} else if (packet->tcp_flags & TCP_RST) {
-		set = LIFE(FLOW_RST);
-	} else if (packet->tcp_flags & TCP_SYN) {
-		if (life & LIFE(FLOW_SYN))
-			set = LIFE(FLOW_SYNACK);
-	} else {
-		if (packet->tcp_flags & TCP_FIN)
-			set = LIFE(FLOW_FIN_ENDPOINT);
-		if (life & LIFE(FLOW_MIDSTREAM))
-			set |= LIFE(FLOW_ESTABLISHED);
-	}
-	gained = update_life(flow, &life, set, here->tick);
 	if (gained & LIFE(FLOW_SYNACK))
 		sample_rtt(here, index, before, counted);
 	if ((gained & LIFE(FLOW_ESTABLISHED)) && !(life & LIFE(FLOW_MIDSTREAM)))
@@ -853,7 +684,7 @@ static __always_inline enum reason giveback(struct here *here,
 					    struct packet *packet, u32 index,
 					    const struct endpoint *from)
 {
-	u32 at = from->service, ref;
+	u32 at = from->service;
 	struct service *service = services.lookup(&at);
 	struct endpoint_counters *counted;
 	enum reason reason;
@@ -867,9 +698,7 @@ static __always_inline enum reason giveback(struct here *here,
 		       service->vip[V4_WORD], packet->destination_port,
 		       service->port, packet->protocol);
 	place = find_flow(here, hash);
-	ref = ((from->state >> 32) & REF_GENERATION_MASK) << REF_INDEX_BITS |
-	      index;
-	if (!place.flow || (u32)place.id != ref) {
+	if (!place.flow || (u32)place.id != ref_of(index, from->state)) {
 		if (is_direct(packet))
 			return REASON_pass_direct;
 		/* Neither a client's nor ours to send: it would loop. */

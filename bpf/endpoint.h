@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* References and the state of what they name. Knows no map. */
+#ifndef PENUMBRA_ENDPOINT_H
+#define PENUMBRA_ENDPOINT_H
+
+#include "structs.h"
+
+static __always_inline u32 ref_index(u32 ref)
+{
+	return ref & REF_INDEX_MASK;
+}
+
+static __always_inline u32 ref_of(u32 index, u64 state)
+{
+	return ((state >> 32) & REF_GENERATION_MASK) << REF_INDEX_BITS | index;
+}
+
+static __always_inline bool ref_current(u32 ref, u64 state)
+{
+	return ((state >> 32) & REF_GENERATION_MASK) == ref >> REF_INDEX_BITS;
+}
+
+static __always_inline bool takes_new(u64 state)
+{
+	return !(state & (ENDPOINT_DOWN | ENDPOINT_DRAINING));
+}
+
+#endif
