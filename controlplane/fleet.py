@@ -139,6 +139,10 @@ class Fleet:
             self.health.get(name, MemberHealth()).is_stale(probe, now_s) for name in (endpoint.name, *asked)
         )
 
+    def answering(self) -> frozenset[str]:
+        """Members whose last probe was answered well."""
+        return frozenset(name for name, health in self.health.items() if health.successes > 0)
+
     def high(self, endpoint: model.Endpoint) -> float:
         view = self._views[endpoint.service]
         i = view.index[endpoint.name]

@@ -110,6 +110,7 @@ class Controller:
         self._guarded("requests", self._take_requests)
         self._guarded("observe", self._observe)
         self._guarded("shadows", self._roster.advance)
+        self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
         self._guarded("decide", self._decide)
         self._guarded("apply", self._apply)
         self._guarded("provisioning", lambda: self._roster.start_runs(self._installed.members))
@@ -120,6 +121,7 @@ class Controller:
         """Takes the probes' answers and the runs that ended, and applies what they change."""
         before = dict(self._roster.shadows)
         self._guarded("shadows", self._roster.advance)
+        self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
         changed = self._guarded("observe", self._take_answers)
         self._guarded("shadows", self._take_shadow_health)
         if changed or before != self._roster.shadows:
@@ -163,6 +165,7 @@ class Controller:
     def _observe(self) -> None:
         self._installed = self._dataplane.installed()
         self._read_back = True
+        self._roster.adopt_installed(self._installed)
         self._fleet.adopt_health(self._installed)
         self._take_answers()
         self._guarded("hops", self._dataplane.renew_hops)

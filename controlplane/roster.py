@@ -6,16 +6,31 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from enum import Enum
 from ipaddress import IPv4Address
 
-from controlplane import model, placement, policy, shadows
+from controlplane import census, model, placement, policy, shadows
 from controlplane.journal import Journal
 from controlplane.model import RunState, Shadow, ShadowState
-from controlplane.ports import Clock, Provisioner, Store
+from controlplane.ports import Clock, DamagedRecordsError, Provisioner, Store
 
 _LEAD_TIMES = "lead_times:"
 _MEASURED = 50
 """Lead times kept per service."""
+_SURVEY_S = 300.0
+_SURVEY_AGAIN_S = 30.0
+"""When something could not be asked."""
+
+
+class Run(Enum):
+    """What a run does that this process started."""
+
+    PROVISION = "provision"
+    REMOVE = "remove"
+    REMOVE_STRAY = "remove stray"
+
+
+_RUN_OF = {ShadowState.PROVISIONING: Run.PROVISION, ShadowState.REMOVING: Run.REMOVE}
 
 
 class Roster:
@@ -27,22 +42,57 @@ class Roster:
         self._clock = clock
         self._journal = journal
         self._unsaved: set[str] = set()
-        self._runs: dict[str, ShadowState] = {}
-        """Runs that this process started, by what they do: PROVISIONING or REMOVING."""
+        self._runs: dict[str, Run] = {}
         self.endpoints: dict[str, model.Endpoint] = {}
-        self.shadows: dict[str, Shadow] = dict(store.shadows())
+        self.shadows: dict[str, Shadow] = {}
         self._measured: dict[str, list[float]] = {}
+        self._records_read = False
+        """Until then nothing is written over them, and nothing is started."""
+        self._damaged: frozenset[str] = frozenset()
+        self._adopted: set[str] = set()
+        """Their lead time was not measured."""
+        self._forgotten_unix_s: dict[str, float] = {}
+        self._strays: dict[str, model.Found] = {}
+        self._survey_due_s = clock.now_s()
+        self._surveying: tuple[float, frozenset[tuple[str, str]]] | None = None
         self.reconfigure(config)
-        for shadow in self.shadows.values():
-            journal.say(shadow.name, "adopt", f"shadow {shadow.name} adopted: {shadow.state.value}")
+        self._read_records()
 
     def reconfigure(self, config: model.Config) -> None:
         self._config = config
         self.endpoints = {e.name: e for service in config.services.values() for e in service.endpoints}
         for service in config.services:
             if service not in self._measured:
-                text = self._store.get(_LEAD_TIMES + service)
-                self._measured[service] = [float(v) for v in json.loads(text)] if text else []
+                self._measured[service] = self._read_lead_times(service)
+
+    def _read_lead_times(self, service: str) -> list[float]:
+        try:
+            text = self._store.get(_LEAD_TIMES + service)
+            return [float(v) for v in json.loads(text)] if text else []
+        except Exception as error:  # they are measured anew
+            self._journal.trouble("lead times", f"{service}: {error}")
+            return []
+
+    def _read_records(self) -> None:
+        """What is known already stays, unless where it is was not known."""
+        damaged = ""
+        try:
+            stored = self._store.shadows()
+        except DamagedRecordsError as error:
+            stored, self._damaged, damaged = error.readable, error.damaged, str(error)
+        except Exception as error:  # what the data plane has must do until then
+            self._journal.trouble("records", f"shadows' records can't be read, tried again: {error}")
+            return
+        self._records_read = True
+        for name, shadow in stored.items():
+            if name not in self.shadows or not self.shadows[name].host:
+                self.shadows[name] = shadow
+                self._unsaved.discard(name)
+                self._journal.say(name, "adopt", f"shadow {name} adopted: {shadow.state.value}")
+        if damaged:
+            self._journal.trouble("records", f"{damaged}; searched for on all hosts")
+        else:
+            self._journal.well("records")
 
     def of(self, parent: str) -> tuple[Shadow, ...]:
         return tuple(shadow for shadow in self.shadows.values() if shadow.parent == parent)
@@ -71,7 +121,7 @@ class Roster:
             among = ", ".join(allowed) or "none is configured"
             self._journal.once(parent, "hold", f"{reason}, but no host has a free slot ({among})")
             return
-        name = placement.name(parent, self.shadows.keys() | self.endpoints.keys())
+        name = placement.name(parent, self.shadows.keys() | self.endpoints.keys() | self._damaged)
         sentence = reason.replace(f"{parent} +1", f"{parent} +1 on {chosen}")
         if sentence == reason:
             sentence = f"shadow {parent} +1 on {chosen}: {reason}"
@@ -117,12 +167,14 @@ class Roster:
 
     def advance(self) -> None:
         """Takes ended runs, drops what lost its parent, and saves what could not be saved."""
+        if not self._records_read:
+            self._read_records()
         for name in sorted(self._unsaved):
             self._save(name)
         for result in self._provisioner.results():
             kind = self._runs.pop(result.shadow, None)
             shadow = self.shadows.get(result.shadow)
-            if shadow is None or kind is not shadow.state or result.state is RunState.RUNNING:
+            if shadow is None or kind is not _RUN_OF.get(shadow.state) or result.state is RunState.RUNNING:
                 continue  # say, a provisioning run of a shadow that is to be removed by now
             after = shadows.after_run(shadow, result, self._clock.unix_s())
             if after is None:
@@ -141,8 +193,84 @@ class Roster:
         settings = self._config.services[shadow.service].shadows
         after = shadows.after_probe(shadow, up, settings, self._clock.unix_s())
         self._moved(shadow, after)
-        if shadow.state is ShadowState.WARMING and after.state is ShadowState.READY and not shadow.attempts:
-            self._measure(after)
+        if shadow.state is ShadowState.WARMING and after.state is ShadowState.READY:
+            if not shadow.attempts and name not in self._adopted:
+                self._measure(after)
+            self._adopted.discard(name)
+
+    def adopt_installed(self, installed: model.Steering) -> None:
+        """Shadows that the data plane has and no record names: the store was lost. They keep serving."""
+        for member in installed.members.values():
+            if member.role is not model.Role.SHADOW or member.name in self.shadows:
+                continue
+            service = self._config.services.get(member.service)
+            target = service.shadows.target if service else ""
+            self._put(census.of_member(member, target, self._clock.unix_s()))
+            self._journal.say(
+                member.name, "adopt", f"shadow {member.name} adopted: installed without a record"
+            )
+
+    def survey(self, answering: Collection[str]) -> None:
+        """At the start and then every few minutes: does what exists have its record, and vice versa?"""
+        survey = self._provisioner.surveyed()
+        if survey is not None and self._surveying is not None:
+            (asked_unix_s, places), self._surveying = self._surveying, None
+            if survey.unasked:
+                self._survey_due_s = self._clock.now_s() + _SURVEY_AGAIN_S
+                why = ", ".join(f"{host}: {reason}" for host, reason in survey.unasked.items())
+                self._journal.trouble("survey", f"what these hosts carry is not known: {why}")
+            else:
+                self._journal.well("survey")
+            self._compare(survey, places, answering, asked_unix_s)
+        elif self._records_read and self._surveying is None and self._clock.now_s() >= self._survey_due_s:
+            self._survey_due_s = self._clock.now_s() + _SURVEY_S
+            asked = {(h, s.shadows.target) for s in self._config.services.values() for h in s.shadows.hosts}
+            asked |= {(s.host, s.target) for s in self.shadows.values() if s.host}
+            if asked:
+                self._surveying = self._clock.unix_s(), frozenset(asked)
+                self._provisioner.survey(asked)
+
+    def _compare(
+        self,
+        survey: model.Survey,
+        places: Collection[tuple[str, str]],
+        answering: Collection[str],
+        asked_unix_s: float,
+    ) -> None:
+        # What was removed while hosts were asked may have been found still.
+        since = {name for name, at in self._forgotten_unix_s.items() if at >= asked_unix_s}
+        self._forgotten_unix_s = {name: self._forgotten_unix_s[name] for name in since}
+        fresh = replace(survey, found=tuple(one for one in survey.found if one.shadow not in since))
+        result = census.compare(
+            self.shadows,
+            fresh,
+            places,
+            self.endpoints,
+            answering,
+            asked_unix_s=asked_unix_s,
+            now_unix_s=self._clock.unix_s(),
+        )
+        for shadow in result.changed:
+            before = self.shadows.get(shadow.name)
+            self._put(shadow)
+            if before is None:
+                self._adopted.add(shadow.name)
+            if before is None or before.state is not shadow.state:
+                said = f"shadow {shadow.name} {shadow.state.value}: {shadow.reason}"
+                self._journal.say(shadow.name, "adopt" if before is None else "fail", said)
+        for name in result.gone:
+            self._forget(self.shadows[name])
+        for stray in result.strays:
+            self._strays[stray.shadow] = stray
+            said = f"shadow {stray.shadow}: a second copy on {stray.host} is removed"
+            self._journal.say(stray.shadow, "stray", said)
+        for name in result.doubtful:
+            self._journal.once(name, "doubt", f"shadow {name} answers, but its host does not list it")
+        if self._damaged and not survey.unasked:
+            for name in self._damaged - self.shadows.keys():
+                self._store.forget_shadow(name)
+            self._damaged = frozenset()
+            self._journal.well("records")
 
     def start_runs(self, installed: Collection[str]) -> None:
         """Starts what is due. A shadow is deprovisioned only when the data plane no longer names it."""
@@ -151,31 +279,41 @@ class Roster:
             if shadow.name in running or shadow.name in self._unsaved:
                 continue
             now = self._clock.unix_s()
-            if shadow.state is ShadowState.REMOVING and shadow.name not in installed:
+            if shadow.name in self._strays:
+                stray = self._strays.pop(shadow.name)
+                self._runs[shadow.name] = Run.REMOVE_STRAY
+                self._start(replace(shadow, host=stray.host, target=stray.target))
+            elif shadow.state is ShadowState.REMOVING and shadow.name not in installed:
+                if not shadow.host:
+                    continue  # where it is, a survey will tell
                 settings = self._settings(shadow)
                 if shadow.attempts and now - shadow.changed_unix_s < policy.pause_s(
                     settings, shadow.attempts
                 ):
                     continue
-                self._runs[shadow.name] = ShadowState.REMOVING
+                self._runs[shadow.name] = Run.REMOVE
                 self._start(shadow)
             elif shadow.state in (ShadowState.REQUESTED, ShadowState.PROVISIONING):
                 # PROVISIONING without a run: cut by a restart. The name makes running it again safe.
-                self._put(shadows.entered(shadow, ShadowState.PROVISIONING, now, shadow.reason))
+                cut = shadow.state is ShadowState.PROVISIONING
+                begun = shadows.entered(shadow, ShadowState.PROVISIONING, now, shadow.reason)
+                self._put(replace(begun, requested_unix_s=now) if cut else begun)
                 if shadow.name not in self._unsaved:
-                    self._runs[shadow.name] = ShadowState.PROVISIONING
+                    self._runs[shadow.name] = Run.PROVISION
                     self._start(shadow)
 
     def _start(self, shadow: Shadow) -> None:
         kind = self._runs[shadow.name]
         try:
             order = self._order(shadow)
-            if kind is ShadowState.REMOVING:
-                self._provisioner.deprovision(order)
-            else:
+            if kind is Run.PROVISION:
                 self._provisioner.provision(order)
+            else:
+                self._provisioner.deprovision(order)
         except Exception as error:
             del self._runs[shadow.name]
+            if kind is Run.REMOVE_STRAY:
+                return  # the next survey finds it again
             result = model.RunResult(shadow.name, RunState.FAILED, reason=f"could not start: {error}")
             current = self.shadows[shadow.name]
             after = shadows.after_run(current, result, self._clock.unix_s())
@@ -225,6 +363,7 @@ class Roster:
         self._store.forget_shadow(shadow.name)
         del self.shadows[shadow.name]
         self._unsaved.discard(shadow.name)
+        self._forgotten_unix_s[shadow.name] = self._clock.unix_s()
         self._journal.say(shadow.name, "gone", f"shadow {shadow.name} is gone")
 
     def _put(self, shadow: Shadow) -> None:
@@ -232,6 +371,9 @@ class Roster:
         self._save(shadow.name)
 
     def _save(self, name: str) -> None:
+        if not self._records_read:
+            self._unsaved.add(name)
+            return
         try:
             self._store.put_shadow(self.shadows[name])
         except Exception as error:  # nothing is started for it until it is saved

@@ -210,15 +210,35 @@ class FakeProvisioner:
         self.exists: set[str] = exists if exists is not None else set()
         self.runs: dict[str, tuple[str, float]] = {}
         self.orders: list[tuple[str, str]] = []
+        self.found: dict[tuple[str, str], model.Found] = {}
+        """(shadow, host) -> what a survey lists; kept by provision and deprovision."""
+        self.unasked: dict[str, str] = {}
+        self._asked: dict[str, model.Order] = {}
+        self.surveys = 0
+        self._survey_due_s: float | None = None
+
+    def survey(self, places: Collection[tuple[str, str]]) -> None:
+        if self._survey_due_s is None:
+            self.surveys += 1
+            self._survey_due_s = self.clock.now + 1.5
+
+    def surveyed(self) -> model.Survey | None:
+        if self._survey_due_s is None or self.clock.now < self._survey_due_s:
+            return None
+        self._survey_due_s = None
+        there = tuple(one for one in self.found.values() if one.host not in self.unasked)
+        return model.Survey(there, dict(self.unasked))
 
     def provision(self, order: model.Order) -> None:
         assert order.shadow not in self.runs, "one run per shadow at a time"
         self.orders.append(("provision", order.shadow))
+        self._asked[order.shadow] = order
         self.runs[order.shadow] = ("provision", self.clock.now + self.lead_s)
 
     def deprovision(self, order: model.Order) -> None:
         assert order.shadow not in self.runs, "one run per shadow at a time"
         self.orders.append(("deprovision", order.shadow))
+        self._asked[order.shadow] = order
         self.runs[order.shadow] = ("deprovision", self.clock.now + 1.0)
 
     def results(self) -> Sequence[RunResult]:
@@ -231,10 +251,15 @@ class FakeProvisioner:
                 ended.append(RunResult(name, RunState.FAILED, reason="rc 2: no such image"))
             elif kind == "deprovision":
                 self.exists.discard(name)
+                self.found.pop((name, self._asked[name].host.name), None)
                 ended.append(RunResult(name, RunState.DONE))
             else:
                 self.exists.add(name)
                 address = IPv4Address("10.9.0.1") + int(name.rsplit("s", 1)[1])
+                order = self._asked[name]
+                self.found[name, order.host.name] = model.Found(
+                    name, order.host.name, order.target, order.service, order.parent.name, address, 8080
+                )
                 ended.append(RunResult(name, RunState.DONE, address=address, port=8080))
         return ended
 

@@ -74,7 +74,9 @@ class World:
 
     def restart(self) -> None:
         """kill -9: runs under way end with the process."""
-        self.provisioner = FakeProvisioner(self.clock, self.provisioner.exists)
+        before = self.provisioner
+        self.provisioner = FakeProvisioner(self.clock, before.exists)
+        self.provisioner.found, self.provisioner.unasked = before.found, before.unasked
         self.prober = FakeProber(self.clock)
         self.controller = self._controller()
 
