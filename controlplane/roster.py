@@ -68,7 +68,9 @@ class Roster:
     def _read_lead_times(self, service: str) -> list[float]:
         try:
             text = self._store.get(_LEAD_TIMES + service)
-            return [float(v) for v in json.loads(text)] if text else []
+            times = [float(v) for v in json.loads(text)] if text else []
+            self._journal.well("lead times")
+            return times
         except Exception as error:  # they are measured anew
             self._journal.trouble("lead times", f"{service}: {error}")
             return []
@@ -84,6 +86,8 @@ class Roster:
             self._journal.trouble("records", f"shadows' records can't be read, tried again: {error}")
             return
         self._records_read = True
+        for service, times in self._measured.items():
+            self._measured[service] = times or self._read_lead_times(service)
         for name, shadow in stored.items():
             if name not in self.shadows or not self.shadows[name].host:
                 self.shadows[name] = shadow
@@ -218,9 +222,9 @@ class Roster:
             if survey.unasked:
                 self._survey_due_s = self._clock.now_s() + _SURVEY_AGAIN_S
                 why = ", ".join(f"{host}: {reason}" for host, reason in survey.unasked.items())
-                self._journal.trouble("survey", f"what these hosts carry is not known: {why}")
+                self._journal.trouble("hosts", f"what these hosts carry is not known: {why}")
             else:
-                self._journal.well("survey")
+                self._journal.well("hosts")
             self._compare(survey, places, answering, asked_unix_s)
         elif self._records_read and self._surveying is None and self._clock.now_s() >= self._survey_due_s:
             self._survey_due_s = self._clock.now_s() + _SURVEY_S
