@@ -148,7 +148,9 @@ class Steered:
         self.config = folder / "penumbra.yml"
         self.state_dir = folder / "state"
         self.controller: subprocess.Popen[bytes] | None = None
+        self.live: subprocess.Popen[bytes] | None = None
         self._serial = 0
+        self._label = ""
 
     # ---- configuration and commands --------------------------------------------------
 
@@ -185,22 +187,24 @@ class Steered:
         """``penumbra run``; returns after its first tick. ``argv``: something in place of the command."""
         began_unix_s = time.time()
         self._serial += 1
-        self.controller = self.lab.popen(AP, [*argv, "run", str(self.config)], label=self.controller_label)
+        self._label = f"controller-{self._serial}"
+        self.controller = self.lab.popen(AP, [*argv, "run", str(self.config)], label=self._label)
         if ready:
             self.await_tick(began_unix_s)
         return self.controller
 
-    @property
-    def controller_label(self) -> str:
-        return f"controller-{self._serial}"
-
     def said(self) -> str:
         """All that the present controller wrote."""
-        return self.lab.log(self.controller_label).read_text()
+        return self.lab.log(self._label).read_text()
 
     def await_tick(self, after_unix_s: float | None = None) -> dict[str, Any]:
         after = time.time() if after_unix_s is None else after_unix_s
-        eventually(lambda: self.status().get("at_unix_s", 0) > after, 30, self.said)
+
+        def ticked() -> bool:
+            assert self.controller is None or self.controller.poll() is None, self.said()
+            return bool(self.status().get("at_unix_s", 0) > after)
+
+        eventually(ticked, 30, self.said)
         return self.status()
 
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
@@ -251,8 +255,9 @@ class Steered:
 
     # ---- things to do ----------------------------------------------------------------
 
-    def endpoint(self, **more: Any) -> subprocess.Popen[bytes]:
-        return self.lab.endpoint("host1", name="web-1", service_time_s=0.02, concurrency=16, **more)
+    def start_endpoint(self) -> None:
+        """web-1, which is ``live`` from now on."""
+        self.live = self.lab.endpoint("host1", name="web-1", service_time_s=0.02, concurrency=16)
 
     def add_shadow(self) -> str:
         """By command; its name once it is ready and new flows spill to it."""
@@ -303,5 +308,5 @@ def steered(folder: Path) -> Iterator[Steered]:
     """A lab with a name of its own, and web-1 on host1; no program is loaded yet."""
     with Steered(folder, Lab(Topology(f"s{uuid.uuid4().hex[:8]}"))) as made:
         made.configure(made.configuration())
-        made.endpoint()
+        made.start_endpoint()
         yield made
