@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from controlplane import model, policy, requests, shadows
 from controlplane.fleet import Fleet
+from controlplane.happenings import Happenings
 from controlplane.journal import Journal
 from controlplane.plan import plan
 from controlplane.ports import Clock, Counters, Dataplane, Metrics, Prober, Provisioner, Store
@@ -49,6 +50,7 @@ class Controller:
         self._journal = Journal(store, clock)
         self._roster = Roster(config, provisioner, store, clock, self._journal)
         self._fleet = Fleet(config)
+        self._happenings = Happenings(self._journal)
         self._requests = requests.Requests(serial="")
         self._installed = model.Steering()
         self._read_back = False
@@ -109,6 +111,7 @@ class Controller:
         started_s = self._clock.now_s()
         self._guarded("requests", self._take_requests)
         self._guarded("observe", self._observe)
+        self._guarded("events", self._take_events)
         self._guarded("shadows", self._roster.advance)
         self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
         self._guarded("decide", self._decide)
@@ -120,6 +123,7 @@ class Controller:
     def react(self) -> None:
         """Takes the probes' answers and the runs that ended, and applies what they change."""
         before = dict(self._roster.shadows)
+        self._guarded("events", self._take_events)
         self._guarded("shadows", self._roster.advance)
         self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
         changed = self._guarded("observe", self._take_answers)
@@ -172,6 +176,9 @@ class Controller:
         before, self._counters = self._counters, self._dataplane.counters()
         if self._fleet.observe_counters(before, self._counters, self._roster):
             self._fresh_s = self._clock.now_s()
+
+    def _take_events(self) -> None:
+        self._happenings.take(self._dataplane.events(), self._clock.now_s())
 
     def _take_answers(self) -> bool:
         """True if somebody's health changed."""
@@ -311,5 +318,5 @@ class Controller:
                 self._roster, self._installed, self._requests.drained, self._clock.unix_s()
             ),
         )
-        self._metrics.publish(samples(self._status))
+        self._metrics.publish([*samples(self._status), *self._happenings.samples()])
         self._store.put(KEY, self._status.to_json())

@@ -73,6 +73,8 @@ class FakeDataplane:
         self.lost = 0.0
         """Flows that found nobody, or somebody down or removed."""
         self.rtt_us: dict[str, float] = {}
+        self.happened: list[model.Event] = []
+        """Events that nobody has taken yet."""
 
     def installed(self) -> model.Steering:
         self._alive()
@@ -170,7 +172,8 @@ class FakeDataplane:
         self._alive()
 
     def events(self) -> Sequence[model.Event]:
-        return []
+        happened, self.happened = self.happened, []
+        return happened
 
 
 class FakeProber:
