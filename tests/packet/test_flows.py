@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from controlplane.adapters import layout
@@ -20,14 +22,18 @@ SYNACK = tcp(A, 8080, CLIENT, 4000, "SA")
 ANSWER = tcp(A, 8080, CLIENT, 4000, "A")
 
 
-@pytest.fixture
-def pair(rig: Rig) -> Rig:
+def install_pair(rig: Rig) -> Rig:
     """Endpoints 1 (A) and 2 (B); the ring names A alone. 3 is A's shadow, without spill."""
     rig.service(1, VIP, 80)
     rig.ring(1, [rig.endpoint(1, 1, A, 8080)] * 7)
     rig.endpoint(2, 1, B, 8080)
     rig.endpoint(3, 1, SHADOW, 8080, parent=1)
     return rig
+
+
+@pytest.fixture
+def pair(rig: Rig) -> Rig:
+    return install_pair(rig)
 
 
 def to(rig: Rig, packet: object) -> str:
@@ -108,6 +114,36 @@ class TestAffinity:
         assert to(pair, SYN) == A
         assert int(pair.flows[bucket, way]["life"]) == before
         assert pair.counts(1, "offered", "unremembered") == {"offered": 2, "unremembered": 1}
+
+    @pytest.mark.parametrize("bit", [0, 15, 16, 31])
+    def test_an_entry_whose_tag_differs_in_one_bit_is_another_flow(self, pair: Rig, bit: int) -> None:
+        establish(pair)
+        pair.flows["id"][pair.only_flow()] ^= np.uint64(1 << (32 + bit))
+        name_b(pair)
+        assert to(pair, ACK) == B
+
+    def test_a_flow_in_its_second_bucket_stays_and_is_new_but_once(self, pair: Rig) -> None:
+        value = reference.flow_hash(KEY, CLIENT, VIP, 4000, 80, 6)
+        first = value & int(pair.settings["bucket_mask"][0])
+        now = np.uint64((int(time.monotonic() * 1e9) >> layout.TICK_SHIFT) << 32)
+        pair.flows["life"][first] = now | np.uint64(layout.FLOW_ESTABLISHED << 24)
+        pair.flows["id"][first] = [way << 32 | layout.reference(2, 1) for way in range(1, 5)]
+        establish(pair)
+        assert pair.flow_count() == 5
+        name_b(pair)
+        assert to(pair, ACK) == A
+        assert pair.counts(1, "offered", "completed") == {"offered": 1, "completed": 1}
+
+
+class TestSpill:
+    def test_a_flow_spills_when_its_bits_are_below_the_spill_and_not_at_it(self, pair: Rig) -> None:
+        pick = reference.pick_hash(reference.flow_hash(KEY, CLIENT, VIP, 4000, 80, 6))
+        pair.shadows(1, [layout.reference(3, 1)], 0)
+        pair.endpoints[1:2]["spill"] = reference.spill_bits(pick)
+        assert to(pair, SYN) == A
+        pair.flows["id"] = 0
+        pair.endpoints[1:2]["spill"] = reference.spill_bits(pick) + 1
+        assert to(pair, SYN) == SHADOW
 
 
 class TestDown:
@@ -253,13 +289,17 @@ class TestRtt:
         assert pair.count(1, "rtt_count") == 1
 
 
+def one_bucket(rig: Rig) -> Rig:
+    rig.settings["bucket_mask"] = 0
+    return rig
+
+
 class TestVictims:
     """A cache of one bucket, four flows."""
 
     @pytest.fixture
     def small(self, pair: Rig) -> Rig:
-        pair.settings["bucket_mask"] = 0
-        return pair
+        return one_bucket(pair)
 
     def fill(self, rig: Rig, *, answered: bool) -> None:
         for port in range(5000, 5004):

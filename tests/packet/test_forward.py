@@ -14,14 +14,18 @@ from tests.packet.rig import DROP, PASS, REDIRECT, UDP_NUMBER, Rig, rewritten, t
 VIP, CLIENT, ENDPOINT = "198.51.100.10", "192.0.2.7", "203.0.113.5"
 
 
-@pytest.fixture
-def steered(rig: Rig) -> Rig:
+def install_two_services(rig: Rig) -> Rig:
     """A TCP service on port 80 and a UDP service on port 53, one endpoint each, next hops known."""
     rig.service(1, VIP, 80)
     rig.ring(1, [rig.endpoint(1, 1, ENDPOINT, 8080)] * 7)
     rig.service(2, VIP, 53, UDP_NUMBER)
     rig.ring(2, [rig.endpoint(2, 2, ENDPOINT, 5353)] * 7)
     return rig
+
+
+@pytest.fixture
+def steered(rig: Rig) -> Rig:
+    return install_two_services(rig)
 
 
 FORWARDED = {

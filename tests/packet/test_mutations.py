@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packet tests' negative control: small faults in a copy of bpf/, each of which they must notice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from controlplane.adapters.bcc import compile_program
+from tests.packet import test_differential, test_flows, test_forward
+from tests.packet.rig import BPF_DIR, SIZES, Rig
+
+Check = Callable[[Rig], object]
+
+
+def differential(rig: Rig) -> None:
+    test_differential.agree(rig, seed=0, packets=1000)
+
+
+def spill_limit(rig: Rig) -> None:
+    pair = test_flows.install_pair(rig)
+    test_flows.TestSpill().test_a_flow_spills_when_its_bits_are_below_the_spill_and_not_at_it(pair)
+
+
+def one_bit_of_the_tag(rig: Rig) -> None:
+    pair = test_flows.install_pair(rig)
+    test_flows.TestAffinity().test_an_entry_whose_tag_differs_in_one_bit_is_another_flow(pair, 16)
+
+
+def second_bucket(rig: Rig) -> None:
+    pair = test_flows.install_pair(rig)
+    test_flows.TestAffinity().test_a_flow_in_its_second_bucket_stays_and_is_new_but_once(pair)
+
+
+def syn_sent_again(rig: Rig) -> None:
+    test_flows.TestRtt().test_a_syn_sent_again_gives_no_sample(test_flows.install_pair(rig))
+
+
+def tuple_on_syn(rig: Rig) -> None:
+    pair = test_flows.install_pair(rig)
+    test_flows.TestAffinity().test_a_syn_of_another_tuple_with_the_same_tag_is_not_this_flow(pair)
+
+
+def established_victim(rig: Rig) -> None:
+    pair = test_flows.one_bucket(test_flows.install_pair(rig))
+    test_flows.TestVictims().test_an_established_flow_is_never_a_victim(pair)
+
+
+def udp_without_a_place(rig: Rig) -> None:
+    test_flows.TestVictims().test_a_udp_flow_without_a_place_is_no_demand(rig)
+
+
+def udp_sum_of_zero(rig: Rig) -> None:
+    steered = test_forward.install_two_services(rig)
+    test_forward.TestUdpChecksum().test_a_sum_of_zero_is_written_as_all_ones(steered)
+
+
+CHECKS: tuple[Check, ...] = (
+    *(differential, spill_limit, one_bit_of_the_tag, tuple_on_syn, established_victim),
+    *(udp_without_a_place, udp_sum_of_zero, second_bucket, syn_sent_again),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    file: str
+    right: str
+    wrong: str
+    check: Check = differential
+
+
+FOLD = "\tsum = (sum & 0xffff) + (sum >> 16);\n"
+MUTATIONS = {
+    "the share that spills is the other one": Mutation(
+        "steer.c", "hash_spill_bits(pick) < spill", "hash_spill_bits(pick) >= spill"
+    ),
+    "a flow at the limit spills too": Mutation(
+        "steer.c", "hash_spill_bits(pick) < spill", "hash_spill_bits(pick) <= spill", spill_limit
+    ),
+    "spill takes the ring's bits": Mutation("hash.h", "return (u32)pick;", "return pick >> 32;"),
+    "the slot takes the ring's bits": Mutation(
+        "hash.h", "hash_mix(pick ^ HASH_AGAIN) % SHADOW_SLOTS", "(pick >> 32) * SHADOW_SLOTS >> 32"
+    ),
+    "the generation's last bits are not looked at": Mutation(
+        "endpoint.h",
+        "((state >> 32) & REF_GENERATION_MASK) == ref >> REF_INDEX_BITS",
+        "((state >> 36) & 0xff) == ref >> (REF_INDEX_BITS + 4)",
+    ),
+    "new flows go to an endpoint that is down": Mutation(
+        "endpoint.h", "(ENDPOINT_DOWN | ENDPOINT_DRAINING)", "ENDPOINT_DRAINING"
+    ),
+    "new flows go to an endpoint that drains": Mutation(
+        "endpoint.h", "(ENDPOINT_DOWN | ENDPOINT_DRAINING)", "ENDPOINT_DOWN"
+    ),
+    "cached flows stay on an endpoint that is down": Mutation(
+        "steer.c", "if (!(state & ENDPOINT_DOWN))\n\t\treturn true;", "return true;"
+    ),
+    "keep and reset are swapped": Mutation(
+        "steer.c", "(service->flags & SERVICE_ON_DOWN_KEEP)", "!(service->flags & SERVICE_ON_DOWN_KEEP)"
+    ),
+    "tags are compared by half": Mutation(
+        "steer.c", "id >> ID_TAG == tag", "(u16)(id >> ID_TAG) == (u16)tag", one_bit_of_the_tag
+    ),
+    "a SYN takes any entry of its tag for its own": Mutation(
+        "steer.c", "!key || !same_key(key, index, packet)", "!key", tuple_on_syn
+    ),
+    "the second bucket is never looked at": Mutation(
+        "steer.c",
+        "\tif (!find_in_bucket(&place, bucket, tag))",
+        "\tif (!find_in_bucket(&place, bucket, tag) && !mask)",
+        second_bucket,
+    ),
+    "an established flow gives way": Mutation(
+        "flow.h", "return RANK_NEVER;", "return RANK_UNANSWERED;", established_victim
+    ),
+    "the checksum's carry is lost": Mutation("csum.h", FOLD * 3, FOLD),
+    "a UDP sum of zero is written as it is": Mutation(
+        "rewrite.h", "packet->udp->check = 0xffff;", ";", udp_sum_of_zero
+    ),
+    "TTL stays": Mutation("rewrite.h", "to = from - 1;", "to = from;"),
+    "a completed flow is its shadow's": Mutation(
+        "steer.c",
+        "if (gained & LIFE(FLOW_ESTABLISHED))\n\t\tcount_completed(here, service, hash);",
+        "counted = lookup_counters(here->cpu, ref_index(place->id));\n"
+        "\tif (counted)\n\t\tcounted->completed += !!(gained & LIFE(FLOW_ESTABLISHED));",
+    ),
+    "a packet without SYN is offered": Mutation(
+        "steer.c",
+        "count_midstream(here, choice.live);",
+        "count_new(here, choice.live, ref_index(choice.ref), choice.spilled, kept);",
+    ),
+    "UDP without a place is offered with each packet": Mutation(
+        "steer.c",
+        "packet->protocol == IPPROTO_UDP && !kept",
+        "!kept && !packet->protocol",
+        udp_without_a_place,
+    ),
+    "a SYN sent again gives a sample": Mutation("steer.c", "life & ~(u64)LIFE_STAMP", "life", syn_sent_again),
+    "answers to direct destinations are rewritten": Mutation(
+        "steer.c", "if (is_direct(packet))", "if (is_direct(packet) && 0)"
+    ),
+}
+
+
+def load(folder: Path, mutation: Mutation | None) -> Rig:
+    copy = folder / "bpf"
+    shutil.copytree(BPF_DIR, copy)
+    if mutation:
+        source = copy / mutation.file
+        text = source.read_text()
+        assert text.count(mutation.right) == 1, f"{mutation.file} has changed: name the fault anew"
+        source.write_text(text.replace(mutation.right, mutation.wrong))
+    return Rig(compile_program(copy, SIZES))
+
+
+@pytest.fixture
+def unchanged(tmp_path: Path) -> Iterator[Rig]:
+    rig = load(tmp_path, None)
+    yield rig
+    rig.compiled.close()
+
+
+def test_an_unchanged_copy_passes_every_check(unchanged: Rig) -> None:
+    for check in CHECKS:
+        unchanged.reset()
+        check(unchanged)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_noticed(tmp_path: Path, mutation: Mutation) -> None:
+    rig = load(tmp_path, mutation)
+    try:
+        rig.reset()
+        with pytest.raises(AssertionError):
+            mutation.check(rig)
+    finally:
+        rig.compiled.close()
