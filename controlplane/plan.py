@@ -7,7 +7,7 @@ installed, and a down live endpoint keeps its shadows. A plan cut short is resum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 
 from controlplane.model import (
@@ -48,11 +48,17 @@ def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
         if n in wanted.services and not _same_service(s, wanted.services[n])
     }
     gone = installed.services.keys() - wanted.services.keys()
-    replaced = {
+    moved = {
         name
         for name, member in installed.members.items()
-        if name in wanted.members
-        and (_identity(member) != _identity(wanted.members[name]) or member.service in anew | gone)
+        if name in wanted.members and _identity(member) != _identity(wanted.members[name])
+    }
+    # A ring can't be left empty: a service that keeps nobody is installed anew.
+    anew |= {n for n, s in installed.services.items() if n not in gone and s.ring and s.ring.keys() <= moved}
+    replaced = moved | {
+        name
+        for name, member in installed.members.items()
+        if name in wanted.members and member.service in anew | gone
     }
     kept = {n: m for n, m in installed.members.items() if n in wanted.members and n not in replaced}
 
@@ -76,9 +82,7 @@ def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
     for member in order:
         if member.down and member.name in kept and not kept[member.name].down:
             yield SetDown(member.name, True)
-    left = installed.members.keys() - wanted.members.keys()
-    for name in sorted(left, key=lambda n: (installed.members[n].role is Role.LIVE, n)):
-        yield RemoveMember(name)
+    yield from _remove(installed, installed.members.keys() - wanted.members.keys())
 
 
 def _replace_members(
@@ -98,10 +102,16 @@ def _replace_members(
                 yield SetSpill(member.name, spill)
             yield SetSlots(member.name, rest)
             kept[member.name] = replace(member, slots=rest, spill=spill)
-    for name in sorted(replaced):
-        yield RemoveMember(name)
-        for ring in rings.values():
+    yield from _remove(installed, replaced)
+    for ring in rings.values():
+        for name in replaced:
             ring.pop(name, None)
+
+
+def _remove(installed: Steering, names: Set[str]) -> Iterator[Step]:
+    """A live endpoint goes before the shadows that its slots name."""
+    for name in sorted(names, key=lambda n: (installed.members[n].role is not Role.LIVE, n)):
+        yield RemoveMember(name)
 
 
 def _set_members(kept: dict[str, Member], order: list[Member]) -> Iterator[Step]:

@@ -10,7 +10,7 @@ from controlplane.adapters.sqlite import SqliteStore
 
 
 class PatientStore:
-    """``ports.Store``: every call tries to open what is not open yet, and raises ``StoreError`` if it can't."""
+    """``ports.Store``: every call opens what is not open yet, or raises ``StoreError``."""
 
     def __init__(self, opened: Callable[[], SqliteStore]) -> None:
         self._open = opened

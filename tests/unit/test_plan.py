@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans from anything to anything: they arrive, also when cut short, and nothing dangles on the way."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlplane.model import Member, OnDown, Protocol, Role, Steering, VirtualService
+from controlplane.plan import plan
+from tests.fakes import FakeClock, FakeDataplane
+
+
+@st.composite
+def steerings(draw: st.DrawFn) -> Steering:
+    """What may be wanted: every service has a live member in its ring, slots name its members' shadows."""
+    services, members = {}, {}
+    for service in draw(st.sets(st.sampled_from(["dns", "web"]))):
+        live = sorted(draw(st.sets(st.sampled_from([f"{service}-{k}" for k in range(1, 4)]), min_size=1)))
+        for name in live:
+            shadows = sorted(draw(st.sets(st.sampled_from([f"{name}-s1", f"{name}-s2"]))))
+            for shadow in shadows:
+                address = IPv4Address("10.1.0.0") + draw(st.integers(1, 3))
+                members[shadow] = Member(
+                    shadow, service, address, 80, Role.SHADOW, name, draw(st.booleans()), draw(st.booleans())
+                )
+            slots = {s: draw(st.sampled_from([0.5, 1.0])) for s in shadows if draw(st.booleans())}
+            spill = draw(st.sampled_from([0.0, 0.3, 1.0])) if slots else 0.0
+            members[name] = Member(
+                name,
+                service,
+                IPv4Address("10.0.0.0") + draw(st.integers(1, 3)),
+                80,
+                Role.LIVE,
+                None,
+                draw(st.booleans()),
+                draw(st.booleans()),
+                spill,
+                slots,
+            )
+        chosen = draw(st.sets(st.sampled_from(live), min_size=1))
+        ring = {name: draw(st.sampled_from([0.5, 1.0])) for name in sorted(chosen)}
+        vip = IPv4Address("192.0.2.0") + draw(st.integers(1, 2))
+        services[service] = VirtualService(service, vip, 80, Protocol.TCP, OnDown.RESET, 4093, ring)
+    return Steering(services, members)
+
+
+def assert_nothing_dangles(now: Steering, before: Steering, wanted: Steering) -> None:
+    for name, service in now.services.items():
+        assert service.ring.keys() <= now.members.keys()
+        was = before.services.get(name)
+        if was and name in wanted.services and was.vip == wanted.services[name].vip:
+            kept = was.ring.keys() & wanted.members.keys()
+            same = any(
+                before.members[n].address == wanted.members[n].address for n in kept if n in before.members
+            )
+            assert service.ring or not same, f"{name} has lost its ring on the way"
+    for member in now.members.values():
+        assert member.slots.keys() <= now.members.keys()
+        assert member.spill == 0.0 or member.slots, f"{member.name} spills into nothing"
+
+
+@settings(max_examples=150, deadline=None)
+@given(steerings(), steerings(), st.integers(0, 40))
+def test_a_plan_cut_anywhere_is_resumed_and_arrives(installed, wanted, cut):
+    dataplane = FakeDataplane(FakeClock(), rows=64)
+    for step in plan(Steering(), installed):
+        dataplane.apply(step)
+    assert dataplane.installed() == installed
+    for step in plan(installed, wanted)[:cut]:
+        dataplane.apply(step)
+        assert_nothing_dangles(dataplane.installed(), installed, wanted)
+    for step in plan(dataplane.installed(), wanted):
+        dataplane.apply(step)
+        assert_nothing_dangles(dataplane.installed(), installed, wanted)
+    assert dataplane.installed() == wanted
+    assert plan(wanted, wanted) == ()

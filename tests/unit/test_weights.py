@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shares computed forward from demand and capacity: nobody is given more than it can serve."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane import weights
+from controlplane.model import Endpoint, Shadow, ShadowState
+
+
+@given(st.floats(0.0, 400.0), st.floats(0.1, 4.0), st.floats(10.0, 200.0))
+def test_while_the_group_can_serve_it_no_member_is_over_its_capacity(demand, shadows, capacity):
+    spill = weights.wanted_spill(demand, capacity, shadows, True)
+    assert 0.0 <= spill < 1.0
+    if demand <= capacity * (1 + shadows):
+        assert demand * (1 - spill) <= capacity * 1.0001
+        assert demand * spill <= shadows * capacity * 1.0001
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_stepping_arrives_or_stays_within_the_dead_band(installed, wanted):
+    steps = [installed]
+    for _ in range(60):
+        steps.append(weights.step_spill(steps[-1], wanted))
+    assert abs(steps[-1] - wanted) < 0.05
+    assert all(abs(b - a) <= 0.25 + 1e-9 for a, b in pairwise(steps))
+    assert steps[-1] == steps[-2], "it comes to rest"
+
+
+@pytest.mark.parametrize(
+    ("demand", "capacity", "shadows", "live_usable", "spill"),
+    [
+        (90.0, 100.0, 0.0, True, 0.0),
+        (90.0, 100.0, 1.0, False, 1.0),
+        (40.0, 100.0, 1.0, True, 0.0),
+        (90.0, None, 1.0, True, 0.5),
+        (200.0, 100.0, 1.0, True, 0.5),
+    ],
+    ids=[
+        "without shadows nothing is spilled",
+        "a live one that can't serve spills all",
+        "half of its capacity is its own",
+        "of unknown capacity equal shares",
+        "at the group's limit all are full",
+    ],
+)
+def test_spill(demand, capacity, shadows, live_usable, spill):
+    assert weights.wanted_spill(demand, capacity, shadows, live_usable) == pytest.approx(spill)
+
+
+def a_shadow(state: ShadowState, healthy: float | None = None) -> Shadow:
+    return Shadow("s", "web", "web-1", "a", "netns", state, 0.0, 0.0, healthy_unix_s=healthy)
+
+
+@pytest.mark.parametrize(
+    ("state", "up", "weight"),
+    [
+        (ShadowState.READY, True, 1.0),
+        (ShadowState.READY, False, 0.0),
+        (ShadowState.WARMING, True, 0.5),
+        (ShadowState.DRAINING, True, 0.0),
+        (ShadowState.REMOVING, True, 0.0),
+        (ShadowState.FAILED, True, 0.0),
+    ],
+    ids=lambda value: getattr(value, "value", str(value)),
+)
+def test_a_shadow_is_given_its_share_by_state_and_health(state, up, weight):
+    assert weights.shadow_weight(a_shadow(state, 95.0), up, 10.0, 100.0) == weight
+
+
+def endpoint(name: str, weight: float = 1.0, capacity: float | None = None) -> Endpoint:
+    return Endpoint(name, "web", IPv4Address(1), 80, weight, capacity)
+
+
+def test_ring_weights_are_capacities_where_all_are_known():
+    both = {"a": endpoint("a", 1.0, 50.0), "b": endpoint("b", 1.0, 150.0)}
+    assert weights.ring_weights(both) == {"a": 0.5, "b": 1.5}
+    one = {"a": endpoint("a", 1.0, 50.0), "b": endpoint("b", 3.0)}
+    assert weights.ring_weights(one) == {"a": 0.5, "b": 1.5}
+
+
+def test_a_ring_changes_at_once_with_its_members_else_past_the_band_and_the_pause():
+    assert weights.ring_is_due({"a": 1.0}, {"a": 1.0, "b": 1.0}, 100.0, 100.0)
+    assert not weights.ring_is_due({"a": 1.0, "b": 1.0}, {"a": 1.05, "b": 0.95}, 0.0, 100.0)
+    assert not weights.ring_is_due({"a": 1.0, "b": 1.0}, {"a": 1.5, "b": 0.5}, 95.0, 100.0)
+    assert weights.ring_is_due({"a": 1.0, "b": 1.0}, {"a": 1.5, "b": 0.5}, 89.0, 100.0)
