@@ -25,13 +25,15 @@ def _said(problem: Any, path: list[int | str], root: type[BaseModel]) -> str:
         allowed = _keys_at(root, path[:-1])
         close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        return f"unknown key{hint}; allowed: {', '.join(allowed)}"
+        return f"{_shown(problem['input'])}: unknown key{hint}; allowed: {', '.join(allowed)}"
     if kind == "missing":
         return "is missing and must be given"
-    value = repr(problem["input"])
-    if len(value) > VALUE_MOST:
-        value = value[: VALUE_MOST - 3] + "..."
-    return f"{value}: {_allowed(problem['msg'])}"
+    return f"{_shown(problem['input'])}: {_allowed(problem['msg'])}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= VALUE_MOST else text[: VALUE_MOST - 3] + "..."
 
 
 def _allowed(message: str) -> str:

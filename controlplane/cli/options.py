@@ -8,7 +8,11 @@ from typing import Annotated
 
 import typer
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="the configuration, a YAML file")]
+ConfigFile = Annotated[
+    Path,
+    # Whether it can be read is config.load's to say, in a line as for all that is wrong with it.
+    typer.Argument(metavar="CONFIG", readable=False, help="the configuration, a YAML file"),
+]
 InstanceName = Annotated[
     str | None,
     typer.Option("--instance", "-i", metavar="NAME", help="which instance, if several are loaded"),

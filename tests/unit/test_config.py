@@ -49,10 +49,10 @@ def test_the_models_own_defaults_stand_for_everything_that_is_not_given():
 BAD = {
     "an unknown key, with a near name": (
         ("vip: 198", "vipp: 198"),
-        "services.web.vipp: unknown key (did you mean 'vip'?); allowed: vip, port,",
+        "services.web.vipp: '198.51.100.1': unknown key (did you mean 'vip'?); allowed: vip, port,",
     ),
     "a missing key": (("    port: 80\n", ""), "services.web.port: is missing"),
-    "an unknown key in a map of named things": (("slots:", "slot:"), "hosts.h2.slot: unknown key"),
+    "an unknown key in a map of named things": (("slots:", "slot:"), "hosts.h2.slot: 2: unknown key"),
     "a port as text": (("port: 80\n", "port: '80'\n"), "services.web.port: '80': integer is allowed"),
     "a port out of range": (("port: 80\n", "port: 65536\n"), "services.web.port: 65536: less than or equal"),
     "a capacity without unit": (("40 flows/s", "40"), "endpoints.web-1.capacity: 40: a rate of new flows"),
