@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -397,21 +396,3 @@ class TestEvents:
         pair.state(1, down=True)
         pair.send(tcp(CLIENT, 4002, VIP, 80, "S"))
         assert [int(tick != 0) for tick in pair.gates[1]["tick"]] == [1, 1, 1, 0]
-
-
-@pytest.mark.parametrize("spill", [0.01, 0.1, 0.5, 0.9, 1])
-@pytest.mark.parametrize("shadows", [1, 3, 8])
-def test_shares_of_sequential_ports(spill: float, shadows: int) -> None:
-    """In the reference, which the program equals packet by packet: 1 point at 60 000 flows."""
-    given: Counter[int] = Counter()
-    total = 60_000
-    for number in range(total):
-        value = reference.flow_hash(KEY, f"10.0.0.{1 + number // 30_000}", VIP, 1024 + number % 30_000, 80, 6)
-        pick = reference.pick_hash(value)
-        spilled = spill == 1 or reference.spill_bits(pick) < int(spill * 2**32)
-        given[1 + reference.shadow_slot(pick) % shadows if spilled else 0] += 1
-    assert abs(given[0] / total - (1 - spill)) < 0.01
-    for shadow in range(1, shadows + 1):
-        # 128 slots over 3 shadows are 43, 43 and 42
-        slots = sum(slot % shadows == shadow - 1 for slot in range(128))
-        assert abs(given[shadow] / total - spill * slots / 128) < 0.01
