@@ -142,7 +142,7 @@ def tell(console: Console, setting: Setting, recordings: Mapping[Kind, Recording
         broken = report.broken_promises(plan, named, penumbra.seen)
     console.print(demo_view.summary(runs))
     for line in demo_view.verdict(plan, runs.get(Kind.PENUMBRA), broken):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
     pictured = {
         kind.value: picture.Run(recording.requests(), recording.seen)

@@ -206,7 +206,7 @@ class Lab:
                 raise LabError(f"endpoint {name} ended: {self.tail(name)}")
             return self.answers(host, name, port)
 
-        if not _until(answers, ready_within_s):
+        if not _until(answers, start_up_s + ready_within_s):
             raise LabError(f"endpoint {name} does not listen after {ready_within_s:g} s: {self.tail(name)}")
         return child
 

@@ -11,13 +11,25 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from controlplane.lab.report import Floats, Observation, Plan, Requests
+from controlplane.lab.report import P99_FACTOR, QUIET_SHARE, Floats, Observation, Plan, Requests, figures
 
-LOAD, FORECAST, CAPACITY, SHADOW, LATENCY, FAILED = (
-    "#4c6a92", "#d08a2e", "#8a8f98", "#6b4f9a", "#2f7d6b", "#b3372f",
+LOAD, FORECAST, CAPACITY, SHADOW, LATENCY, FAILED, FAINT = (
+    "#2f5d8c", "#d9822b", "#4a4f57", "#6b4f9a", "#2f7d6b", "#b3372f", "#9aa0a8",
 )  # fmt: skip
 TITLES = {"none": "No shadows", "reactive": "Reactive, 70 % threshold", "penumbra": "Penumbra"}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "xtick.color": CAPACITY,
+    "ytick.color": CAPACITY,
+    "legend.fontsize": 8.5,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +39,57 @@ class Run:
 
 
 def draw(plan: Plan, runs: Mapping[str, Run], flows_per_request: float, path: Path) -> None:
-    """Writes the SVG. ``flows_per_request`` turns the plan's requests/s into new flows/s."""
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
-        figure = Figure(figsize=(4.2 * len(runs), 6.6), layout="constrained")
+    """Writes the SVG. ``flows_per_request`` turns the controller's new flows/s into requests/s."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.3 * len(runs) + 0.4, 7.0), layout="constrained", facecolor="white")
         axes = figure.subplots(
-            3, len(runs), sharex=True, sharey="row", height_ratios=[3, 1, 2], squeeze=False
+            3, len(runs), sharex=True, sharey="row", height_ratios=[3, 0.9, 1.9], squeeze=False
         )
         for column, (name, run) in enumerate(runs.items()):
-            axes[0, column].set_title(TITLES.get(name, name), loc="left", fontweight="bold")
+            _draw_title(axes[0, column], plan, name, run)
             _draw_load(axes[0, column], plan, run, flows_per_request)
             _draw_shadows(axes[1, column], run)
             _draw_latency(axes[2, column], plan, run)
+            _draw_landmarks(axes[:, column], plan)
             axes[2, column].set_xlabel("seconds since the start of traffic")
-        axes[0, 0].set_ylabel("new flows/s")
+        axes[0, 0].set_ylabel("requests/s")
         axes[1, 0].set_ylabel("shadows")
-        axes[2, 0].set_ylabel("p99, ms")
-        axes[0, -1].legend(loc="upper right", frameon=False)
+        axes[1, 0].set_yticks(range(3))
+        axes[2, 0].set_ylabel("p99 of each second, ms")
+        found = [axes[row, -1].get_legend_handles_labels() for row in range(3)]
+        handles, labels = ([one for part in parts for one in part] for parts in zip(*found, strict=True))
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _draw_title(axes: Axes, plan: Plan, name: str, run: Run) -> None:
+    axes.set_title(TITLES.get(name, name), loc="left", fontweight="bold", fontsize=12, pad=20)
+    found = figures(plan, run.requests, run.seen)
+    said = f"p99 {found.p99_ms:,.0f} ms (quiet {found.quiet_p99_ms:,.0f}), {found.failed} failed"
+    if found.shadow_serving_before_crossing_s is not None:
+        early = found.shadow_serving_before_crossing_s
+        said += f"; shadow ready {abs(early):.1f} s {'before' if early > 0 else 'after'} the crossing"
+    axes.text(0, 1.03, said, transform=axes.transAxes, color=CAPACITY, fontsize=8.5)
 
 
 def _draw_load(axes: Axes, plan: Plan, run: Run, flows_per_request: float) -> None:
     at_s = [one.at_s for one in run.seen]
     members = [1 + sum(state == "ready" for state in one.shadows.values()) for one in run.seen]
-    capacity = plan.capacity * flows_per_request
-    axes.plot(plan.times_s, plan.requests_per_s * flows_per_request, color=LOAD, label="offered load")
-    axes.plot(
-        at_s, [one.forecast for one in run.seen], color=FORECAST, lw=1, label="forecast, a lead time ahead"
-    )
+    forecast = np.array([one.forecast for one in run.seen]) / flows_per_request
+    demand = np.array([one.demand for one in run.seen]) / flows_per_request
+    axes.fill_between(plan.times_s, plan.requests_per_s, color=LOAD, alpha=0.12, lw=0)
+    axes.plot(plan.times_s, plan.requests_per_s, color=LOAD, lw=1.8, label="offered load")
+    axes.plot(at_s, demand, ".", color=LOAD, ms=2.5, alpha=0.7, label="measured")
+    axes.plot(at_s, forecast, color=FORECAST, lw=1.3, label="p90 forecast, a lead time ahead")
     axes.step(
-        at_s, np.multiply(members, capacity), color=CAPACITY, ls="--", where="post", label="capacity online"
+        at_s,
+        np.multiply(members, plan.capacity),
+        color=CAPACITY,
+        lw=1.3,
+        ls=(0, (4, 2)),
+        where="post",
+        label="capacity online",
     )
     axes.set_ylim(bottom=0)
 
@@ -65,18 +98,50 @@ def _draw_shadows(axes: Axes, run: Run) -> None:
     at_s = [one.at_s for one in run.seen]
     there = [sum(state != "failed" for state in one.shadows.values()) for one in run.seen]
     ready = [sum(state == "ready" for state in one.shadows.values()) for one in run.seen]
-    axes.fill_between(at_s, there, step="post", color=SHADOW, alpha=0.25, lw=0)
-    axes.fill_between(at_s, ready, step="post", color=SHADOW, alpha=0.8, lw=0)
-    axes.set_yticks(range(max(there, default=0) + 2))
+    axes.fill_between(
+        at_s, there, step="post", color=SHADOW, alpha=0.25, lw=0, label="shadows on order or draining"
+    )
+    axes.fill_between(at_s, ready, step="post", color=SHADOW, alpha=0.85, lw=0, label="ready")
+    axes.set_ylim(0, max(2.4, max(there, default=0) + 0.4))
 
 
 def _draw_latency(axes: Axes, plan: Plan, run: Run) -> None:
     at_s, p99_ms = per_second_p99_ms(run.requests, plan.duration_s)
-    axes.semilogy(at_s, p99_ms, color=LATENCY)
+    axes.semilogy(at_s, p99_ms, color=LATENCY, lw=1.5)
+    quiet = run.requests.latency_s[run.requests.intended_s <= QUIET_SHARE * plan.duration_s]
+    if quiet.size:
+        limit_ms = P99_FACTOR * float(np.quantile(quiet, 0.99)) * 1000
+        axes.axhline(limit_ms, color=FAILED, lw=1, ls=":", label=f"{P99_FACTOR:g} x quiet p99")
     failed = run.requests.intended_s[~run.requests.ok]
     if failed.size:
         axes.plot(failed, np.full(failed.size, np.nanmax(p99_ms)), "x", color=FAILED, ms=3)
-    axes.grid(axis="y", alpha=0.3)
+    plain = FuncFormatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _draw_landmarks(column: Sequence[Axes], plan: Plan) -> None:
+    """The quiet quarter, and the moment at which the load crosses one endpoint's capacity."""
+    crossing_s = plan.crossing_s()
+    for axes in column:
+        axes.axvspan(0, QUIET_SHARE * plan.duration_s, color=FAINT, alpha=0.12, lw=0)
+        axes.set_xlim(left=0)
+        if crossing_s is not None:
+            axes.axvline(crossing_s, color=FAILED, lw=0.9, alpha=0.7)
+    where = column[0].get_xaxis_transform()
+    column[0].text(0.7, 0.96, "quiet quarter", transform=where, color=FAINT, fontsize=8, va="top")
+    if crossing_s is not None:
+        column[0].text(
+            crossing_s - 0.8,
+            0.86,
+            "crosses one\nendpoint's capacity",
+            transform=where,
+            color=FAILED,
+            fontsize=8,
+            va="top",
+            ha="right",
+        )
 
 
 def per_second_p99_ms(requests: Requests, duration_s: float) -> tuple[Floats, Floats]:

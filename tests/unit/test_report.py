@@ -125,5 +125,5 @@ def test_the_picture_is_an_svg_with_a_column_per_run(tmp_path):
     picture.draw(PLAN, {"none": run, "reactive": run, "penumbra": run}, 0.53, tmp_path / "new" / "demo.svg")
     text = (tmp_path / "new" / "demo.svg").read_text()
     assert text.count("seconds since the start of traffic") == 3
-    for said in ("No shadows", "Penumbra", "capacity online", "p99, ms"):
+    for said in ("No shadows", "Penumbra", "capacity online", "p99 of each second, ms"):
         assert said in text
