@@ -18,10 +18,12 @@ from controlplane.adapters.attach import Attachment
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.adapters.libbpf import XdpMode
+from controlplane.adapters.patient_store import PatientStore
 from controlplane.adapters.probes import NetworkProber
 from controlplane.adapters.prometheus import PrometheusMetrics
 from controlplane.adapters.sqlite import SqliteStore
-from controlplane.cli.instance import Instance, hold_controller_lock, remember
+from controlplane.cli.instance import Instance, forget, hold_controller_lock, remember
+from controlplane.cli.instance import loaded as loaded_instances
 from controlplane.cli.output import fail
 from controlplane.loop import Controller
 from controlplane.ports import DataplaneError, Sample
@@ -115,13 +117,18 @@ def mode_line(attachment: Attachment) -> str:
 
 
 def run(configured: model.Config, path: Path) -> None:
-    """The controller, until SIGINT or SIGTERM; SIGHUP reads the configuration again. Steering goes on."""
+    """The controller, until SIGINT, SIGTERM or SIGHUP (its terminal is gone). Steering goes on."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     instance = Instance(configured.instance, path.resolve(), configured.state_dir)
     lock = hold_controller_lock(configured.instance)
     closing: list[Callable[[], None]] = [lock.close]
     try:
-        loaded = load(configured, path)
+        try:
+            loaded = load(configured, path)
+        except DataplaneError:
+            if configured.instance not in loaded_instances():
+                forget(configured.instance)
+            raise
         for attachment in loaded.attachments:
             _log.info("%s", mode_line(attachment))
         _run(configured, instance, loaded.attachments, closing)
@@ -149,7 +156,7 @@ def _run(
     closing.append(metrics.close)
     dataplane = MapDataplane.open(configured.instance, clock)
     closing.append(dataplane.close)
-    store = SqliteStore(configured.state_dir, configured.instance)
+    store = PatientStore(lambda: SqliteStore(configured.state_dir, configured.instance))
     closing.append(store.close)
     hosts = dict(configured.hosts)
     provisioner = AnsibleProvisioner(
@@ -172,7 +179,7 @@ def _run(
         controller.stop()
         clock.wake()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
     controller.run()
 
