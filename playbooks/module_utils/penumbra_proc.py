@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -163,16 +164,23 @@ def local_addresses(pid: int | str) -> list[str]:
     return addresses
 
 
+def _open_files(pid: int) -> Iterator[str]:
+    """What a process's descriptors refer to. A busy server closes some while we look: those are left out."""
+    try:
+        descriptors = list((PROC / str(pid) / "fd").iterdir())
+    except OSError:
+        return
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            yield str(descriptor.readlink())
+
+
 def holders(candidates: Iterable[int], inodes: set[int]) -> list[int]:
     """Those processes that hold one of the sockets and did not get it from a parent that holds it too."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
     holding = set()
     for pid in candidates:
-        try:
-            links = [str(fd.readlink()) for fd in (PROC / str(pid) / "fd").iterdir()]
-        except OSError:
-            continue
-        if not wanted.isdisjoint(links):
+        if not wanted.isdisjoint(_open_files(pid)):
             holding.add(pid)
     return sorted(pid for pid in holding if parent_pid(pid) not in holding)
 

@@ -154,3 +154,25 @@ def test_a_folder_without_a_playbook_is_named_with_what_is_wrong(
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     (said,) = check_playbooks(tmp_path / "none")
     assert "none is not a folder" in said
+
+
+CHURN = """
+import os, socket
+listening = socket.create_server(("127.0.0.1", 0))
+print(os.fstat(listening.fileno()).st_ino, flush=True)
+while True:
+    some = [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]
+    for descriptor in some:
+        os.close(descriptor)
+"""
+
+
+def test_a_busy_server_is_found_though_it_closes_descriptors_meanwhile():
+    proc = loaded("penumbra_proc_busy", PLAYBOOKS / "module_utils/penumbra_proc.py")
+    with subprocess.Popen([sys.executable, "-c", CHURN], stdout=subprocess.PIPE, text=True) as busy:
+        try:
+            inode = int(busy.stdout.readline())
+            found = [proc.holders([busy.pid], {inode}) for _ in range(200)]
+        finally:
+            busy.kill()
+    assert found == [[busy.pid]] * 200
