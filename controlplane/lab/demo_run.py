@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -281,13 +282,7 @@ def clear(lab: Lab) -> None:
     instance = lab.topology.lab
     done = subprocess.run([PENUMBRA, "unload", "--instance", instance], capture_output=True, check=False)
     lab.down()
-    for rest in _instance_folder(lab):
-        rest.unlink() if not rest.is_dir() else rest.rmdir()
+    # What controllers and playbooks wrote beside the lab.
+    shutil.rmtree(lab.folder.with_name(instance), ignore_errors=True)
     if done.returncode:
         raise LabError(done.stderr.decode(errors="replace").strip())
-
-
-def _instance_folder(lab: Lab) -> Sequence[Path]:
-    """What controllers and playbooks wrote beside the lab: deepest first, the folder itself last."""
-    folder = lab.folder.with_name(lab.topology.lab)
-    return [*sorted(folder.rglob("*"), reverse=True), folder] if folder.is_dir() else []

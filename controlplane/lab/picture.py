@@ -19,17 +19,6 @@ LOAD, FORECAST, CAPACITY, SHADOW, LATENCY, FAILED, FAINT = (
     "#2f5d8c", "#d9822b", "#4a4f57", "#6b4f9a", "#2f7d6b", "#b3372f", "#9aa0a8",
 )  # fmt: skip
 TITLES = {"none": "No shadows", "reactive": "Reactive, 70 % threshold", "penumbra": "Penumbra"}
-STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "xtick.color": CAPACITY,
-    "ytick.color": CAPACITY,
-    "legend.fontsize": 8.5,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +29,19 @@ class Run:
 
 def draw(plan: Plan, runs: Mapping[str, Run], flows_per_request: float, path: Path) -> None:
     """Writes the SVG. ``flows_per_request`` turns the controller's new flows/s into requests/s."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "font.family": "sans-serif",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": FAINT,
+            "xtick.color": CAPACITY,
+            "ytick.color": CAPACITY,
+            "legend.fontsize": 8.5,
+        }
+    ):
         figure = Figure(figsize=(4.3 * len(runs) + 0.4, 7.0), layout="constrained", facecolor="white")
         axes = figure.subplots(
             3, len(runs), sharex=True, sharey="row", height_ratios=[3, 0.9, 1.9], squeeze=False
@@ -50,7 +51,7 @@ def draw(plan: Plan, runs: Mapping[str, Run], flows_per_request: float, path: Pa
             _draw_load(axes[0, column], plan, run, flows_per_request)
             _draw_shadows(axes[1, column], run)
             _draw_latency(axes[2, column], plan, run)
-            _draw_landmarks(axes[:, column], plan)
+            _draw_landmarks(list(axes[:, column]), plan)
             axes[2, column].set_xlabel("seconds since the start of traffic")
         axes[0, 0].set_ylabel("requests/s")
         axes[1, 0].set_ylabel("shadows")
