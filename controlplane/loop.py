@@ -232,7 +232,7 @@ class Controller:
                 self._act(endpoint, group, verdict)
 
     def _act(self, endpoint: model.Endpoint, group: policy.Group, verdict: policy.Verdict) -> None:
-        by_command = verdict.act is policy.Act.REMOVE and any(
+        by_command = verdict.act in (policy.Act.REMOVE, policy.Act.RETRY) and any(
             shadow.name == verdict.shadow and shadow.by_hand for shadow in group.shadows
         )
         if verdict.act is policy.Act.HOLD:

@@ -19,7 +19,7 @@ _LATE = 1.5
 _RELEASE = 0.85
 """A member is unwanted when the others would stay below this part of the threshold for adding."""
 _NEAR = 0.85
-"""A rate that deviates from normal adds already at this part of the threshold."""
+"""A rate that deviates from normal adds the first shadow already at this part of the threshold."""
 _LONGEST_PAUSE_S = 300.0
 _CONFIRM_S = 3.0
 """While one is on order, the next waits until the need for it has lasted so long: the first readings of
@@ -122,6 +122,11 @@ def pause_s(settings: ShadowSettings, attempts: int) -> float:
     return float(min(settings.retry_after_s * 2.0 ** max(attempts - 1, 0), _LONGEST_PAUSE_S))
 
 
+def _is_due(settings: ShadowSettings, failed: Shadow, now_unix_s: float) -> bool:
+    """The pause after its failure is over."""
+    return now_unix_s - failed.changed_unix_s >= pause_s(settings, failed.attempts)
+
+
 def is_late(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
     return shadow.state in _ORDERED and now_unix_s - shadow.requested_unix_s > _LATE * group.horizon_s
 
@@ -143,6 +148,9 @@ def decide(
     drained = _finish_drain(settings, group, now_unix_s)
     if drained is not None:
         return drained, memory
+    for shadow in group.shadows:
+        if shadow.by_hand and shadow.state is ShadowState.FAILED and _is_due(settings, shadow, now_unix_s):
+            return Verdict(Act.RETRY, f"shadow {shadow.name} again: by command", shadow.name), memory
     if group.capacity is None:
         return Verdict(Act.HOLD, f"{group.name}: capacity is not known, no shadows are ordered"), memory
     if not math.isfinite(group.high):
@@ -179,7 +187,7 @@ def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, 
         return None if group.neighbour_up else "down and no shadow takes over"
     if need > limit:
         return numbers + of
-    if group.rate_deviates and need > _NEAR * limit:
+    if group.rate_deviates and members == 1 and need > _NEAR * limit:
         return f"request rate deviates from normal and {numbers}{_NEAR} x {of}"
     return None
 

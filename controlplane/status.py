@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
+from controlplane.model import ShadowState
 from controlplane.ports import Sample
 
 KEY = "status"
@@ -135,3 +136,7 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
     for shadow in group.shadows:
         counts[shadow.state] = counts.get(shadow.state, 0) + 1
     yield from (Sample("shadows", labels | {"state": s}, float(n)) for s, n in counts.items())
+    for shadow in group.shadows:
+        if shadow.state == ShadowState.FAILED.value:
+            why = {"shadow": shadow.name, "reason": shadow.reason}
+            yield Sample("shadow_failed_attempts", labels | why, float(shadow.attempts))

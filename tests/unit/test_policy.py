@@ -65,6 +65,14 @@ ROWS = {
     "demand now passes it although the forecast does not: add": (group(50.0, level=81.0), Act.ADD),
     "no reading yet: hold": (group(math.nan), Act.HOLD),
     "capacity not known: hold": (group(500.0, capacity=None), Act.HOLD),
+    "one ordered by hand failed, its pause is over: retry": (
+        group(1.0, shadow(1, FAILED, 6.0, by_hand=True), capacity=None),
+        Act.RETRY,
+    ),
+    "one ordered by hand failed just now: hold": (
+        group(1.0, shadow(1, FAILED, 4.0, by_hand=True), capacity=None),
+        Act.HOLD,
+    ),
     "one is on order: hold": (group(110.0, shadow(1, ON_ORDER)), Act.HOLD),
     "one is warming: hold": (group(110.0, shadow(1, WARM)), Act.HOLD),
     "one is ready: hold": (group(110.0, shadow(1, READY)), Act.HOLD),
@@ -88,6 +96,8 @@ ROWS = {
         group(900.0, *(shadow(k, READY) for k in range(1, 5))), Act.HOLD),
     "a draining one comes back before another is made": (group(110.0, shadow(1, DRAINING)), Act.KEEP),
     "the rate deviates near the threshold: add": (group(70.0, rate_deviates=True), Act.ADD),
+    "the rate deviates near the second threshold: hold": (
+        group(150.0, shadow(1, READY), rate_deviates=True), Act.HOLD),
     "the rate deviates far from it: hold": (group(60.0, rate_deviates=True), Act.HOLD),
     "slow without demand: one": (group(30.0, latency_deviates=True), Act.ADD),
     "slow, and the shadows too: a common cause": (
