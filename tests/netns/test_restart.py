@@ -224,14 +224,18 @@ def test_a_state_dir_that_can_not_be_written_is_said_and_traffic_goes_on(site: S
     site.configure(site.configuration(state_dir=str(blocked / "state")))
     traffic = site.traffic()
     try:
-        process = site.start(ready=False)
-        assert process.wait(30) == 1
+        site.start(ready=False)
+        eventually(lambda: "Not a directory" in site.said(), 20, site.said)
         assert str(blocked / "state") in site.said()
-        assert "Not a directory" in site.said()
-        assert "Traceback" not in site.said()
-        traffic.flows(40)
+        eventually(lambda: "penumbra_up 1.0" in site.metrics(), 20, site.said)
+        assert "penumbra_troubles 0.0" not in site.metrics()
+        traffic.flows(60)
         assert_unharmed(traffic.stop())
+        assert site.end() == 0, site.said()
+        assert "Traceback" not in site.said()
     finally:
+        if site.controller is not None and site.controller.poll() is None:
+            kill(site)
         site.configure(site.configuration())
 
 
