@@ -305,9 +305,51 @@ static __always_inline struct flow_key *lookup_key(const struct place *place)
 }
 
 /*
- * Puts the flow at its old place, or at a victim's. Two CPUs may do so for one
- * flow at once: then the entry found first is it, and the other is taken back.
- * Returns the reference that is remembered now, 0 for none.
+ * Two CPUs may put one flow in two places at once. Both look at all its places
+ * in the same order: the first entry stands, whoever is later takes its own
+ * back, and who is first the other's, for that one may have looked too soon.
+ * Returns the reference that stands.
+ */
+static __always_inline u32 settle(struct here *here, u64 hash,
+				  const struct place *own, u64 own_id)
+{
+	u32 mask = here->settings->bucket_mask, tag = hash_tag(hash);
+	u32 first = hash_bucket(hash, mask);
+	u32 second = hash_other_bucket(first, tag, mask);
+	u32 start = hash >> (64 - 2), way;
+	bool passed = false;
+	struct bucket *bucket;
+	struct flow *flow;
+	u64 id;
+
+	for (u32 i = 0; i < CANDIDATES; i++) {
+		u32 index = i < BUCKET_FLOWS ? first : second;
+
+		bucket = flows.lookup(&index);
+		if (!bucket)
+			continue;
+		way = (start + i) % BUCKET_FLOWS;
+		flow = &bucket->flow[way];
+		id = *(volatile u64 *)&flow->id;
+		if (id >> ID_TAG != tag)
+			continue;
+		if (index == own->bucket && way == own->way) {
+			passed = true;
+			continue;
+		}
+		if (passed) {
+			__sync_val_compare_and_swap(&flow->id, id, 0);
+			continue;
+		}
+		__sync_val_compare_and_swap(&own->flow->id, own_id, 0);
+		return id;
+	}
+	return own_id;
+}
+
+/*
+ * Puts the flow at its old place, or at a victim's. Returns the reference that
+ * is remembered now, 0 for none.
  */
 static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 				    u64 life, u32 service,
@@ -330,13 +372,7 @@ static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 	key = lookup_key(&place);
 	if (key)
 		write_key(key, service, packet);
-	found = find_flow(here, hash);
-	if (found.flow && (found.bucket != place.bucket ||
-			   found.way != place.way)) {
-		__sync_val_compare_and_swap(&place.flow->id, id, 0);
-		return found.id;
-	}
-	return ref;
+	return settle(here, hash, &place, id);
 }
 
 /* The handshake is done, or the endpoint answered: credit the group. */
