@@ -61,6 +61,11 @@ class Memory:
     latency_answered: bool = False
     """A shadow was ordered for slow answers; not again until they are normal."""
 
+    def sure_need(self, now_unix_s: float) -> int:
+        """Members that demand has called for long enough not to be an onset's first guess."""
+        lasted = (_lasted_s(self.short_since, n, now_unix_s) for n in range(1, len(self.short_since) + 1))
+        return 1 + sum(lasted_s is not None and lasted_s >= _CONFIRM_S for lasted_s in lasted)
+
     def learn(self, need: float, usable: float, most: int, fresh: bool, now_unix_s: float) -> Memory:
         """:param most: members a group may have. Without fresh readings nothing fits."""
         short = [need > usable * n for n in range(1, most + 1)]
@@ -165,7 +170,7 @@ def decide(
     if not group.latency_deviates:
         memory = replace(memory, latency_answered=False)
     if cause is not None:
-        needed = max(math.ceil(need / usable - 1e-9), members + 1)
+        needed = max(memory.sure_need(now_unix_s), members + 1)
         if members and any(shadow.state in _ORDERED for shadow in there):
             lasted_s = _lasted_s(memory.short_since, members, now_unix_s)
             if lasted_s is None or lasted_s < _CONFIRM_S:

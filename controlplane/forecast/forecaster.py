@@ -70,7 +70,7 @@ class Forecaster:
         self._fit_level = np.full(n, np.nan)
         self._fit_trend = np.zeros(n)
         self._window: deque[tuple[float, Floats]] = deque()
-        self._pending: deque[tuple[float, Floats]] = deque()
+        self._pending: deque[tuple[float, float, Floats]] = deque()
         self._errors = np.full((_ERRORS, n), np.nan)
         self._next_error = 0
         self._trend_noise = _trend_noise(settings.level_gain, settings.trend_gain)
@@ -106,7 +106,7 @@ class Forecaster:
         other._errors[:, to] = self._errors[:, source]
         other._next_error = self._next_error
         other._window.extend((at, carried(row)) for at, row in self._window)
-        other._pending.extend((at, carried(row)) for at, row in self._pending)
+        other._pending.extend((due, made, carried(row)) for due, made, row in self._pending)
         return other
 
     def update(self, values: Floats, now_s: float) -> None:
@@ -120,7 +120,7 @@ class Forecaster:
         self._count[fresh] = 0.0
         self._variance[fresh] = np.maximum(values[fresh], 1.0)
         self._errors[:, fresh] = np.nan
-        for _, row in self._pending:
+        for _, _, row in self._pending:
             row[fresh] = np.nan
 
         known = read & ~fresh & (gap_s > 0)
@@ -148,7 +148,7 @@ class Forecaster:
         point = level
         if self.settings.method is ForecastMethod.HOLT:
             point = np.maximum(level + self._fit_trend * np.minimum(horizon_s, self._reach_s), 0.0)
-        self._pending.append((now_s + horizon_s, point.copy()))
+        self._pending.append((now_s + horizon_s, now_s, point.copy()))
         return Prediction(horizon_s, point, np.maximum(point + self._margin(horizon_s), 0.0), level)
 
     def _smooth(self, values: Floats, gap_s: Floats, known: npt.NDArray[np.bool_]) -> None:
@@ -195,8 +195,10 @@ class Forecaster:
 
     def _observe_errors(self, now_s: float, read: npt.NDArray[np.bool_]) -> None:
         while self._pending and self._pending[0][0] <= now_s:
-            _, predicted = self._pending.popleft()
-            self._errors[self._next_error] = np.where(read, self._fit_level - predicted, np.nan)
+            _, made_s, predicted = self._pending.popleft()
+            # Nobody could know of an onset before it: that error says nothing of forecasts made since.
+            known = read & ((self._lasted_s == 0.0) | (made_s >= now_s - self._lasted_s))
+            self._errors[self._next_error] = np.where(known, self._fit_level - predicted, np.nan)
             self._next_error = (self._next_error + 1) % len(self._errors)
 
     def _margin(self, horizon_s: float) -> Floats:

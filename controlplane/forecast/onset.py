@@ -21,6 +21,7 @@ _READINGS = 20
 """How far back an onset is looked for; older ones the level has followed."""
 _DOUBT = 4.0
 """Standard deviations of noise from which on a change is believed."""
+_RECENT = 3
 _CLIMB = 3
 """Readings that make a climb; fewer are a step as well."""
 
@@ -76,4 +77,7 @@ class Onset:
         change = np.where(is_ramp, trend * length, step[row, column] / length)
         seen = scores[best, column] > _DOUBT**2 * variance
         trend_noise = np.where(is_ramp, 1.0 / squares_k[row, 0], 0.0)
-        return Found(seen, self._before[row, column] + change, trend, length, trend_noise)
+        # A climb that has ended is still the best straight line for a while: not above what is read now.
+        recent = sums[_RECENT - 1] / _RECENT + trend * (_RECENT - 1) / 2 + np.sqrt(variance / _RECENT)
+        level = np.fmin(self._before[row, column] + change, recent)
+        return Found(seen, level, trend, length, trend_noise)

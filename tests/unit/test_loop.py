@@ -285,3 +285,109 @@ def test_run_keeps_its_cadence_and_stops():
     )
     world.controller.run()
     assert np.allclose(np.diff(waited), 1.0)
+
+
+def draining() -> World:
+    world = grown(drain_s=10.0)
+    world.dataplane.flows["web-1-s1"] = 3
+    world.until(ShadowState.DRAINING, 20.0, 200)
+    return world
+
+
+def test_frozen_a_drain_under_way_is_held_and_nothing_is_cut_until_thawed():
+    world = draining()
+    requests.request_freeze(world.store, True)
+    world.ticks(60, 20.0)
+    assert world.states() == [ShadowState.DRAINING]
+    assert world.dataplane.members["web-1"].slots == {}, "it gets no new flows all the while"
+    requests.request_freeze(world.store, False)
+    world.ticks(5, 20.0)
+    assert world.states() == []
+
+
+def test_frozen_a_dead_live_endpoint_still_hands_its_flows_to_the_draining_shadow():
+    world = draining()
+    requests.request_freeze(world.store, True)
+    world.prober.dead.add("web-1")
+    world.ticks(5, 20.0)
+    lost = world.dataplane.lost
+    world.ticks(10, 20.0)
+    assert world.dataplane.lost == lost
+    assert world.dataplane.served["web-1-s1"] > 5
+
+
+def test_forecast_only_forecasts_and_acts_on_health_alone():
+    world = World(config(endpoints=2, mode=model.Mode.FORECAST_ONLY))
+    world.ticks(25, 80.0)
+    steps = len(world.dataplane.steps)
+    world.ticks(60, 220.0)
+    assert world.orders() == []
+    assert len(world.dataplane.steps) == steps
+    assert world.controller.status().services[0].groups[0].high > CAPACITY
+    world.prober.dead.add("web-1")
+    world.ticks(5, 60.0)
+    assert set(world.dataplane.services["web"].ring) == {"web-2"}
+
+
+def test_stale_probes_freeze_weights_and_forbid_removal_but_nobody_is_down():
+    world = grown()
+    world.ticks(10, 110.0)
+    world.prober.silent = True
+    world.ticks(10, 110.0)
+    spill = world.dataplane.members["web-1"].spill
+    world.ticks(100, 20.0)
+    assert world.dataplane.members["web-1"].spill == spill
+    assert world.states() == [ShadowState.READY]
+    assert not any(member.down for member in world.dataplane.members.values())
+
+
+def test_after_three_blind_minutes_weights_move_to_capacity_shares_in_limited_steps():
+    world = grown()
+    world.ticks(10, 95.0)
+    world.dataplane.still = True
+    world.ticks(170, 95.0)
+    before = world.dataplane.members["web-1"].spill
+    assert before != 0.5
+    world.ticks(30, 95.0)
+    assert world.dataplane.members["web-1"].spill == pytest.approx(0.5, abs=0.05)
+
+
+def test_unneeded_shadows_go_one_after_another_without_waiting_for_old_flows():
+    world = World(config(idle_s=10.0, min_life_s=10.0, drain_s=60.0))
+    world.ticks(25, 40.0)
+    world.ticks(60, 210.0)
+    count = world.states().count(ShadowState.READY)
+    assert count >= 2
+    for name in world.store.records:
+        world.dataplane.flows[name] = 5
+    world.ticks(17 + 6 * count, 20.0)
+    assert world.states() == [ShadowState.DRAINING] * count
+
+
+def test_a_failed_shadow_survives_a_restart_with_its_pause():
+    world = World(config(max_per_endpoint=1, retry_after_s=20.0))
+    world.provisioner.fail = True
+    world.ticks(25, 40.0)
+    world.until(ShadowState.FAILED, 110.0)
+    world.restart()
+    world.ticks(10, 110.0)
+    assert world.orders() == []
+    world.ticks(40, 110.0)
+    assert world.states() == [ShadowState.READY]
+
+
+def test_a_shadow_that_never_becomes_healthy_is_replaced_once():
+    world = World(config())
+    world.prober.dead |= {f"web-1-s{k}" for k in range(1, 9)}
+    world.ticks(25, 40.0)
+    world.ticks(100, 110.0)
+    assert world.orders() == ["web-1-s1", "web-1-s2"]
+
+
+def test_a_common_cause_orders_nothing_more():
+    world = grown()
+    world.config = config(max_per_endpoint=4)
+    requests.request_reload(world.store)
+    world.prober.dead |= {"web-1", "web-1-s1"}
+    world.ticks(40, 50.0)
+    assert world.orders() == ["web-1-s1"]
