@@ -90,8 +90,8 @@ def play(
     """One run, from an empty machine to an empty machine. Raises ``LabError``."""
     lab = Lab(setting.topology)
     run = _Run(setting, kind, lab, clock, ending, show)
+    lab.up()
     try:
-        lab.up()
         run.begin()
         run.follow()
     finally:
@@ -145,7 +145,7 @@ class _Run:
                 port=PORT,
                 service_time_s=SERVICE_TIME_S,
                 concurrency=CONCURRENCY,
-                start_up_s=START_UP_S,
+                start_up_s=START_UP_S["netns"],
             )
         state_dir = lab.folder / "state"
         config = lab.folder / "penumbra.yml"

@@ -17,8 +17,9 @@ from controlplane.lab.topology import Topology
 
 SERVICE_TIME_S = 0.1
 CONCURRENCY = 32
-START_UP_S = 4.5
-"""Until an endpoint listens, as one does that loads its code and data first."""
+START_UP_S = {"netns": 5.5, "docker": 4.0}
+"""Until an endpoint listens, as one does that loads its code and data first; a container itself takes longer
+to start than a process."""
 CAPACITY = CONCURRENCY / SERVICE_TIME_S
 """Requests/s that one endpoint serves."""
 FLOWS_PER_REQUEST = 0.53
@@ -33,7 +34,7 @@ QUIET = 0.3
 PEAK_MOST = 2.5
 """More than so many capacities are never offered: two shadows could not serve it."""
 DURATION_S = 72.0
-RISE_S = 17.0
+RISE_S = 15.5
 """The trace is compressed until the rise from quiet to crossing lasts so long: it is minutes in recorded
 traces, while a shadow here is ready after seconds."""
 LEAD_IN = 0.28
@@ -87,7 +88,7 @@ class Setting:
                 "target": self.target,
                 "max_per_endpoint": 2,
                 "headroom": 0.3,
-                "lead_time": "8s",
+                "lead_time": "9s",
                 "warm_up": "1s",
                 "idle": "5s",
                 "min_life": "5s",
