@@ -23,7 +23,12 @@ BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
 FRAME_BYTES = 128
 TABLE_LINES = 1 << 19
 WARM_PACKETS = 4_000_000
-PLAN = np.dtype([("random", "<u4"), ("flow_mask", "<u4"), ("next", "<u4"), ("in_turn", "<u4")])
+PLAN = np.dtype(
+    [
+        *(("random", "<u4"), ("flow_mask", "<u4"), ("next", "<u4")),
+        *(("in_turn", "<u4"), ("back", "<u4"), ("pad", "<u4")),
+    ]
+)
 NOT_STEERED = (0, 1, 2)
 """XDP_ABORTED, XDP_DROP, XDP_PASS: the program under test did not do its work."""
 
@@ -55,16 +60,33 @@ class Harness:
         for compiled in self._feeders.values():
             compiled.close()
 
-    def run(self, program_fd: int, frame: bytes, flows: int, packets: int, *, in_turn: bool = False) -> int:
-        """Mean nanoseconds per packet, the feeder's share included."""
+    def run(
+        self,
+        program_fd: int,
+        frame: bytes,
+        flows: int,
+        packets: int,
+        *,
+        in_turn: bool = False,
+        back: bool = False,
+    ) -> int:
+        """Mean nanoseconds per packet, the feeder included. ``back``: answers to the flows' clients."""
+        self.aim(program_fd, frame, flows, in_turn=in_turn, back=back)
+        return self.feed(frame, packets)
+
+    def aim(self, program_fd: int, frame: bytes, flows: int, *, in_turn: bool, back: bool = False) -> None:
+        """What ``feed`` sends from now on, and to which program; the flows start anew."""
         if len(frame) != FRAME_BYTES:
             raise ValueError(f"a frame of {len(frame)} bytes, not {FRAME_BYTES}")
         zero = bytes(4)
         libbpf.map_update(self._feed.maps["target"], zero, program_fd.to_bytes(4, "little"))
         libbpf.map_update(self._feed.maps["template"], zero, frame)
         plan = self._plan[0]
-        plan["flow_mask"], plan["in_turn"], plan["next"] = flows - 1, in_turn, 0
+        plan["flow_mask"], plan["in_turn"], plan["next"], plan["back"] = flows - 1, in_turn, 0, back
         plan["random"] = plan["random"] or 1
+
+    def feed(self, frame: bytes, packets: int) -> int:
+        """Mean nanoseconds per packet of what was aimed."""
         run = libbpf.prog_test_run(self._feed.program_fd, frame, repeat=packets)
         if run.verdict in NOT_STEERED:
             raise RuntimeError(f"the program under test returned XDP verdict {run.verdict}: it did not steer")
