@@ -222,7 +222,7 @@ struct event {
 	__u32 service;		/* index */
 	__u32 endpoint;		/* index: the live endpoint the ring chose, or the
 				   one that is down */
-	__u32 chosen;		/* index: the one the flow was given */
+	__u32 chosen;		/* index: the one the flow was given; 0: none yet */
 	__be32 client[ADDRESS_WORDS];
 	__be16 client_port;
 	__u16 pad;

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import time
+from ipaddress import IPv4Address
 
 import numpy as np
 import pytest
 
 from controlplane.adapters import layout
+from controlplane.adapters.event_ring import EventRing
+from controlplane.model import EventKind
 from tests import reference
 from tests.packet.rig import DROP, KEY, PASS, UDP_NUMBER, Rig, rewritten, tcp, udp
 
@@ -375,6 +378,48 @@ def test_the_entry_lies_where_its_hash_says(pair: Rig) -> None:
 
 
 class TestEvents:
+    def said(self, rig: Rig) -> list[tuple[EventKind, int, int, int, str, int]]:
+        """What stands in the ring buffer since it was last read, as user space reads it."""
+        return [
+            (
+                EventKind(int(event["kind"])),
+                int(event["service"]),
+                int(event["endpoint"]),
+                int(event["chosen"]),
+                str(IPv4Address(event["client"].tobytes()[12:])),
+                int(event["client_port"]),
+            )
+            for event in EventRing(rig.compiled.maps["events"]).read()
+        ]
+
+    def test_a_redirected_flow_is_told_with_its_client(self, pair: Rig) -> None:
+        self.said(pair)
+        pair.shadows(1, [layout.reference(3, 1)], 1)
+        before = time.monotonic_ns()
+        pair.send(SYN)
+        told = EventRing(pair.compiled.maps["events"]).read(keep=True)
+        assert before <= int(told["time_ns"][0]) <= time.monotonic_ns()
+        assert self.said(pair) == [(EventKind.REDIRECTED, 1, 1, 3, CLIENT, 4000)]
+
+    def test_a_primary_without_a_usable_shadow_is_told(self, pair: Rig) -> None:
+        self.said(pair)
+        pair.shadows(1, [layout.reference(3, 1)], 1)
+        pair.state(3, down=True)
+        pair.send(SYN)
+        assert self.said(pair) == [(EventKind.NO_SHADOW, 1, 1, 1, CLIENT, 4000)]
+
+    def test_a_cached_flow_that_leaves_a_down_endpoint_is_told_twice(self, pair: Rig) -> None:
+        """First whom it left, when nobody is chosen yet, then where it went."""
+        establish(pair)
+        pair.shadows(1, [layout.reference(3, 1)], 0)
+        pair.state(1, down=True)
+        self.said(pair)
+        pair.send(ACK)
+        assert self.said(pair) == [
+            (EventKind.ENDPOINT_DOWN, 1, 1, 0, CLIENT, 4000),
+            (EventKind.REDIRECTED, 1, 1, 3, CLIENT, 4000),
+        ]
+
     def test_a_second_event_of_a_kind_waits_for_its_time(self, pair: Rig) -> None:
         pair.shadows(1, [layout.reference(3, 1)], 1)
         pair.send(SYN)
