@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -47,6 +48,10 @@ def remember(config: model.Config, path: Path) -> Instance:
 def forget(name: str) -> None:
     _record_path(name).unlink(missing_ok=True)
     _lock_path(name).unlink(missing_ok=True)
+    # Playbooks' folders; not while records of shadows that live on are in them.
+    for folder in (RUN_DIR / name / "runs", RUN_DIR / name / "shadows", RUN_DIR / name):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def loaded() -> list[str]:

@@ -13,6 +13,7 @@ from contextlib import suppress
 import pytest
 
 from controlplane import model
+from controlplane.adapters import pins
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.lab.topology import AP
@@ -148,6 +149,7 @@ def test_negative_control_detached_nobody_answers(site: Steered) -> None:
     assert_steers(site)
     site.end()
     assert site.penumbra("unload", "--instance", site.instance).returncode == 0
+    assert not list(pins.LOCKS.glob(f"{site.instance}*")), "unload left files"
     with pytest.raises(AssertionError, match="native"):
         assert_steers(site)
     with pytest.raises(OSError, match=r"timed out|unreachable|refused"):

@@ -192,7 +192,8 @@ def test_a_full_state_disk_costs_no_request_and_is_said(site: Steered) -> None:
         _fill(disk / "ballast")
         eventually(lambda: "disk is full" in site.said(), 20, site.said)
         eventually(lambda: "penumbra_troubles 0.0" not in site.metrics(), 10, site.metrics)
-        # Health goes on acting: it needs no disk.
+        shown = site.penumbra("status", "--instance", site.instance)
+        assert "disk is full" in shown.stderr, (shown.stdout, shown.stderr)
         traffic.flows(60)
         (disk / "ballast").unlink()
         eventually(lambda: "penumbra_troubles 0.0" in site.metrics(), 20, site.said)
