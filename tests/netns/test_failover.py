@@ -156,7 +156,7 @@ def test_the_shadow_of_a_dead_endpoint_carries_the_service_until_it_recovers(
     recovery(site)
     recovered_s = time.monotonic()
     eventually(lambda: "web-1" in {one.served_by for one in traffic.now()[-20:]}, 20, site.said)
-    traffic.flows(60)
+    traffic.flows(30)
     assert_unharmed([one for one in traffic.stop() if one in traffic.since(recovered_s)])
     assert site.group()["up"] is True
     assert site.shadow()["state"] == "ready"
