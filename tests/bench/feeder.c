@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Feeds the program under test by tail call: every run restores the frame and
- * gives it the next flow's client, for a test run repeats on one frame. Beside
+ * gives it the next flow's source, for a test run repeats on one frame. Beside
  * it the two yardsticks: what the harness itself costs, and what one line of a
  * table that no cache holds costs on top.
  *
@@ -26,8 +26,6 @@ struct plan {
 	u32 flow_mask;	/* flows - 1 */
 	u32 next;	/* with `in_turn`: the flow that follows */
 	u32 in_turn;	/* flows one after the other, else at random */
-	u32 back;	/* the flow's client is the destination: an answer */
-	u32 pad;
 };
 
 struct line {
@@ -46,7 +44,6 @@ int feed(struct xdp_md *ctx)
 	struct plan *now = plan.lookup(&zero);
 	long bytes = ctx->data_end - ctx->data;
 	void *data, *end;
-	__be32 *address;
 	struct iphdr *ip;
 	__be16 *port;
 
@@ -70,10 +67,8 @@ int feed(struct xdp_md *ctx)
 	}
 	ip = data + ETH_HLEN;
 	port = data + PORTS_OFFSET;
-	address = now->back ? &ip->daddr : &ip->saddr;
-	*address = bpf_htonl(CLIENT_NET | flow >> PORTS_BITS);
-	port[!!now->back] = bpf_htons(FIRST_PORT +
-				      (flow & ((1 << PORTS_BITS) - 1)));
+	ip->saddr = bpf_htonl(CLIENT_NET | flow >> PORTS_BITS);
+	*port = bpf_htons(FIRST_PORT + (flow & ((1 << PORTS_BITS) - 1)));
 	target.call(ctx, 0);
 	return XDP_ABORTED;
 }

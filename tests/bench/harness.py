@@ -23,12 +23,7 @@ BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
 FRAME_BYTES = 128
 TABLE_LINES = 1 << 19
 WARM_PACKETS = 4_000_000
-PLAN = np.dtype(
-    [
-        *(("random", "<u4"), ("flow_mask", "<u4"), ("next", "<u4")),
-        *(("in_turn", "<u4"), ("back", "<u4"), ("pad", "<u4")),
-    ]
-)
+PLAN = np.dtype([("random", "<u4"), ("flow_mask", "<u4"), ("next", "<u4"), ("in_turn", "<u4")])
 NOT_STEERED = (0, 1, 2)
 """XDP_ABORTED, XDP_DROP, XDP_PASS: the program under test did not do its work."""
 
@@ -60,21 +55,12 @@ class Harness:
         for compiled in self._feeders.values():
             compiled.close()
 
-    def run(
-        self,
-        program_fd: int,
-        frame: bytes,
-        flows: int,
-        packets: int,
-        *,
-        in_turn: bool = False,
-        back: bool = False,
-    ) -> int:
-        """Mean nanoseconds per packet, the feeder included. ``back``: answers to the flows' clients."""
-        self.aim(program_fd, frame, flows, in_turn=in_turn, back=back)
+    def run(self, program_fd: int, frame: bytes, flows: int, packets: int, *, in_turn: bool = False) -> int:
+        """Mean nanoseconds per packet, the feeder's share included."""
+        self.aim(program_fd, frame, flows, in_turn=in_turn)
         return self.feed(frame, packets)
 
-    def aim(self, program_fd: int, frame: bytes, flows: int, *, in_turn: bool, back: bool = False) -> None:
+    def aim(self, program_fd: int, frame: bytes, flows: int, *, in_turn: bool) -> None:
         """What ``feed`` sends from now on, and to which program; the flows start anew."""
         if len(frame) != FRAME_BYTES:
             raise ValueError(f"a frame of {len(frame)} bytes, not {FRAME_BYTES}")
@@ -82,7 +68,7 @@ class Harness:
         libbpf.map_update(self._feed.maps["target"], zero, program_fd.to_bytes(4, "little"))
         libbpf.map_update(self._feed.maps["template"], zero, frame)
         plan = self._plan[0]
-        plan["flow_mask"], plan["in_turn"], plan["next"], plan["back"] = flows - 1, in_turn, 0, back
+        plan["flow_mask"], plan["in_turn"], plan["next"] = flows - 1, in_turn, 0
         plan["random"] = plan["random"] or 1
 
     def feed(self, frame: bytes, packets: int) -> int:
