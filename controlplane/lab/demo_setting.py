@@ -15,9 +15,9 @@ from controlplane.lab.configuration import Choices, LiveEndpoint, written
 from controlplane.lab.report import QUIET_SHARE, Plan
 from controlplane.lab.topology import Topology
 
-SERVICE_TIME_S = 0.1
-CONCURRENCY = 32
-START_UP_S = {"netns": 5.5, "docker": 4.0}
+SERVICE_TIME_S = 0.0625
+CONCURRENCY = 20
+START_UP_S = {"netns": 5.0, "docker": 3.5}
 """Until an endpoint listens, as one does that loads its code and data first; a container itself takes longer
 to start than a process."""
 CAPACITY = CONCURRENCY / SERVICE_TIME_S
@@ -34,7 +34,7 @@ QUIET = 0.3
 PEAK_MOST = 2.5
 """More than so many capacities are never offered: two shadows could not serve it."""
 DURATION_S = 72.0
-RISE_S = 15.5
+RISE_S = 16.0
 """The trace is compressed until the rise from quiet to crossing lasts so long: it is minutes in recorded
 traces, while a shadow here is ready after seconds."""
 LEAD_IN = 0.28
