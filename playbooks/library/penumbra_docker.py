@@ -197,9 +197,8 @@ def bring_image(image: str, source: docker.APIClient, target: docker.APIClient) 
         target.load_image(source.get_image(image))
 
 
-def check_volumes(original: dict, source: docker.APIClient, target: docker.APIClient) -> None:
-    if source.base_url == target.base_url:
-        return
+def check_volumes(original: dict, target: docker.APIClient) -> None:
+    """For another engine than the original's: a volume that is missing there would be made, empty."""
     for mount in original["Mounts"]:
         if mount["Type"] == "volume":
             try:
@@ -293,8 +292,10 @@ def require_running(clone: dict, engine: docker.APIClient) -> None:
 
 
 def present(p: dict) -> dict:
-    source = connect(p["parent_docker_host"] or p["docker_host"])
+    # By the given addresses: all clients of local sockets have the same base_url.
+    remote = bool(p["parent_docker_host"]) and p["parent_docker_host"] != p["docker_host"]
     engine = connect(p["docker_host"])
+    source = connect(p["parent_docker_host"]) if remote else engine
     original = find_original(p, source)
     parent = p["parent"]
     port = published(original, p["protocol"], parent["address"], parent["port"])
@@ -303,7 +304,6 @@ def present(p: dict) -> dict:
         raise RefusedError(
             f"{original['Name'].lstrip('/')} neither has nor publishes {parent['address']}:{parent['port']}"
         )
-    remote = source.base_url != engine.base_url
     if port is not None and remote and not p["address"]:
         raise RefusedError(
             "the shadow's host needs the variable address: where its published ports are reached"
@@ -316,8 +316,9 @@ def present(p: dict) -> dict:
             raise RefusedError("; ".join(reasons))
         if clone is not None:
             engine.remove_container(clone["Id"], force=True)
-        bring_image(original["Image"], source, engine)
-        check_volumes(original, source, engine)
+        if remote:
+            bring_image(original["Image"], source, engine)
+            check_volumes(original, engine)
         create(p, original, engine)
         clone = engine.inspect_container(container_name(p))
         require_running(clone, engine)

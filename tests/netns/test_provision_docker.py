@@ -7,7 +7,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -253,3 +253,37 @@ def test_a_writable_mount_is_refused_by_name_unless_it_is_marked_shared(
     assert result_of(provisioner).reason == ""
     assert client.volumes.get("orders")
     live.remove(force=True)
+
+
+def test_a_clone_on_another_engine_takes_the_image_along_but_no_volume(
+    engine: Engine, client: docker.DockerClient, tmp_path: Path
+) -> None:
+    live = original(client)
+    kept = original(
+        client, ports={"8080/tcp": 18081}, volumes=USR | {"orders": {"bind": "/data", "mode": "rw"}}
+    )
+    with Dockerd(engine.outside, Path(f"/tmp/{engine.outside}")) as other:  # noqa: S108
+        spare = model.Host("host-b", variables={**engine.host.variables, "docker_host": other.url})
+        spare = replace(spare, variables={**spare.variables, "address": "10.78.1.2"})
+        provisioner = AnsibleProvisioner(
+            engine.instance, {"host-a": engine.host, "host-b": spare}, MachineClock(), run_dir=tmp_path
+        )
+        there = other.client()
+        try:
+            assert there.images.list() == []
+            provisioner.provision(replace(engine.order(ADDRESS, 18080, "web-1-s4"), host=spare))
+            made = result_of(provisioner)
+            assert made.reason == ""
+            assert made.address == IPv4Address("10.78.1.2")
+            eventually(lambda: engine.answers(made.address, made.port, engine.daemon.netns))
+            assert [image.id for image in there.images.list()] == [live.image.id]
+
+            order = engine.order(ADDRESS, 18081, "web-1-s5", shared_mounts=["/data"])
+            provisioner.provision(replace(order, host=spare))
+            assert "volume orders (/data) is not on the shadow's host" in result_of(provisioner).reason
+            assert there.volumes.list() == []
+        finally:
+            there.close()
+            provisioner.close()
+    for container in (live, kept):
+        container.remove(force=True)
