@@ -81,6 +81,8 @@ class Controller:
                 self.tick()
                 took_s = self._clock.now_s() - started_s
                 due_s += self._config.tick_s
+                if due_s < started_s:  # it was stopped for long: ticks are not made up for
+                    due_s = started_s + self._config.tick_s
                 if took_s > self._config.tick_s:
                     self._overruns += 1
                     _log.warning("tick took %.2f s of %.2f s", took_s, self._config.tick_s)

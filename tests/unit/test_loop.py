@@ -391,3 +391,19 @@ def test_a_common_cause_orders_nothing_more():
     world.prober.dead |= {"web-1", "web-1-s1"}
     world.ticks(40, 50.0)
     assert world.orders() == ["web-1-s1"]
+
+
+def test_after_a_long_stop_it_goes_on_from_now_and_makes_up_for_no_tick():
+    world = World(config())
+    waited: list[float] = []
+
+    def on_wait() -> None:
+        if len(waited) == 3:
+            world.clock.now += 28.0
+        waited.append(world.clock.now)
+        if len(waited) == 7:
+            world.controller.stop()
+
+    world.clock.on_wait = on_wait
+    world.controller.run()
+    assert np.allclose(np.diff(waited[3:]), 1.0), "no burst of ticks, whose rates would be noise"
