@@ -30,8 +30,9 @@ NAME_MOST = 36
 """Characters of a name: a label in the maps holds 47, and a shadow's name adds a suffix."""
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
-_CAPACITY = re.compile(r"(\d+(?:\.\d+)?)\s*flows/s")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)")
+_CAPACITY = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*flows/s")
+_THIS_NETWORK = IPv4Network("0.0.0.0/8")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -74,8 +75,17 @@ def _power_of_two(value: int) -> int:
 
 
 def _host_address(value: IPv4Address) -> IPv4Address:
-    if value.is_multicast or value.is_loopback or value.is_unspecified or int(value) == 0xFFFFFFFF:
-        raise ValueError("a unicast IPv4 address is allowed (not loopback, multicast or 0.0.0.0)")
+    odd = value.is_multicast or value.is_loopback or value.is_reserved or value.is_link_local
+    if odd or value in _THIS_NETWORK:
+        raise ValueError(
+            "a unicast IPv4 address is allowed (not loopback, link-local, multicast or reserved)"
+        )
+    return value
+
+
+def _text(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("an IPv4 address as text is allowed, e.g. 10.0.1.10")
     return value
 
 
@@ -87,7 +97,7 @@ Number = Annotated[float, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 Share = Annotated[float, Strict(), Field(gt=0, lt=1)]
-Address = Annotated[IPv4Address, AfterValidator(_host_address)]
+Address = Annotated[IPv4Address, BeforeValidator(_text), AfterValidator(_host_address)]
 
 
 class _Section(BaseModel):
@@ -97,10 +107,10 @@ class _Section(BaseModel):
 class _Probe(_Section):
     kind: model.ProbeKind = model.ProbeKind.TCP
     path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/"
-    interval: PositiveSeconds = 1.0
-    timeout: PositiveSeconds = 0.5
-    rise: Count = 2
-    fall: Count = 3
+    interval: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.01)] = 1.0
+    timeout: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.001)] = 0.5
+    rise: Annotated[int, Strict(), Field(ge=1, le=1000)] = 2
+    fall: Annotated[int, Strict(), Field(ge=1, le=1000)] = 3
 
 
 class _Forecast(_Section):
@@ -130,7 +140,7 @@ class _Shadows(_Section):
 class _Endpoint(_Section):
     address: Address
     port: Port
-    weight: Annotated[float, Strict(), Field(gt=0, le=1000)] = 1.0
+    weight: Annotated[float, Strict(), Field(ge=0.001, le=1000)] = 1.0
     capacity: Annotated[float, BeforeValidator(_flows_per_s)] | None = None
     host: Name | None = None
 
@@ -199,6 +209,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             try:
                 twice = key in seen
@@ -231,6 +243,10 @@ def parse(text: str) -> model.Config:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError([f"line {line}: not YAML: {error.problem}"]) from None
+    except ConfigError:
+        raise
+    except (RecursionError, ValueError):
+        raise ConfigError(["not YAML: nested too deep, or a number of too many digits"]) from None
     except yaml.YAMLError as error:
         raise ConfigError([f"not YAML: {str(error).splitlines()[0]}"]) from None
     if not isinstance(raw, dict):

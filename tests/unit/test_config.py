@@ -98,6 +98,12 @@ BAD = {
         "ring_size: 1000: a prime",
     ),
     "no YAML at all": (("web-1: {", "web-1: {{"), "line 12: not YAML"),
+    "a VIP that is no text": (
+        ("vip: 198.51.100.1\n", "vip: true\n"),
+        "services.web.vip: True: an IPv4 address as",
+    ),
+    "an address that is reserved": (("10.0.0.2", "240.0.0.1"), "address: '240.0.0.1': a unicast IPv4"),
+    "a duration of too many digits": (("500ms", "9" * 400 + "s"), "lead_time: '9999"),
     "a loopback address": (("10.0.0.2", "127.0.0.1"), "address: '127.0.0.1': a unicast IPv4"),
 }
 
@@ -131,3 +137,19 @@ def test_addresses_of_hosts_are_direct_and_names_are_not():
     text = GOOD.replace("h2: {slots: 2}", hosts)
     parsed = config.parse("direct: [192.0.2.0/24]" + text)
     assert [str(one) for one in parsed.direct] == ["192.0.2.0/24", "10.9.0.1/32"]
+
+
+def test_merge_keys_are_yaml_too():
+    merged = GOOD.replace("web-1: {", "web-1: &one {") + "      web-2: {<<: *one, address: 10.0.0.9}\n"
+    merged = merged.replace("    shadows: {hosts: [h2], lead_time: 500ms}\n", "")
+    endpoints = config.parse(merged).services["web"].endpoints
+    assert [(one.name, str(one.address), one.capacity) for one in endpoints] == [
+        ("web-1", "10.0.0.2", 40),
+        ("web-2", "10.0.0.9", 40),
+    ]
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "port: " + "9" * 6000], ids=["nested deep", "a huge number"])
+def test_what_python_chokes_on_is_a_line_too(text):
+    with pytest.raises(config.ConfigError, match="nested too deep"):
+        config.parse(text)
