@@ -34,3 +34,5 @@ def main() -> None:
         fail(str(error))
     except BrokenPipeError:
         fail("output closed")
+    except OSError as error:
+        fail(f"{error.filename or 'output'}: {error.strerror or error}")

@@ -29,7 +29,7 @@ def drain(endpoint: str, instance: InstanceName = None) -> None:
     """
     at = _with_endpoint(endpoint, instance)
     requests.request_drain(at.store(), endpoint, True)
-    _told(at, f"{endpoint}: no new flows from the next tick on")
+    _told(at, f"{endpoint}: no new flows from the next tick on, if another member can take them")
 
 
 def undrain(endpoint: str, instance: InstanceName = None) -> None:

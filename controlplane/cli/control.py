@@ -19,6 +19,7 @@ from controlplane.cli.output import EXIT_USAGE, fail, say, warn
 from controlplane.status import KEY
 
 RELOAD_S = 10.0
+STALE_S = 5.0
 
 
 def register(app: typer.Typer) -> None:
@@ -95,7 +96,7 @@ def reload(instance: InstanceName = None) -> None:
     Example: penumbra reload
     """
     at = instances.find(instance)
-    wiring.reread(at)
+    config.load(at.config)  # what it names is looked for by the controller, in its own network namespace
     store = at.store()
     if at.controller_pid() is None:
         fail(f"no controller of instance {at.name!r} runs: penumbra run {at.config}")
@@ -116,7 +117,9 @@ def reload(instance: InstanceName = None) -> None:
 def status(
     instance: InstanceName = None,
     as_json: AsJson = False,
-    decisions: Annotated[int, typer.Option(help="how many of the last decisions to show")] = 8,
+    decisions: Annotated[
+        int, typer.Option(min=0, max=1000, help="how many of the last decisions to show")
+    ] = 8,
 ) -> None:
     """What is steered where, what is forecast, and what was decided and why.
 
@@ -142,6 +145,12 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         return
     frozen = ", frozen" if found["frozen"] else ""
     say(f"instance {at.name}: {runs}, mode {found['mode']}{frozen}")
+    age_s = MachineClock().unix_s() - found["at_unix_s"]
+    if age_s > STALE_S:
+        warn(
+            f"the last tick was {age_s:.0f} s ago, what follows is as old"
+            + (f": process {pid} hangs or is stopped" if pid else "")
+        )
     if not found["fresh"]:
         warn("counters are not fresh: weights stay and nothing is removed")
     for part, trouble in found["troubles"].items():
