@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 import uuid
@@ -55,8 +56,9 @@ class Engine:
             },
         )
 
-    def provisioner(self) -> AnsibleProvisioner:
-        return AnsibleProvisioner(self.instance, {"host-a": self.host}, MachineClock(), run_dir=self.run_dir)
+    def provisioner(self, playbooks: Path | None = None) -> AnsibleProvisioner:
+        hosts = {"host-a": self.host}
+        return AnsibleProvisioner(self.instance, hosts, MachineClock(), playbooks, self.run_dir)
 
     def order(self, address: IPv4Address, port: int, shadow: str, **variables: object) -> model.Order:
         parent = model.Endpoint("web-1", "web", address, port, host="host-a")
@@ -157,7 +159,7 @@ def shadow_of(client: docker.DockerClient, engine: Engine) -> list[docker.models
     return client.containers.list(all=True, filters={"label": f"penumbra.instance={engine.instance}"})
 
 
-def test_a_published_container_is_cloned_whole_once_and_gone_after(
+def assert_cloned_once_and_gone(
     engine: Engine, client: docker.DockerClient, provisioner: AnsibleProvisioner
 ) -> None:
     live = original(client)
@@ -208,6 +210,27 @@ def test_a_published_container_is_cloned_whole_once_and_gone_after(
         assert result_of(provisioner).reason == ""
         assert shadow_of(client, engine) == []
     live.remove(force=True)
+
+
+def test_a_published_container_is_cloned_whole_once_and_gone_after(
+    engine: Engine, client: docker.DockerClient, provisioner: AnsibleProvisioner
+) -> None:
+    assert_cloned_once_and_gone(engine, client, provisioner)
+
+
+def test_negative_control_a_removal_that_removes_nothing_is_noticed(
+    engine: Engine, client: docker.DockerClient, tmp_path: Path
+) -> None:
+    books = tmp_path / "books"
+    shutil.copytree(ROOT / "playbooks", books, ignore=shutil.ignore_patterns("__pycache__"))
+    (books / "roles/docker/tasks/deprovision.yml").write_text("[]\n")
+    provisioner = engine.provisioner(books)
+    try:
+        with pytest.raises(AssertionError):
+            assert_cloned_once_and_gone(engine, client, provisioner)
+        assert len(shadow_of(client, engine)) == 1, "the fault hit: the container lives on"
+    finally:
+        provisioner.close()
 
 
 def test_a_routed_container_gets_an_address_of_its_own_in_place_of_the_fixed_one(

@@ -188,10 +188,7 @@ def environment_of(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
 
 
-@pytest.mark.usefixtures("original")
-def test_a_shadow_answers_from_its_own_address_once_and_is_gone_after(
-    site: Site, provisioner: AnsibleProvisioner
-) -> None:
+def assert_made_once_and_gone(site: Site, provisioner: AnsibleProvisioner) -> None:
     begun_s = time.monotonic()
     provisioner.provision(site.order())
     made = result_of(provisioner)
@@ -219,6 +216,27 @@ def test_a_shadow_answers_from_its_own_address_once_and_is_gone_after(
         assert site.processes() == []
     assert site.get(SHADOW, made.port) is None
     assert list((site.run_dir / site.instance / "runs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("original")
+def test_a_shadow_answers_from_its_own_address_once_and_is_gone_after(
+    site: Site, provisioner: AnsibleProvisioner
+) -> None:
+    assert_made_once_and_gone(site, provisioner)
+
+
+@pytest.mark.usefixtures("original")
+def test_negative_control_a_removal_that_removes_nothing_is_noticed(site: Site, tmp_path: Path) -> None:
+    books = tmp_path / "books"
+    shutil.copytree(ROOT / "playbooks", books, ignore=shutil.ignore_patterns("__pycache__"))
+    (books / "roles/netns/tasks/deprovision.yml").write_text("[]\n")
+    provisioner = site.provisioner(books)
+    try:
+        with pytest.raises(AssertionError):
+            assert_made_once_and_gone(site, provisioner)
+        assert len(site.processes("web-1-s1")) == 1, "the fault hit: the shadow lives on"
+    finally:
+        provisioner.close()
 
 
 @pytest.mark.usefixtures("original")
