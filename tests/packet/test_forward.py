@@ -28,18 +28,18 @@ def steered(rig: Rig) -> Rig:
     return install_two_services(rig)
 
 
+LINK = Ether(src="02:00:00:00:0c:01", dst="02:00:00:00:0a:02")
+"""Both addresses named: scapy asks the real network for one that it is not told."""
 FORWARDED = {
     "a SYN goes to the endpoint": (tcp(CLIENT, 4000, VIP, 80, "S"), 8080),
     "an ACK with payload goes to the endpoint": (tcp(CLIENT, 4000, VIP, 80, "PA", b"GET / HTTP/1.1"), 8080),
     "an odd payload length keeps the checksum right": (tcp(CLIENT, 4001, VIP, 80, "PA", b"odd"), 8080),
     "an IP packet with options goes to the endpoint": (
-        Ether()
-        / IP(src=CLIENT, dst=VIP, options=[b"\x94\x04\x00\x00"])
-        / TCP(sport=4000, dport=80, flags="S"),
+        LINK / IP(src=CLIENT, dst=VIP, options=[b"\x94\x04\x00\x00"]) / TCP(sport=4000, dport=80, flags="S"),
         8080,
     ),
     "a TCP header with options goes to the endpoint": (
-        Ether()
+        LINK
         / IP(src=CLIENT, dst=VIP)
         / TCP(sport=4000, dport=80, flags="S", options=[("MSS", 1460), ("WScale", 7)]),
         8080,
@@ -75,22 +75,22 @@ UNTOUCHED = {
     "a VIP's unknown TCP port is dropped": (tcp(CLIENT, 4000, VIP, 81), DROP, "drop_vip_port"),
     "a VIP's port of the other protocol is dropped": (udp(CLIENT, 4000, VIP, 80), DROP, "drop_vip_port"),
     "an unknown protocol to a VIP is dropped": (
-        Ether() / IP(src=CLIENT, dst=VIP, proto=47) / b"12345678",
+        LINK / IP(src=CLIENT, dst=VIP, proto=47) / b"12345678",
         DROP,
         "drop_vip_port",
     ),
     "an unknown protocol to somebody else passes": (
-        Ether() / IP(src=CLIENT, dst=OTHER, proto=47) / b"12345678",
+        LINK / IP(src=CLIENT, dst=OTHER, proto=47) / b"12345678",
         PASS,
         "pass_not_ip",
     ),
-    "ARP passes": (Ether() / ARP(), PASS, "pass_not_ip"),
-    "IPv6 passes": (Ether() / IPv6() / TCP(), PASS, "pass_ipv6"),
-    "a VLAN tag passes": (Ether() / Dot1Q(vlan=5) / SYN[IP], PASS, "pass_vlan"),
-    "ICMP to a VIP passes": (Ether() / IP(src=CLIENT, dst=VIP) / ICMP(), PASS, "pass_icmp"),
-    "a first fragment passes": (Ether() / IP(src=CLIENT, dst=VIP, flags="MF") / TCP(), PASS, "pass_fragment"),
+    "ARP passes": (LINK / ARP(), PASS, "pass_not_ip"),
+    "IPv6 passes": (LINK / IPv6() / TCP(), PASS, "pass_ipv6"),
+    "a VLAN tag passes": (LINK / Dot1Q(vlan=5) / SYN[IP], PASS, "pass_vlan"),
+    "ICMP to a VIP passes": (LINK / IP(src=CLIENT, dst=VIP) / ICMP(), PASS, "pass_icmp"),
+    "a first fragment passes": (LINK / IP(src=CLIENT, dst=VIP, flags="MF") / TCP(), PASS, "pass_fragment"),
     "a later fragment passes": (
-        Ether() / IP(src=CLIENT, dst=VIP, frag=10) / (b"x" * 40),
+        LINK / IP(src=CLIENT, dst=VIP, frag=10) / (b"x" * 40),
         PASS,
         "pass_fragment",
     ),
@@ -108,12 +108,12 @@ UNTOUCHED = {
     "a TCP header length past the packet to a VIP is dropped": (broken(SYN, 46, 0xF0), DROP, "drop_broken"),
     "a cut TCP header to a VIP is dropped": (bytes(SYN)[:40], DROP, "drop_broken"),
     "a UDP length past the packet to a VIP is dropped": (
-        Ether() / IP(src=CLIENT, dst=VIP) / UDP(sport=1, dport=53, len=100),
+        LINK / IP(src=CLIENT, dst=VIP) / UDP(sport=1, dport=53, len=100),
         DROP,
         "drop_broken",
     ),
     "a UDP length below 8 to a VIP is dropped": (
-        Ether() / IP(src=CLIENT, dst=VIP) / UDP(sport=1, dport=53, len=7),
+        LINK / IP(src=CLIENT, dst=VIP) / UDP(sport=1, dport=53, len=7),
         DROP,
         "drop_broken",
     ),
