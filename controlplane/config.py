@@ -22,6 +22,7 @@ from pydantic import (
     Strict,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from controlplane import config_errors, model
@@ -32,6 +33,7 @@ NAME_MOST = 36
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)")
 _CAPACITY = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*flows/s")
+_URL_PATH = re.compile(r"/[!-~]*")
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -59,6 +61,12 @@ def _flows_per_s(value: object) -> object:
 def _named(value: str) -> str:
     if not _NAME.fullmatch(value) or len(value) > NAME_MOST:
         raise ValueError(f"a-z, 0-9 and inner '-' are allowed, at most {NAME_MOST} characters")
+    return value
+
+
+def _url_path(value: str) -> str:
+    if not _URL_PATH.fullmatch(value):
+        raise ValueError("a path that begins with / and holds printable ASCII without spaces is allowed")
     return value
 
 
@@ -103,10 +111,16 @@ Address = Annotated[IPv4Address, BeforeValidator(_text), AfterValidator(_host_ad
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, value: object) -> object:
+        """A key whose section is all comments holds null: that says as much as an empty section."""
+        return {} if value is None else value
+
 
 class _Probe(_Section):
     kind: model.ProbeKind = model.ProbeKind.TCP
-    path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/"
+    path: Annotated[str, AfterValidator(_url_path)] = "/"
     interval: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.01)] = 1.0
     timeout: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.001)] = 0.5
     rise: Annotated[int, Strict(), Field(ge=1, le=1000)] = 2
@@ -250,9 +264,8 @@ def parse(text: str) -> model.Config:
     except yaml.YAMLError as error:
         raise ConfigError([f"not YAML: {str(error).splitlines()[0]}"]) from None
     if not isinstance(raw, dict):
-        raise ConfigError(
-            [f"the file holds {type(raw).__name__}; a mapping with interfaces and services is allowed"]
-        )
+        held = "nothing" if raw is None else "no mapping"
+        raise ConfigError([f"the file holds {held}; a mapping with interfaces and services is allowed"])
     try:
         root = _Root.model_validate(raw)
     except ValidationError as error:

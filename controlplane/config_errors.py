@@ -12,9 +12,33 @@ from pydantic import BaseModel, ValidationError
 
 VALUE_MOST = 60
 
+_WORDINGS = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "greater_than": "more than {gt:g}{unit}",
+    "greater_than_equal": "{ge:g}{unit} or more",
+    "int_type": "a whole number",
+    "ip_v4_address": "an IPv4 address, e.g. 10.0.1.10,",
+    "ip_v4_network": "an IPv4 network, e.g. 10.0.1.0/24,",
+    "less_than": "less than {lt:g}{unit}",
+    "less_than_equal": "at most {le:g}{unit}",
+    "model_type": "a mapping",
+    "path_type": "a path",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "{min_length} character or more",
+    "string_type": "a text",
+    "too_short": "{min_length} or more in it",
+    "tuple_type": "a list",
+}
+"""Kinds of pydantic's errors, as what "is allowed"."""
+
 
 def lines(error: ValidationError, root: type[BaseModel]) -> Iterable[str]:
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for problem in problems:
+        if problem["type"] == "too_short" and problem["input"]:
+            continue  # what is in it is refused already, a line each
         path = [part for part in problem["loc"] if part != "[key]"]
         yield f"{'.'.join(map(str, path))}: {_said(problem, path, root)}"
 
@@ -28,7 +52,7 @@ def _said(problem: Any, path: list[int | str], root: type[BaseModel]) -> str:
         return f"{_shown(problem['input'])}: unknown key{hint}; allowed: {', '.join(allowed)}"
     if kind == "missing":
         return "is missing and must be given"
-    return f"{_shown(problem['input'])}: {_allowed(problem['msg'])}"
+    return f"{_shown(problem['input'])}: {_allowed(problem)}"
 
 
 def _shown(value: object) -> str:
@@ -36,12 +60,14 @@ def _shown(value: object) -> str:
     return text if len(text) <= VALUE_MOST else text[: VALUE_MOST - 3] + "..."
 
 
-def _allowed(message: str) -> str:
-    """Pydantic's "Input should be X" as "X is allowed"; our own messages as they are."""
-    message = message.removeprefix("Value error, ")
+def _allowed(problem: Any) -> str:
+    """Our own messages stay as they are; pydantic's that are not in the table too, less their preamble."""
+    if wording := _WORDINGS.get(problem["type"]):
+        text = isinstance(problem["input"], str)  # numbers that were written as text had a unit: durations
+        return f"{wording.format(**problem.get('ctx', {}), unit=' s' if text else '')} is allowed"
+    message = str(problem["msg"]).removeprefix("Value error, ")
     if message.startswith("Input should be "):
-        what = message.removeprefix("Input should be ").replace("a valid tuple", "a list")
-        return f"{what.replace('a valid dictionary', 'a mapping').removeprefix('a valid ')} is allowed"
+        return f"{message.removeprefix('Input should be ')} is allowed"
     return message
 
 

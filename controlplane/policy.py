@@ -249,7 +249,8 @@ def _shrink(
     members: int,
     now_unix_s: float,
 ) -> Verdict:
-    hold = Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {members} members", None, members)
+    them = "1 member" if members == 1 else f"{members} members"
+    hold = Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {them}", None, members)
     if not group.live_up:
         reason = "its neighbours take over" if members == 0 else "its shadows take over"
         return replace(hold, reason=f"{group.name}: down, {reason}")

@@ -228,6 +228,22 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
     }
 
 
+_HASH_ELEMENT_BYTES = 48 + 16
+"""Of ``struct htab_elem`` and its bucket (kernel/bpf/hashtab.c)."""
+
+
+def memory_bytes(sizes: Sizes, cpus: int) -> int:
+    """What the maps of these sizes take of the kernel's memory; values and keys are padded to 8 bytes."""
+    total = EVENT_PAGES * 4096
+    for one in maps(sizes, cpus).values():
+        value = -(-one.value.itemsize // 8) * 8
+        if one.kind is MapType.ARRAY:
+            total += -(-one.entries * value // 4096) * 4096
+        elif one.kind is MapType.HASH:
+            total += one.entries * (_HASH_ELEMENT_BYTES + -(-one.key.itemsize // 8) * 8 + value)
+    return total
+
+
 def layout_hash() -> int:
     """64 bits that differ when a struct, the order of reasons or the flow's hash does: what
     ``settings.layout`` must be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +52,20 @@ def load(config: model.Config, bpf_dir: Path) -> Loaded:
         try:
             if maps.sizes != _effective_sizes(config.sizes):
                 raise DataplaneError(
-                    f"instance {config.instance!r} is loaded with {maps.sizes}, the configuration says "
-                    f"{config.sizes}: penumbra unload, then penumbra load CONFIG (its flows are forgotten)"
+                    f"instance {config.instance!r} is loaded with other sizes "
+                    f"({_differences(maps.sizes, _effective_sizes(config.sizes))}): penumbra unload, then "
+                    "penumbra load CONFIG (its flows are forgotten)"
                 )
             return _attach_again(config, maps)
         finally:
             maps.close()
+
+
+def _differences(loaded: model.Sizes, configured: model.Sizes) -> str:
+    pairs = {
+        field.name: (getattr(loaded, field.name), getattr(configured, field.name)) for field in fields(loaded)
+    }
+    return ", ".join(f"sizes.{name} {was}, not {now}" for name, (was, now) in pairs.items() if was != now)
 
 
 def _effective_sizes(sizes: model.Sizes) -> model.Sizes:

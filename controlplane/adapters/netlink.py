@@ -14,7 +14,10 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 _AF_INET = 2
-_RTN_UNICAST, _RTN_LOCAL = 1, 2
+UNICAST, LOCAL = 1, 2
+"""Kinds of routes: RTN_* of linux/rtnetlink.h."""
+REFUSING = frozenset({6, 7, 8})
+"""RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT."""
 _TABLES = (255, 254, 253)
 """local, main, default: what the three standard rules look at, in this order."""
 _STANDARD_RULES = {0, 32766, 32767}
@@ -80,11 +83,15 @@ class Routing:
     policy_rules: bool
     """There are rules beyond the standard three: only the kernel can tell then."""
 
+    def route(self, address: IPv4Address) -> Route | None:
+        """The kernel's choice; None where it has none."""
+        return next((r for r in self.routes if address in r.network), None)
+
     def hop(self, address: IPv4Address) -> Hop | None:
         """None where the kernel had better decide: no, local or multipath route, policy rules, or an
         interface (a bridge) that takes no redirected frames."""
-        route = next((r for r in self.routes if address in r.network), None)
-        if self.policy_rules or route is None or route.kind != _RTN_UNICAST or route.ifindex is None:
+        route = self.route(address)
+        if self.policy_rules or route is None or route.kind != UNICAST or route.ifindex is None:
             return None
         link = self.links.get(route.ifindex)
         if link is None or not link.up or link.kind in _NO_REDIRECT or len(link.mac) != 6:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What in the kernel's settings would lose steered packets: for ``penumbra check``. Changes nothing.
+"""What on this machine would lose steered packets: for ``penumbra check``. Changes nothing.
 
 Read in the network namespace of the caller. Offloads of interfaces in other namespaces can't be seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from controlplane.adapters import netlink
+from controlplane import model
+from controlplane.adapters import layout, netlink
+from controlplane.adapters.netlink import Routing
 
 _NATIVE_MTU_BYTES = 3498
 """A page less headroom and skb_shared_info: more wants XDP with fragments."""
@@ -75,6 +77,71 @@ def _veth_problems(name: str, kind: str) -> list[Problem]:
             certain=False,
         )
     ]
+
+
+def misplaced(config: model.Config) -> list[Problem]:
+    """VIPs and endpoints that can't be served from where they are, as the routes are now."""
+    routing = netlink.routing()
+    if routing.policy_rules:
+        return []  # only the kernel could tell
+    found: list[Problem] = []
+    for name, service in config.services.items():
+        found += _misplaced_vip(f"services.{name}.vip {service.vip}", service, routing)
+        for one in service.endpoints:
+            where = f"services.{name}.endpoints.{one.name}.address {one.address}"
+            found += _misplaced_endpoint(where, one, routing, config.interfaces)
+    return found
+
+
+def _misplaced_vip(where: str, service: model.Service, routing: Routing) -> Iterator[Problem]:
+    route = routing.route(service.vip)
+    if route is None or route.kind != netlink.UNICAST or route.gateway or not route.network.prefixlen:
+        return
+    link = routing.links.get(route.ifindex or 0)
+    if link is not None:
+        yield Problem(
+            f"{where} lies in {route.network}, which {link.name} is connected to: its neighbours ask for "
+            "the VIP by ARP, and nobody answers",
+            f"ip address add {service.vip}/32 dev {link.name}",
+        )
+
+
+def _misplaced_endpoint(
+    where: str, endpoint: model.Endpoint, routing: Routing, interfaces: Sequence[str]
+) -> Iterator[Problem]:
+    route = routing.route(endpoint.address)
+    ask = f"ip route get {endpoint.address}"
+    if route is None or route.kind in netlink.REFUSING:
+        yield Problem(f"{where}: there is no route to it", ask)
+    elif route.kind == netlink.LOCAL:
+        yield Problem(
+            f"{where} is this host's own: replies of its own processes leave without passing the program",
+            "have the endpoint listen in a network namespace, or on another host",
+        )
+    elif route.kind != netlink.UNICAST:
+        yield Problem(f"{where} is a broadcast or multicast address: nobody there can answer", ask)
+    else:
+        link = routing.links.get(route.ifindex or 0)
+        if link is not None and link.name not in interfaces:
+            yield Problem(
+                f"{where} is reached by {link.name}, which is not in interfaces: its replies come in there "
+                "without passing the program",
+                f"add {link.name} to interfaces",
+            )
+
+
+def memory(sizes: model.Sizes, cpus: int) -> Iterable[Problem]:
+    needed, free = layout.memory_bytes(sizes, cpus), _available_bytes()
+    if needed > free:
+        yield Problem(
+            f"sizes: the maps take {needed >> 20} MiB, {free >> 20} MiB are available", "take smaller sizes"
+        )
+
+
+def _available_bytes() -> int:
+    """MemAvailable of /proc/meminfo (proc(5)), which is in KiB."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
 
 
 def _setting(path: str) -> str | None:

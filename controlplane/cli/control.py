@@ -35,8 +35,9 @@ def check(config_file: ConfigFile) -> None:
     configured = _checked(config_file)
     wiring.require_bpf()
     endpoints = sum(len(service.endpoints) for service in configured.services.values())
-    services = len(configured.services)
-    say(f"{config_file}: {services} services, {endpoints} endpoints, mode {configured.mode.value}")
+    counts = f"{output.counted(len(configured.services), 'service')}, {output.counted(endpoints, 'endpoint')}"
+    memory = f"its maps take {wiring.memory_mib(configured)} MiB"
+    say(f"{config_file}: {counts}, mode {configured.mode.value}; {memory}")
     for hint in wiring.hints(configured):
         warn(f"in the way: {hint}")
 
@@ -160,7 +161,8 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         if service["fail_open"]:
             warn(f"{service['name']}: no member is healthy, packets go to all of them")
         for group in service["groups"]:
-            groups.append({"service": service["name"], **group})
+            up = "drained" if group["up"] and group["drained"] else group["up"]
+            groups.append({"service": service["name"], **group, "up": up})
             shadows += [{"endpoint": group["name"], **shadow} for shadow in group["shadows"]]
     columns = ("service", "name", "up", "demand", "level", "high", "capacity", "spill", "wanted", "reason")
     output.rows(columns, groups, as_json=False)

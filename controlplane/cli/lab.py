@@ -13,7 +13,7 @@ import typer
 
 from controlplane.cli import output
 from controlplane.cli.options import AsJson
-from controlplane.cli.output import EXIT_USAGE, fail, say
+from controlplane.cli.output import EXIT_FAILED, EXIT_USAGE, fail, say
 from controlplane.lab.configuration import Choices, LiveEndpoint, written
 from controlplane.lab.lab import Lab
 from controlplane.lab.network import LabError
@@ -90,8 +90,8 @@ def status(name: LabName = "lab", as_json: AsJson = False) -> None:
 def traffic(
     trace: Annotated[str, typer.Option(help="a CSV file of timestamp,value or the name of a shipped trace")],
     name: LabName = "lab",
-    duration: Annotated[float, typer.Option(help="seconds into which the trace is squeezed")] = 90.0,
-    peak: Annotated[float, typer.Option(help="requests/s at the trace's highest point")] = 150.0,
+    duration: Annotated[float, typer.Option(min=1, help="seconds into which the trace is squeezed")] = 90.0,
+    peak: Annotated[float, typer.Option(min=0.1, help="requests/s at the trace's highest point")] = 150.0,
     seed: Annotated[int, typer.Option(help="of the random arrivals")] = 1,
 ) -> None:
     """Send HTTP requests from the lab's clients to the VIP, open-loop, along a trace; then a summary.
@@ -107,7 +107,7 @@ def traffic(
     argv += ["--duration", str(duration), "--peak", str(peak)]
     done = subprocess.run(lab.argv(CLIENTS, argv), check=False)
     if done.returncode:
-        raise SystemExit(1)
+        raise SystemExit(done.returncode if done.returncode == EXIT_USAGE else EXIT_FAILED)
 
 
 def _lab(name: str) -> Lab:

@@ -14,7 +14,7 @@ from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.cli import instance as instances
 from controlplane.cli import output
-from controlplane.cli.options import AsJson, InstanceName
+from controlplane.cli.options import AsJsonLines, InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail
 
 app = typer.Typer(help="What the BPF maps hold.", no_args_is_help=True, rich_markup_mode=None)
@@ -41,7 +41,7 @@ def _opened(instance: str | None) -> Iterator[MapDataplane]:
 
 
 @app.command()
-def services(instance: InstanceName = None, as_json: AsJson = False) -> None:
+def services(instance: InstanceName = None, as_json: AsJsonLines = False) -> None:
     """Services: VIP, ring, and the weights of the live endpoints in it.
 
     Example: penumbra maps services
@@ -64,7 +64,7 @@ def services(instance: InstanceName = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def endpoints(instance: InstanceName = None, as_json: AsJson = False) -> None:
+def endpoints(instance: InstanceName = None, as_json: AsJsonLines = False) -> None:
     """Endpoints, live and shadow: where they are, whether they are down or drain, how much spills.
 
     Example: penumbra maps endpoints --json
@@ -93,7 +93,7 @@ def endpoints(instance: InstanceName = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def shadows(instance: InstanceName = None, as_json: AsJson = False) -> None:
+def shadows(instance: InstanceName = None, as_json: AsJsonLines = False) -> None:
     """The shadow table: for each live endpoint that has one, its spill and who gets which share of it.
 
     Example: penumbra maps shadows
@@ -112,7 +112,7 @@ def shadows(instance: InstanceName = None, as_json: AsJson = False) -> None:
 @app.command()
 def flows(
     instance: InstanceName = None,
-    as_json: AsJson = False,
+    as_json: AsJsonLines = False,
     limit: Annotated[int, typer.Option(min=1, help="at most so many, the most recent first")] = 1000,
 ) -> None:
     """The flow cache: which endpoint each client's flow was given.
@@ -126,8 +126,10 @@ def flows(
 
 
 @app.command()
-def counters(instance: InstanceName = None, as_json: AsJson = False) -> None:
+def counters(instance: InstanceName = None, as_json: AsJsonLines = False) -> None:
     """Counters per endpoint since the maps were made, and packets by why they left as they did.
+
+    With --json a line has the key "endpoint", or the key "reason".
 
     Example: penumbra maps counters
     """
@@ -145,7 +147,7 @@ def counters(instance: InstanceName = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def events(instance: InstanceName = None, as_json: AsJson = False) -> None:
+def events(instance: InstanceName = None, as_json: AsJsonLines = False) -> None:
     """Events that the controller has not taken yet: redirected, no shadow available, endpoint down.
 
     Example: penumbra maps events --json

@@ -17,4 +17,5 @@ InstanceName = Annotated[
     str | None,
     typer.Option("--instance", "-i", metavar="NAME", help="which instance, if several are loaded"),
 ]
+AsJsonLines = Annotated[bool, typer.Option("--json", help="JSON for programs: an object per line")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table")]

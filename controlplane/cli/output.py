@@ -53,6 +53,10 @@ def document(value: object) -> None:
     say(json.dumps(plain(value), indent=2, default=plain))
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def clock_time(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s).astimezone().strftime("%H:%M:%S")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from controlplane import config, model, plan, weights
-from controlplane.adapters import loader, pins, preflight
+from controlplane.adapters import layout, libbpf, loader, pins, preflight
 from controlplane.adapters.ansible import AnsibleProvisioner, check_playbooks, shipped_playbooks
 from controlplane.adapters.attach import Attachment
 from controlplane.adapters.clock import MachineClock
@@ -48,6 +48,9 @@ def against_machine(configured: model.Config) -> list[str]:
     ]
     folder = configured.playbooks or shipped_playbooks()
     problems += [f"playbooks: {problem}" for problem in check_playbooks(folder)]
+    above = next(path for path in (configured.state_dir, *configured.state_dir.parents) if path.exists())
+    if not above.is_dir():
+        problems.append(f"state_dir: {configured.state_dir}: {above} is no folder; a folder is allowed")
     return problems
 
 
@@ -70,7 +73,17 @@ def prepare() -> None:
 
 def hints(configured: model.Config) -> list[str]:
     """What of this machine stands in the way of steered traffic, with the command that mends it."""
-    return [f"{problem.what}: {problem.command}" for problem in preflight.problems(configured.interfaces)]
+    found = (
+        *preflight.problems(configured.interfaces),
+        *preflight.misplaced(configured),
+        *preflight.memory(configured.sizes, libbpf.possible_cpus()),
+    )
+    return [f"{problem.what}: {problem.command}" for problem in found]
+
+
+def memory_mib(configured: model.Config) -> int:
+    """What the maps take of the kernel's memory."""
+    return layout.memory_bytes(configured.sizes, libbpf.possible_cpus()) >> 20
 
 
 def load(configured: model.Config, path: Path) -> loader.Loaded:

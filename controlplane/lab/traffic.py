@@ -126,7 +126,8 @@ def main() -> None:
     try:
         course = course_of(arguments)
     except trace.TraceError as error:
-        sys.exit(f"traffic: {error}")
+        sys.stderr.write(f"traffic: {error}\n")
+        sys.exit(2)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     address, port = arguments.target

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from controlplane import model
 from controlplane.adapters import netlink, preflight
 from controlplane.lab import network
 from controlplane.lab.topology import AP, Topology
@@ -75,3 +76,40 @@ def test_policy_rules_leave_everything_to_the_kernel(ap: str, topology: Topology
         assert netlink.routing().hop(topology.hosts[0].address) is None
     finally:
         network.run(["ip", "rule", "delete", "from", "192.0.2.1", "lookup", "100"])
+
+
+def placed(vip: str, *addresses: str, interfaces: tuple[str, ...] = ("clients", "host1")) -> str:
+    """What is said of a service with this VIP and endpoints at these addresses."""
+    endpoints = tuple(
+        model.Endpoint(f"web-{at}", "web", IPv4Address(address), 80) for at, address in enumerate(addresses)
+    )
+    web = model.Service("web", IPv4Address(vip), 80, model.Protocol.TCP, endpoints)
+    config = model.Config("lab", interfaces, {"web": web})
+    return "\n".join(f"{p.what}: {p.command}" for p in preflight.misplaced(config))
+
+
+def test_a_vip_that_nobody_answers_arp_for_is_said_with_the_command(ap: str, topology: Topology) -> None:
+    clients = topology.clients
+    assert placed("203.0.113.10", str(topology.hosts[0].address)) == ""
+    inside = next(
+        one for one in clients.gateway.network.hosts() if one not in (clients.address, clients.gateway.ip)
+    )
+    said_of_it = placed(str(inside))
+    assert "ARP" in said_of_it
+    assert f"ip address add {inside}/32 dev clients" in said_of_it
+    assert placed(str(clients.gateway.ip)) == "", "the access point answers for its own address"
+
+
+def test_endpoints_that_can_not_serve_from_where_they_are_are_said(ap: str, topology: Topology) -> None:
+    host = topology.hosts[0]
+    assert "no route" in placed("203.0.113.10", "172.31.0.9")
+    assert "this host's own" in placed("203.0.113.10", str(host.gateway.ip))
+    assert "broadcast" in placed("203.0.113.10", str(host.gateway.network.broadcast_address))
+    assert "add host1 to interfaces" in placed("203.0.113.10", str(host.address), interfaces=("clients",))
+    assert placed("203.0.113.10", str(host.address)) == ""
+
+
+def test_sizes_beyond_the_machine_s_memory_are_said() -> None:
+    assert list(preflight.memory(model.Sizes(), 2)) == []
+    (problem,) = preflight.memory(model.Sizes(flows=1 << 28, endpoints=1_048_575), 512)
+    assert "MiB are available" in problem.what

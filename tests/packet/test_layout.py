@@ -10,8 +10,9 @@ import pytest
 
 from controlplane.adapters import layout
 from controlplane.adapters.bcc import compile_file
-from controlplane.model import EventKind, Role
+from controlplane.model import EventKind, Role, Sizes
 from controlplane.ports import DataplaneError
+from tests.packet.rig import SIZES, Rig
 
 BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
 CONSTANTS = (
@@ -83,3 +84,14 @@ def test_seconds_become_whole_ticks_rounded_up(seconds: float, ticks: int) -> No
 
 def test_a_reference_holds_index_and_generation() -> None:
     assert layout.reference(5, 0x1003) == np.uint32(3 << 20 | 5)
+
+
+def test_the_memory_that_check_names_is_what_the_kernel_counts(rig: Rig) -> None:
+    """proc(5): "memlock" of a map's fdinfo is its use in bytes."""
+    counted = 0
+    for fd in rig.compiled.maps.values():
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+        counted += next(int(line.split()[1]) for line in lines if line.startswith("memlock:"))
+    sizes = Sizes(SIZES.services, SIZES.endpoints, SIZES.buckets * layout.BUCKET_FLOWS, SIZES.ring_lines * 16)
+    named = layout.memory_bytes(sizes, SIZES.cpus)
+    assert abs(named - counted) < 0.1 * counted

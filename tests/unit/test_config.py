@@ -53,8 +53,11 @@ BAD = {
     ),
     "a missing key": (("    port: 80\n", ""), "services.web.port: is missing"),
     "an unknown key in a map of named things": (("slots:", "slot:"), "hosts.h2.slot: 2: unknown key"),
-    "a port as text": (("port: 80\n", "port: '80'\n"), "services.web.port: '80': integer is allowed"),
-    "a port out of range": (("port: 80\n", "port: 65536\n"), "services.web.port: 65536: less than or equal"),
+    "a port as text": (("port: 80\n", "port: '80'\n"), "services.web.port: '80': a whole number is allowed"),
+    "a port out of range": (
+        ("port: 80\n", "port: 65536\n"),
+        "services.web.port: 65536: at most 65535 is allowed",
+    ),
     "a capacity without unit": (("40 flows/s", "40"), "endpoints.web-1.capacity: 40: a rate of new flows"),
     "a negative capacity": (
         ("40 flows/s", "-4 flows/s"),
@@ -62,7 +65,10 @@ BAD = {
     ),
     "a capacity of zero": (("40 flows/s", "0 flows/s"), "capacity: '0 flows/s': a rate of new flows above 0"),
     "a duration without unit": (("500ms", "5"), "shadows.lead_time: 5: a duration with its unit"),
-    "a bool where a count belongs": (("slots: 2", "slots: true"), "hosts.h2.slots: True: integer is allowed"),
+    "a bool where a count belongs": (
+        ("slots: 2", "slots: true"),
+        "hosts.h2.slots: True: a whole number is allowed",
+    ),
     "a host that is not there": (
         ("[h2]", "[h9]"),
         "services.web.shadows.hosts.0: 'h9' is not a key of hosts",
@@ -102,6 +108,16 @@ BAD = {
         ("vip: 198.51.100.1\n", "vip: true\n"),
         "services.web.vip: True: an IPv4 address as",
     ),
+    "a text where a section belongs": (
+        ("port: 80\n", "port: 80\n    probe: http\n"),
+        "services.web.probe: 'http': a mapping is allowed",
+    ),
+    "a probe's path without a slash": (
+        ("port: 80\n", "port: 80\n    probe: {path: healthz}\n"),
+        "probe.path: 'healthz': a path that begins with /",
+    ),
+    "a duration too short": (("instance: lab", "instance: lab\ntick: 10ms"), "tick: '10ms': 0.1 s or more"),
+    "no interfaces": (("[a, b]", "[]"), "interfaces: []: 1 or more in it"),
     "an address that is reserved": (("10.0.0.2", "240.0.0.1"), "address: '240.0.0.1': a unicast IPv4"),
     "a duration of too many digits": (("500ms", "9" * 400 + "s"), "lead_time: '9999"),
     "a loopback address": (("10.0.0.2", "127.0.0.1"), "address: '127.0.0.1': a unicast IPv4"),
@@ -137,6 +153,11 @@ def test_addresses_of_hosts_are_direct_and_names_are_not():
     text = GOOD.replace("h2: {slots: 2}", hosts)
     parsed = config.parse("direct: [192.0.2.0/24]" + text)
     assert [str(one) for one in parsed.direct] == ["192.0.2.0/24", "10.9.0.1/32"]
+
+
+def test_a_section_whose_keys_are_all_comments_is_as_one_that_is_absent():
+    emptied = GOOD.replace("    port: 80\n", "    port: 80\n    probe:\n      # kind: http\n", 1)
+    assert config.parse(emptied) == config.parse(GOOD)
 
 
 def test_merge_keys_are_yaml_too():
