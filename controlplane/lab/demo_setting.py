@@ -17,7 +17,7 @@ from controlplane.lab.topology import Topology
 
 SERVICE_TIME_S = 0.0625
 CONCURRENCY = 20
-START_UP_S = {"netns": 5.0, "docker": 3.5}
+START_UP_S = {"netns": 6.0, "docker": 5.5}
 """Until an endpoint listens, as one does that loads its code and data first; a container itself takes longer
 to start than a process."""
 CAPACITY = CONCURRENCY / SERVICE_TIME_S
@@ -88,7 +88,7 @@ class Setting:
                 "target": self.target,
                 "max_per_endpoint": 2,
                 "headroom": 0.3,
-                "lead_time": "9s",
+                "lead_time": "10s",
                 "warm_up": "1s",
                 "idle": "5s",
                 "min_life": "5s",
