@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controlplane import model
+from controlplane import loop, model, policy, weights
+from controlplane.fleet import Fleet
+from controlplane.roster import Roster
 from tests.world import CAPACITY, World, config
 
 EVENTS = st.sampled_from(
@@ -62,12 +67,12 @@ def assert_it_holds(world: World, steps_before: int) -> None:
     assert up, "the last one is never ejected"
     for member in members.values():
         assert member.slots.keys() <= members.keys()
-        assert member.spill == 0.0 or member.slots
+        assert member.spill == 0.0 or member.slots, "nothing spills into nothing"
     live = members["web-1"]
     usable = [m for m in up if m.role is model.Role.SHADOW]
     if live.down and not world.dataplane.broken:
         assert usable, "a down live one without anybody else would be failing open"
-        assert live.spill == 1.0
+        assert live.spill == 1.0, "its shadows take over all of it"
     blind = world.dataplane.still and world.controller.status() and not world.controller.status().fresh
     if blind:
         new = [row for row in world.store.rows[steps_before:] if row.action in ("drain", "remove")]
@@ -82,6 +87,10 @@ def assert_it_holds(world: World, steps_before: int) -> None:
     st.integers(0, 1000),
 )
 def test_whatever_happens_the_invariants_hold_and_in_the_end_nothing_is_left(story, seed):
+    live_through(story, seed)
+
+
+def live_through(story: Iterable[tuple[str, float, int]], seed: int) -> None:
     world = World(config(), seed)
     world.ticks(5, 30.0)
     for event, demand, ticks in story:
@@ -101,6 +110,104 @@ def test_whatever_happens_the_invariants_hold_and_in_the_end_nothing_is_left(sto
     lost = world.dataplane.lost
     world.ticks(5, 30.0)
     assert world.dataplane.lost == lost
+
+
+STORIES = (
+    [("nothing", 150.0, 25), ("live dies", 150.0, 25), ("live lives", 40.0, 25)],
+    [("nothing", 150.0, 25), ("probes stop", 5.0, 25), ("nothing", 5.0, 25), ("nothing", 5.0, 25)],
+    [("nothing", 150.0, 30), ("nothing", 5.0, 5), ("counters stop", 5.0, 40)],
+    [("live dies", 40.0, 20), ("live lives", 40.0, 20)],
+    [("nothing", 150.0, 10), ("restart", 150.0, 20), ("store lost", 150.0, 20)],
+    [("runs hang", 150.0, 60), ("runs work", 150.0, 20)],
+)
+
+
+def without_takeover(patch: pytest.MonkeyPatch) -> None:
+    """A down live endpoint does not hand everything to its shadows."""
+    wanted = loop.wanted_steering
+
+    def kept(*arguments, **named):
+        steering = wanted(*arguments, **named)
+        members = {n: replace(m, spill=min(m.spill, 0.5)) for n, m in steering.members.items()}
+        return replace(steering, members=members)
+
+    patch.setattr(loop, "wanted_steering", kept)
+
+
+def without_fail_open(patch: pytest.MonkeyPatch) -> None:
+    """The last one is ejected too."""
+    wanted = loop.wanted_steering
+
+    def ejected(config, installed, fleet, *arguments, **named):
+        steering = wanted(config, installed, fleet, *arguments, **named)
+        members = {n: replace(m, down=not fleet.is_up(n, True)) for n, m in steering.members.items()}
+        return replace(steering, members=members)
+
+    patch.setattr(loop, "wanted_steering", ejected)
+
+
+def removal_on_stale_readings(patch: pytest.MonkeyPatch) -> None:
+    group = Fleet.group
+    patch.setattr(Fleet, "group", lambda *args, **named: replace(group(*args, **named), fresh=True))
+
+
+def forgotten_without_removal(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Roster, "start_runs", only_provisioning(Roster.start_runs))
+
+
+def only_provisioning(start_runs: Callable[..., None]) -> Callable[..., None]:
+    def started(roster: Roster, installed: Iterable[str]) -> None:
+        for shadow in list(roster.shadows.values()):
+            if shadow.state is model.ShadowState.REMOVING and shadow.name not in installed:
+                roster._forget(shadow)
+        start_runs(roster, installed)
+
+    return started
+
+
+def late_orders_without_bound(patch: pytest.MonkeyPatch) -> None:
+    """Each tick that an order is late is answered by one more shadow."""
+    grow = policy._grow
+
+    def greedy(settings, group, cause, needed, now):
+        return grow(replace(settings, max_per_endpoint=99), replace(group, shadows=()), cause, needed, now)
+
+    patch.setattr(policy, "_grow", greedy)
+
+
+def spill_into_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(weights, "step_spill", lambda current, target: 0.0)
+    wanted = loop.wanted_steering
+
+    def spilled(*arguments, **named):
+        steering = wanted(*arguments, **named)
+        members = {n: replace(m, spill=1.0) for n, m in steering.members.items()}
+        return replace(steering, members=members)
+
+    patch.setattr(loop, "wanted_steering", spilled)
+
+
+def test_these_stories_hold():
+    for seed, story in enumerate(STORIES):
+        live_through(story, seed)
+
+
+@pytest.mark.parametrize(
+    ("broken", "noticed"),
+    [
+        (without_takeover, "its shadows take over"),
+        (without_fail_open, "never ejected"),
+        (removal_on_stale_readings, "on stale readings"),
+        (forgotten_without_removal, "no orphans"),
+        (late_orders_without_bound, "bounded"),
+        (spill_into_nothing, "spills into nothing"),
+    ],
+)
+def test_the_same_stories_notice_a_broken_rule(broken, noticed, monkeypatch):
+    """The negative control."""
+    broken(monkeypatch)
+    with pytest.raises(AssertionError, match=noticed):
+        test_these_stories_hold()
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
