@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from ipaddress import IPv4Network
+from collections.abc import Callable, Collection
+from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
 from controlplane import model, policy, requests, shadows
@@ -61,6 +61,8 @@ class Controller:
         self._ring_changed_s: dict[str, float] = {}
         self._direct: frozenset[IPv4Network] = frozenset()
         self._direct_due_s = 0.0
+        self._own_addresses: Collection[IPv4Address] = ()
+        self._own_due_s = 0.0
         self._stopping = False
         self._overruns = 0
         self._steps = 0
@@ -94,11 +96,14 @@ class Controller:
         self._stopping = True
 
     def reconfigure(self, config: model.Config) -> None:
-        """Takes another configuration from the next tick on. The instance must be the same."""
+        """Takes another configuration from the next tick on. The instance must be the same, and nothing in
+        it where a shadow serves; else ``ValueError``."""
         if config.instance != self._config.instance:
             raise ValueError(
                 f"instance: {config.instance!r} is not {self._config.instance!r}, restart for that"
             )
+        if collisions := self._roster.collisions(config):
+            raise ValueError("; ".join(collisions))
         self._config = config
         self._roster.reconfigure(config)
         self._fleet.reconfigure(config)
@@ -114,7 +119,7 @@ class Controller:
         self._guarded("requests", self._take_requests)
         self._guarded("observe", self._observe)
         self._guarded("events", self._take_events)
-        self._guarded("shadows", self._roster.advance)
+        self._guarded("shadows", lambda: self._roster.advance(self._own_addresses))
         self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
         self._guarded("decide", self._decide)
         self._guarded("apply", self._apply)
@@ -126,7 +131,7 @@ class Controller:
         """Takes the probes' answers and the runs that ended, and applies what they change."""
         before = dict(self._roster.shadows)
         self._guarded("events", self._take_events)
-        self._guarded("shadows", self._roster.advance)
+        self._guarded("shadows", lambda: self._roster.advance(self._own_addresses))
         self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
         changed = self._guarded("observe", self._take_answers)
         self._guarded("shadows", self._take_shadow_health)
@@ -175,9 +180,15 @@ class Controller:
         self._fleet.adopt_health(self._installed)
         self._take_answers()
         self._guarded("hops", self._dataplane.renew_hops)
+        self._guarded("addresses", self._read_own_addresses)
         before, self._counters = self._counters, self._dataplane.counters()
         if self._fleet.observe_counters(before, self._counters, self._roster):
             self._fresh_s = self._clock.now_s()
+
+    def _read_own_addresses(self) -> None:
+        if self._clock.now_s() >= self._own_due_s:
+            self._own_addresses = self._dataplane.own_addresses()
+            self._own_due_s = self._clock.now_s() + _DIRECT_S
 
     def _take_events(self) -> None:
         self._happenings.take(self._dataplane.events(), self._clock.now_s())

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which host gets the next shadow."""
+"""Which host gets the next shadow, and whether what was made there can be steered to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network
 
-from controlplane.model import Endpoint, Host, Shadow
+from controlplane.model import Endpoint, Host, Service, Shadow
+
+_THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
 def choose(
@@ -36,3 +39,39 @@ def name(parent: str, taken: Iterable[str]) -> str:
     """The first free name of a parent's shadow: web-1-s1, web-1-s2, ..."""
     used = set(taken)
     return next(name for k in range(1, len(used) + 2) if (name := f"{parent}-s{k}") not in used)
+
+
+def unusable(
+    shadow: Shadow,
+    services: Mapping[str, Service],
+    others: Iterable[Shadow],
+    own_addresses: Collection[IPv4Address],
+) -> str | None:
+    """Why packets can't be sent to where a shadow is said to serve; None: they can.
+
+    :param others: shadows that are steered to, or will be.
+    :param own_addresses: of the access point: replies from there would not pass the program.
+    """
+    address, port, service = shadow.address, shadow.port, services.get(shadow.service)
+    if address is None or port is None or service is None:
+        return None
+    where = f"{address}:{port}"
+    if not 1 <= port <= 65535:
+        return f"{where}: no port; 1 to 65535 are allowed"
+    if address.is_loopback or address.is_multicast or address.is_reserved or address in _THIS_NETWORK:
+        return f"{where}: no address of one host in a network"
+    if address in own_addresses:
+        return f"{where}: an address of the access point itself"
+    for name, one in services.items():
+        if address == one.vip:
+            return f"{where}: the vip of service {name}"
+        if one.protocol is service.protocol:
+            for endpoint in one.endpoints:
+                if (endpoint.address, endpoint.port) == (address, port):
+                    return f"{where}: endpoint {endpoint.name}"
+    for other in others:
+        its = services.get(other.service)
+        same = other.name != shadow.name and (other.address, other.port) == (address, port)
+        if same and its is not None and its.protocol is service.protocol:
+            return f"{where}: shadow {other.name}"
+    return None

@@ -53,6 +53,13 @@ def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
         for name, member in installed.members.items()
         if name in wanted.members and _identity(member) != _identity(wanted.members[name])
     }
+    # An address has one name at a time: who has it goes before who gets it comes.
+    places = {(member.address, member.port) for member in wanted.members.values()}
+    moved |= {
+        name
+        for name, member in installed.members.items()
+        if name not in wanted.members and (member.address, member.port) in places
+    }
     # A ring can't be left empty: a service that keeps nobody is installed anew.
     anew |= {n for n, s in installed.services.items() if n not in gone and s.ring and s.ring.keys() <= moved}
     replaced = moved | {
@@ -82,26 +89,30 @@ def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
     for member in order:
         if member.down and member.name in kept and not kept[member.name].down:
             yield SetDown(member.name, True)
-    yield from _remove(installed, installed.members.keys() - wanted.members.keys())
+    yield from _remove(installed, installed.members.keys() - wanted.members.keys() - moved)
 
 
 def _replace_members(
     installed: Steering, replaced: set[str], rings: dict[str, dict[str, float]], kept: dict[str, Member]
 ) -> Iterator[Step]:
-    """Takes members that come back under the same name out of rings and slots, then away."""
+    """Takes members that come back under the same name, and those whose address another gets, out of rings
+    and slots, then away."""
     for name, ring in rings.items():
         rest = {n: w for n, w in ring.items() if n not in replaced}
         if rest and rest != ring:
             yield SetRing(name, rest)
             rings[name] = rest
-    for member in list(kept.values()):
+    for name, member in installed.members.items():
+        if name in replaced:
+            continue
         rest = {n: w for n, w in member.slots.items() if n not in replaced}
         if rest != dict(member.slots):
             spill = member.spill if rest else 0.0
             if spill != member.spill:
                 yield SetSpill(member.name, spill)
             yield SetSlots(member.name, rest)
-            kept[member.name] = replace(member, slots=rest, spill=spill)
+            if name in kept:
+                kept[name] = replace(member, slots=rest, spill=spill)
     yield from _remove(installed, replaced)
     for ring in rings.values():
         for name in replaced:

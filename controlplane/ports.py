@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +50,9 @@ class Dataplane(Protocol):
 
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
         """Flows in the cache, within their idle limit and not closed, per member."""
+
+    def own_addresses(self) -> Collection[IPv4Address]:
+        """This host's own: nobody that is steered to can be there."""
 
     def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
         """Replaces the destinations that endpoints answer as themselves, beside this host's addresses."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from enum import Enum
 from ipaddress import IPv4Address
@@ -26,6 +26,8 @@ class Run(Enum):
     """What a run does that this process started."""
 
     PROVISION = "provision"
+    CLEAR = "clear"
+    """Before it is tried again: what a failed try left, say one that hangs, is not taken for a new one."""
     REMOVE = "remove"
     REMOVE_STRAY = "remove stray"
 
@@ -49,6 +51,7 @@ class Roster:
         self._records_read = False
         """Until then nothing is written over them, and nothing is started."""
         self._damaged: frozenset[str] = frozenset()
+        self._own_addresses: Collection[IPv4Address] = ()
         self._adopted: set[str] = set()
         """Their lead time was not measured."""
         self._forgotten_unix_s: dict[str, float] = {}
@@ -64,6 +67,16 @@ class Roster:
         for service in config.services:
             if service not in self._measured:
                 self._measured[service] = self._read_lead_times(service)
+
+    def collisions(self, config: model.Config) -> list[str]:
+        """Shadows that another configuration would want, and has something else where they serve."""
+        wanted = {endpoint.name for service in config.services.values() for endpoint in service.endpoints}
+        return [
+            f"{why} is where shadow {shadow.name} serves: penumbra shadow remove {shadow.name}"
+            for shadow in self._steered_to()
+            if shadow.parent in wanted
+            and (why := placement.unusable(shadow, config.services, (), self._own_addresses)) is not None
+        ]
 
     def _read_lead_times(self, service: str) -> list[float]:
         try:
@@ -169,8 +182,13 @@ class Roster:
 
     # ---- what happens ---------------------------------------------------------------------
 
-    def advance(self) -> None:
-        """Takes ended runs, drops what lost its parent, and saves what could not be saved."""
+    def advance(self, own_addresses: Collection[IPv4Address]) -> None:
+        """Takes ended runs, drops what lost its parent or can't be steered to, and saves what could not
+        be saved.
+
+        :param own_addresses: of the access point.
+        """
+        self._own_addresses = own_addresses
         if not self._records_read:
             self._read_records()
         for name in sorted(self._unsaved):
@@ -180,6 +198,7 @@ class Roster:
             shadow = self.shadows.get(result.shadow)
             if shadow is None or kind is not _RUN_OF.get(shadow.state) or result.state is RunState.RUNNING:
                 continue  # say, a provisioning run of a shadow that is to be removed by now
+            result = self._believed(shadow, result)
             after = shadows.after_run(shadow, result, self._clock.unix_s())
             if after is None:
                 self._forget(shadow)
@@ -189,6 +208,33 @@ class Roster:
             if shadow.parent not in self.endpoints and shadow.state is not ShadowState.REMOVING:
                 why = f"its endpoint {shadow.parent} is no longer configured"
                 self._moved(shadow, shadows.entered(shadow, ShadowState.REMOVING, self._clock.unix_s(), why))
+        self._reject_unusable()
+
+    def _believed(self, shadow: Shadow, result: model.RunResult) -> model.RunResult:
+        """A playbook may hand back anything: what can't be steered to is a failure."""
+        claimed = replace(shadow, address=result.address, port=result.port)
+        why = self._unusable(claimed, self._steered_to())
+        if why is None or result.state is not RunState.DONE:
+            return result
+        reason = f"provision.yml handed back {why}, which no shadow may have"
+        return model.RunResult(shadow.name, RunState.FAILED, reason=reason)
+
+    def _reject_unusable(self) -> None:
+        """Adopted ones, and those that a new configuration collides with; of two alike the older stays."""
+        kept: list[Shadow] = []
+        for shadow in sorted(self._steered_to(), key=lambda s: (s.requested_unix_s, s.name)):
+            why = self._unusable(shadow, kept)
+            if why is None:
+                kept.append(shadow)
+            else:
+                reason = f"it serves at {why}, which no shadow may have"
+                self._moved(shadow, shadows.failed(shadow, self._clock.unix_s(), reason))
+
+    def _steered_to(self) -> list[Shadow]:
+        return [shadow for shadow in self.shadows.values() if shadow.state in shadows.INSTALLED]
+
+    def _unusable(self, shadow: Shadow, others: Iterable[Shadow]) -> str | None:
+        return placement.unusable(shadow, self._config.services, others, self._own_addresses)
 
     def take_health(self, name: str, up: bool) -> None:
         shadow = self.shadows[name]
@@ -262,6 +308,7 @@ class Roster:
             if before is None or before.state is not shadow.state:
                 said = f"shadow {shadow.name} {shadow.state.value}: {shadow.reason}"
                 self._journal.say(shadow.name, "adopt" if before is None else "fail", said)
+        self._reject_unusable()
         for name in result.gone:
             self._forget(self.shadows[name])
         for stray in result.strays:
@@ -298,12 +345,13 @@ class Roster:
                 self._runs[shadow.name] = Run.REMOVE
                 self._start(shadow)
             elif shadow.state in (ShadowState.REQUESTED, ShadowState.PROVISIONING):
-                # PROVISIONING without a run: cut by a restart. The name makes running it again safe.
-                cut = shadow.state is ShadowState.PROVISIONING
+                # PROVISIONING without a run: cleared, or cut by a restart. The name makes it safe.
+                first = shadow.state is ShadowState.REQUESTED
                 begun = shadows.entered(shadow, ShadowState.PROVISIONING, now, shadow.reason)
-                self._put(replace(begun, requested_unix_s=now) if cut else begun)
+                self._put(begun if first else replace(begun, requested_unix_s=now))
                 if shadow.name not in self._unsaved:
-                    self._runs[shadow.name] = Run.PROVISION
+                    again = first and shadow.attempts > 0
+                    self._runs[shadow.name] = Run.CLEAR if again else Run.PROVISION
                     self._start(shadow)
 
     def _start(self, shadow: Shadow) -> None:

@@ -73,6 +73,7 @@ class FakeDataplane:
         self.lost = 0.0
         """Flows that found nobody, or somebody down or removed."""
         self.rtt_us: dict[str, float] = {}
+        self.own_address = IPv4Address("10.0.0.254")
         self.happened: list[model.Event] = []
         """Events that nobody has taken yet."""
 
@@ -88,6 +89,8 @@ class FakeDataplane:
         self._alive()
         if self.refuse(step):
             raise DataplaneError(f"refused {step}")
+        if isinstance(step, model.InstallMember):
+            self._require_free(step.member)
         self.steps.append(step)
         match step:
             case model.InstallService(service):
@@ -123,6 +126,11 @@ class FakeDataplane:
                 self.members[name] = replace(self.members[name], down=down)
             case model.SetDraining(name, draining):
                 self.members[name] = replace(self.members[name], draining=draining)
+
+    def _require_free(self, member: model.Member) -> None:
+        for name, other in self.members.items():
+            if name != member.name and (other.address, other.port) == (member.address, member.port):
+                raise DataplaneError(f"{member.address}:{member.port} is {name!r}: remove that first")
 
     def offer(self, service: str, flows: float, dead: Collection[str] = ()) -> None:
         """New flows of the last second. Each is counted for its group before spill."""
@@ -164,6 +172,9 @@ class FakeDataplane:
 
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
         return {name: self.flows[name] for name in members if name in self.flows}
+
+    def own_addresses(self) -> Collection[IPv4Address]:
+        return {IPv4Address("127.0.0.1"), self.own_address}
 
     def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
         self.direct = set(prefixes)
@@ -210,6 +221,8 @@ class FakeProvisioner:
         self.lead_s = 3.0
         self.fail: set[str] | bool = set()
         self.hang = False
+        self.answer: tuple[IPv4Address, int] | None = None
+        """Where everything is said to serve; None: at places of their own."""
         self.exists: set[str] = exists if exists is not None else set()
         self.runs: dict[str, tuple[str, float]] = {}
         self.orders: list[tuple[str, str]] = []
@@ -258,12 +271,12 @@ class FakeProvisioner:
                 ended.append(RunResult(name, RunState.DONE))
             else:
                 self.exists.add(name)
-                address = IPv4Address("10.9.0.1") + int(name.rsplit("s", 1)[1])
+                address, port = self.answer or (IPv4Address("10.9.0.1") + int(name.rsplit("s", 1)[1]), 8080)
                 order = self._asked[name]
                 self.found[name, order.host.name] = model.Found(
-                    name, order.host.name, order.target, order.service, order.parent.name, address, 8080
+                    name, order.host.name, order.target, order.service, order.parent.name, address, port
                 )
-                ended.append(RunResult(name, RunState.DONE, address=address, port=8080))
+                ended.append(RunResult(name, RunState.DONE, address=address, port=port))
         return ended
 
     def running(self) -> Collection[str]:

@@ -237,7 +237,8 @@ class AnsibleProvisioner:
                 address = IPv4Address(str(outcome.data["address"]))
                 port = int(str(outcome.data["port"]))
             except (KeyError, AddressValueError, ValueError):
-                reason = f"{PROVISION} handed back no address and port (set_stats): {dict(outcome.data)}"
+                told = f"{PROVISION} handed back no address and port (set_stats): {dict(outcome.data)}"
+                reason = one_line(told)
         return model.RunResult(
             shadow=job.order.shadow,
             state=model.RunState.FAILED if reason else model.RunState.DONE,

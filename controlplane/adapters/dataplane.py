@@ -103,6 +103,9 @@ class MapDataplane:
         for kind in (model.SetRing, model.SetSlots, model.SetSpill):
             self._asked.pop((kind, name), None)
 
+    def own_addresses(self) -> Collection[IPv4Address]:
+        return netlink.local_addresses()
+
     def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
         prefixes = {*prefixes, *(IPv4Network(address) for address in netlink.local_addresses())}
         with self._writing():

@@ -329,6 +329,16 @@ def test_negative_control_without_the_label_scan_the_module_of_a_hanging_playboo
     provisioner.close()
 
 
+HANDS_BACK = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.set_stats:
+        data: {{address: "{}", port: "{}"}}
+"""
+NO_ADDRESS = "provision.yml handed back no address and port (set_stats):"
+
+
 @pytest.mark.parametrize(
     ("provision", "reason"),
     [
@@ -347,6 +357,14 @@ def test_negative_control_without_the_label_scan_the_module_of_a_hanging_playboo
             "provision.yml handed back no address and port",
             id="a playbook that hands nothing back",
         ),
+        pytest.param(HANDS_BACK.format("fd00::1", 80), f"{NO_ADDRESS} {{'address': 'fd00::1'", id="IPv6"),
+        pytest.param(HANDS_BACK.format("10.77.1.2", "http"), NO_ADDRESS, id="a port in words"),
+        pytest.param(
+            HANDS_BACK.format("{{ 'x' * 3000000 }}", 80), NO_ADDRESS, id="an address of three megabytes"
+        ),
+        pytest.param(
+            HANDS_BACK.format("{{ lookup('pipe', 'printf \\\\377') }}", 80), "", id="bytes that are not UTF-8"
+        ),
     ],
 )
 def test_a_playbook_fails_with_a_reason_in_one_line(
@@ -356,8 +374,10 @@ def test_a_playbook_fails_with_a_reason_in_one_line(
     provisioner.provision(site.order())
     result = result_of(provisioner)
     assert result.state is model.RunState.FAILED
+    assert result.reason
     assert result.reason.startswith(reason), result.reason
     assert "\n" not in result.reason
+    assert len(result.reason) <= 500
     provisioner.close()
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 import numpy as np
 import pytest
@@ -407,3 +408,104 @@ def test_after_a_long_stop_it_goes_on_from_now_and_makes_up_for_no_tick():
     world.clock.on_wait = on_wait
     world.controller.run()
     assert np.allclose(np.diff(waited[3:]), 1.0), "no burst of ticks, whose rates would be noise"
+
+
+# ---- what playbooks say is not believed ---------------------------------------------------
+
+WRONG = [
+    ("192.0.2.1", 80, "the vip of service web"),
+    ("192.0.2.1", 8080, "the vip of service web"),
+    ("10.0.0.1", 8080, "endpoint web-1"),
+    ("10.0.0.2", 8080, "endpoint web-2"),
+    ("10.0.0.254", 8080, "an address of the access point itself"),
+    ("127.0.0.1", 8080, "no address of one host"),
+    ("0.0.0.0", 8080, "no address of one host"),
+    ("224.0.0.1", 8080, "no address of one host"),
+    ("255.255.255.255", 8080, "no address of one host"),
+    ("10.9.0.9", 0, "no port"),
+    ("10.9.0.9", 99999, "no port"),
+    ("10.9.0.9", -1, "no port"),
+]
+
+
+@pytest.mark.parametrize(("address", "port", "why"), WRONG, ids=[f"{a}:{p}" for a, p, _ in WRONG])
+def test_a_shadow_where_none_can_be_is_never_installed_said_retried_and_removed(address, port, why):
+    world = World(config(endpoints=2, max_per_endpoint=1, retry_after_s=4.0))
+    world.provisioner.answer = IPv4Address(address), port
+    world.ticks(25, 80.0)
+    world.until(ShadowState.FAILED, 220.0)
+    world.ticks(30, 220.0)
+    assert set(world.dataplane.members) == {"web-1", "web-2"}
+    assert world.dataplane.lost == 0.0
+    assert world.controller.status().troubles == {}
+    shadow = next(s for s in world.store.records.values() if s.parent == "web-1")
+    assert why in shadow.reason
+    assert any(sample.labels.get("reason") == shadow.reason for sample in world.metrics.samples)
+    assert 2 <= world.orders().count(shadow.name) <= 6
+    assert world.orders("deprovision").count(shadow.name) >= 1, (
+        "what was made is removed before it is tried again"
+    )
+    world.ticks(400, 20.0)
+    assert world.provisioner.exists == set()
+    assert world.store.records == {}
+
+
+def test_two_shadows_at_one_place_the_second_is_refused():
+    world = grown()
+    world.config = config(max_per_endpoint=4)
+    requests.request_reload(world.store)
+    first = world.store.records["web-1-s1"]
+    world.provisioner.answer = first.address, first.port
+    world.ticks(20, 250.0)
+    second = world.store.records["web-1-s2"]
+    assert second.state is not ShadowState.READY
+    assert any("shadow web-1-s1, which no shadow may have" in row.reason for row in world.store.rows)
+    assert world.store.records["web-1-s1"].state is ShadowState.READY
+    assert set(world.dataplane.members) == {"web-1", "web-1-s1"}
+
+
+def test_an_orphan_that_claims_an_endpoints_place_is_not_installed_but_removed():
+    world = World(config())
+    world.provisioner.exists.add("web-1-s1")
+    world.provisioner.found["web-1-s1", "host-b"] = model.Found(
+        "web-1-s1", "host-b", "netns", "web", "web-1", IPv4Address("10.0.0.1"), 8080
+    )
+    world.ticks(60, 20.0)
+    assert world.provisioner.exists == set()
+    assert not any(
+        isinstance(s, model.InstallMember) and "-s" in s.member.name for s in world.dataplane.steps
+    )
+    assert world.controller.status().troubles == {}
+
+
+def test_a_reload_that_puts_an_endpoint_where_a_shadow_serves_is_refused():
+    world = grown()
+    shadow = world.store.records["web-1-s1"]
+    fresh = config(endpoints=2)
+    web = fresh.services["web"]
+    second = replace(web.endpoints[1], address=shadow.address, port=shadow.port)
+    world.config = replace(fresh, services={"web": replace(web, endpoints=(web.endpoints[0], second))})
+    requests.request_reload(world.store)
+    world.ticks(3, 110.0)
+    refused = next(row for row in world.store.rows if row.action == "refuse")
+    assert "penumbra shadow remove web-1-s1" in refused.reason
+    assert set(world.dataplane.members) == {"web-1", "web-1-s1"}
+    assert world.states() == [ShadowState.READY]
+    # Started with it nobody refuses: the endpoint has the place, and the shadow goes.
+    world.restart()
+    world.ticks(5, 110.0)
+    assert world.dataplane.members["web-2"].address == shadow.address
+    assert world.states() == [ShadowState.FAILED]
+    assert world.controller.status().troubles == {}
+
+
+def test_an_endpoint_renamed_by_reload_keeps_its_place():
+    world = World(config(endpoints=2))
+    world.ticks(5, 20.0)
+    web = world.config.services["web"]
+    renamed = tuple(replace(e, name=e.name.replace("web", "www")) for e in web.endpoints)
+    world.config = replace(world.config, services={"web": replace(web, endpoints=renamed)})
+    requests.request_reload(world.store)
+    world.ticks(5, 20.0)
+    assert world.controller.status().troubles == {}
+    assert set(world.dataplane.services["web"].ring) == {"www-1", "www-2"}

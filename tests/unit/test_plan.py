@@ -17,21 +17,29 @@ from tests.fakes import FakeClock, FakeDataplane
 def steerings(draw: st.DrawFn) -> Steering:
     """What may be wanted: every service has a live member in its ring, slots name its members' shadows."""
     services, members = {}, {}
+    # Each has its own address; another steering gives it to somebody else.
+    addresses = [IPv4Address("10.0.0.0") + k for k in draw(st.permutations(range(1, 19)))]
     for service in draw(st.sets(st.sampled_from(["dns", "web"]))):
         live = sorted(draw(st.sets(st.sampled_from([f"{service}-{k}" for k in range(1, 4)]), min_size=1)))
         for name in live:
             shadows = sorted(draw(st.sets(st.sampled_from([f"{name}-s1", f"{name}-s2"]))))
             for shadow in shadows:
-                address = IPv4Address("10.1.0.0") + draw(st.integers(1, 3))
                 members[shadow] = Member(
-                    shadow, service, address, 80, Role.SHADOW, name, draw(st.booleans()), draw(st.booleans())
+                    shadow,
+                    service,
+                    addresses.pop(),
+                    80,
+                    Role.SHADOW,
+                    name,
+                    draw(st.booleans()),
+                    draw(st.booleans()),
                 )
             slots = {s: draw(st.sampled_from([0.5, 1.0])) for s in shadows if draw(st.booleans())}
             spill = draw(st.sampled_from([0.0, 0.3, 1.0])) if slots else 0.0
             members[name] = Member(
                 name,
                 service,
-                IPv4Address("10.0.0.0") + draw(st.integers(1, 3)),
+                addresses.pop(),
                 80,
                 Role.LIVE,
                 None,
