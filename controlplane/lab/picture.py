@@ -11,13 +11,15 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from controlplane.lab.report import P99_FACTOR, QUIET_SHARE, Floats, Observation, Plan, Requests, figures
 
 LOAD, FORECAST, CAPACITY, SHADOW, LATENCY, FAILED, FAINT = (
     "#2f5d8c", "#d9822b", "#4a4f57", "#6b4f9a", "#2f7d6b", "#b3372f", "#9aa0a8",
 )  # fmt: skip
+LEGEND_COLUMNS = (2, 4, 8)
+"""As many as fit beside each other in a picture of one, two or three runs."""
 TITLES = {"none": "No shadows", "reactive": "Reactive, 70 % threshold", "penumbra": "Penumbra"}
 
 
@@ -53,25 +55,31 @@ def draw(plan: Plan, runs: Mapping[str, Run], flows_per_request: float, path: Pa
             _draw_latency(axes[2, column], plan, run)
             _draw_landmarks(list(axes[:, column]), plan)
             axes[2, column].set_xlabel("seconds since the start of traffic")
+        # Now, for an axis that is shared keeps the range that it has when a limit is set.
+        axes[0, 0].set_ylim(bottom=0)
+        axes[1, 0].set_ylim(0, max(2.4, axes[1, 0].get_ylim()[1]))
         axes[0, 0].set_ylabel("requests/s")
         axes[1, 0].set_ylabel("shadows")
         axes[1, 0].set_yticks(range(3))
         axes[2, 0].set_ylabel("p99 of each second, ms")
-        found = [axes[row, -1].get_legend_handles_labels() for row in range(3)]
-        handles, labels = ([one for part in parts for one in part] for parts in zip(*found, strict=True))
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        shown = {}
+        for one in axes.flat:
+            handles, labels = one.get_legend_handles_labels()
+            shown |= {label: handle for handle, label in zip(handles, labels, strict=True)}
+        columns = LEGEND_COLUMNS[len(runs) - 1]
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _draw_title(axes: Axes, plan: Plan, name: str, run: Run) -> None:
-    axes.set_title(TITLES.get(name, name), loc="left", fontweight="bold", fontsize=12, pad=20)
+    axes.set_title(TITLES.get(name, name), loc="left", fontweight="bold", fontsize=12, pad=30)
     found = figures(plan, run.requests, run.seen)
-    said = f"p99 {found.p99_ms:,.0f} ms (quiet {found.quiet_p99_ms:,.0f}), {found.failed} failed"
+    said = f"p99 {found.p99_ms:,.0f} ms (quiet {found.quiet_p99_ms:,.0f} ms), {found.failed:,} failed\n"
     if found.shadow_serving_before_crossing_s is not None:
         early = found.shadow_serving_before_crossing_s
-        said += f"; shadow ready {abs(early):.1f} s {'before' if early > 0 else 'after'} the crossing"
-    axes.text(0, 1.03, said, transform=axes.transAxes, color=CAPACITY, fontsize=8.5)
+        said += f"shadow ready {abs(early):.1f} s {'before' if early > 0 else 'after'} the crossing"
+    axes.text(0, 1.02, said, transform=axes.transAxes, color=CAPACITY, fontsize=8.5, va="bottom")
 
 
 def _draw_load(axes: Axes, plan: Plan, run: Run, flows_per_request: float) -> None:
@@ -92,7 +100,6 @@ def _draw_load(axes: Axes, plan: Plan, run: Run, flows_per_request: float) -> No
         where="post",
         label="capacity online",
     )
-    axes.set_ylim(bottom=0)
 
 
 def _draw_shadows(axes: Axes, run: Run) -> None:
@@ -103,7 +110,6 @@ def _draw_shadows(axes: Axes, run: Run) -> None:
         at_s, there, step="post", color=SHADOW, alpha=0.25, lw=0, label="shadows on order or draining"
     )
     axes.fill_between(at_s, ready, step="post", color=SHADOW, alpha=0.85, lw=0, label="ready")
-    axes.set_ylim(0, max(2.4, max(there, default=0) + 0.4))
 
 
 def _draw_latency(axes: Axes, plan: Plan, run: Run) -> None:
@@ -115,7 +121,8 @@ def _draw_latency(axes: Axes, plan: Plan, run: Run) -> None:
         axes.axhline(limit_ms, color=FAILED, lw=1, ls=":", label=f"{P99_FACTOR:g} x quiet p99")
     failed = run.requests.intended_s[~run.requests.ok]
     if failed.size:
-        axes.plot(failed, np.full(failed.size, np.nanmax(p99_ms)), "x", color=FAILED, ms=3)
+        axes.plot(failed, np.full(failed.size, np.nanmax(p99_ms)), "x", color=FAILED, ms=3, label="failed")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plain = FuncFormatter(lambda value, _: f"{value:,.0f}")
     axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -142,6 +149,7 @@ def _draw_landmarks(column: Sequence[Axes], plan: Plan) -> None:
             fontsize=8,
             va="top",
             ha="right",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
 
 

@@ -127,3 +127,11 @@ def test_the_picture_is_an_svg_with_a_column_per_run(tmp_path):
     assert text.count("seconds since the start of traffic") == 3
     for said in ("No shadows", "Penumbra", "capacity online", "p99 of each second, ms"):
         assert said in text
+
+
+def test_the_picture_has_room_for_every_run_and_names_what_only_one_of_them_shows(tmp_path):
+    calm, failing = picture.Run(requests(), seen()), picture.Run(requests(failed=2), [])
+    picture.draw(PLAN, {"none": failing, "penumbra": calm}, 0.53, tmp_path / "demo.svg")
+    text = (tmp_path / "demo.svg").read_text()
+    assert ">failed<" in text
+    assert ">160<" in text, "two endpoints' capacity is above all that the first run shows"
