@@ -241,7 +241,7 @@ class Controller:
                 group = self._fleet.group(
                     service, endpoint, self._roster, flows, self._fresh, self._clock.now_s()
                 )
-                verdict = self._fleet.decide(service, group, self._clock.unix_s())
+                verdict = self._fleet.decide(service, group, self._clock.record_s())
                 self._act(endpoint, group, verdict)
 
     def _act(self, endpoint: model.Endpoint, group: policy.Group, verdict: policy.Verdict) -> None:
@@ -249,7 +249,7 @@ class Controller:
             shadow.name == verdict.shadow and shadow.by_hand for shadow in group.shadows
         )
         if verdict.act is policy.Act.HOLD:
-            if verdict.wanted > len(policy.counted(group, self._clock.unix_s())) + 1:
+            if verdict.wanted > len(policy.counted(group, self._clock.record_s())) + 1:
                 self._journal.once(endpoint.name, "hold", verdict.reason)
             return
         if self._config.mode is model.Mode.FORECAST_ONLY and not by_command:
@@ -278,7 +278,7 @@ class Controller:
             stale_s=self._stale_s(),
             ring_changed_s=self._ring_changed_s,
             now_s=now_s,
-            now_unix_s=self._clock.unix_s(),
+            now_unix_s=self._clock.record_s(),
         )
         for service, opened in self._fleet.fail_open.items():
             if opened:
@@ -328,7 +328,7 @@ class Controller:
             steps=self._steps,
             troubles=self._journal.troubles(),
             services=self._fleet.status(
-                self._roster, self._installed, self._requests.drained, self._clock.unix_s()
+                self._roster, self._installed, self._requests.drained, self._clock.record_s()
             ),
         )
         self._metrics.publish([*samples(self._status), *self._happenings.samples()])

@@ -322,7 +322,8 @@ Step = (
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """One shadow's record, as the store keeps it. Times are Unix seconds (they survive a restart)."""
+    """One shadow's record, as the store keeps it. Times are Unix seconds that no setting of the clock moves
+    (``ports.Clock.record_s``): they survive a restart."""
 
     name: str
     service: str

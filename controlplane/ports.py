@@ -125,7 +125,12 @@ class Clock(Protocol):
     def now_s(self) -> float:
         """Monotonic seconds."""
 
-    def unix_s(self) -> float: ...
+    def unix_s(self) -> float:
+        """As people read it: jumps when somebody sets the clock."""
+
+    def record_s(self) -> float:
+        """Unix seconds for the ages of records: the clock being set does not move them, nor does a restart
+        of the process."""
 
     def wait_until(self, at_s: float) -> None:
         """Returns at ``at_s``, or early when the process is asked to stop or wake."""

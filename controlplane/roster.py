@@ -103,7 +103,7 @@ class Roster:
             self._measured[service] = times or self._read_lead_times(service)
         for name, shadow in stored.items():
             if name not in self.shadows or not self.shadows[name].host:
-                self.shadows[name] = shadow
+                self.shadows[name] = shadows.not_after(shadow, self._clock.record_s())
                 self._unsaved.discard(name)
                 self._journal.say(name, "adopt", f"shadow {name} adopted: {shadow.state.value}")
         if damaged:
@@ -142,7 +142,7 @@ class Roster:
         sentence = reason.replace(f"{parent} +1", f"{parent} +1 on {chosen}")
         if sentence == reason:
             sentence = f"shadow {parent} +1 on {chosen}: {reason}"
-        now = self._clock.unix_s()
+        now = self._clock.record_s()
         self._put(shadows.requested(name, endpoint, chosen, settings, now, by_hand, sentence))
         self._journal.say(name, "add", sentence, inputs)
         self._journal.forget(parent, "hold")
@@ -150,7 +150,7 @@ class Roster:
     def obey(
         self, endpoint: model.Endpoint, verdict: policy.Verdict, inputs: Mapping[str, float | str]
     ) -> None:
-        now = self._clock.unix_s()
+        now = self._clock.record_s()
         if verdict.act is policy.Act.ADD:
             self.order(endpoint.name, verdict.reason, inputs=inputs)
             return
@@ -176,7 +176,7 @@ class Roster:
         if shadow.state in (state, ShadowState.REMOVING):
             return
         sentence = f"shadow {name}: {state.value} {reason}"
-        moved = shadows.entered(shadow, state, self._clock.unix_s(), sentence)
+        moved = shadows.entered(shadow, state, self._clock.record_s(), sentence)
         self._put(replace(moved, by_hand=True, attempts=0))
         self._journal.say(name, state.value, sentence)
 
@@ -199,7 +199,7 @@ class Roster:
             if shadow is None or kind is not _RUN_OF.get(shadow.state) or result.state is RunState.RUNNING:
                 continue  # say, a provisioning run of a shadow that is to be removed by now
             result = self._believed(shadow, result)
-            after = shadows.after_run(shadow, result, self._clock.unix_s())
+            after = shadows.after_run(shadow, result, self._clock.record_s())
             if after is None:
                 self._forget(shadow)
             else:
@@ -207,7 +207,8 @@ class Roster:
         for shadow in list(self.shadows.values()):
             if shadow.parent not in self.endpoints and shadow.state is not ShadowState.REMOVING:
                 why = f"its endpoint {shadow.parent} is no longer configured"
-                self._moved(shadow, shadows.entered(shadow, ShadowState.REMOVING, self._clock.unix_s(), why))
+                gone = shadows.entered(shadow, ShadowState.REMOVING, self._clock.record_s(), why)
+                self._moved(shadow, gone)
         self._reject_unusable()
 
     def _believed(self, shadow: Shadow, result: model.RunResult) -> model.RunResult:
@@ -228,7 +229,7 @@ class Roster:
                 kept.append(shadow)
             else:
                 reason = f"it serves at {why}, which no shadow may have"
-                self._moved(shadow, shadows.failed(shadow, self._clock.unix_s(), reason))
+                self._moved(shadow, shadows.failed(shadow, self._clock.record_s(), reason))
 
     def _steered_to(self) -> list[Shadow]:
         return [shadow for shadow in self.shadows.values() if shadow.state in shadows.INSTALLED]
@@ -241,7 +242,7 @@ class Roster:
         if shadow.parent not in self.endpoints:
             return
         settings = self._config.services[shadow.service].shadows
-        after = shadows.after_probe(shadow, up, settings, self._clock.unix_s())
+        after = shadows.after_probe(shadow, up, settings, self._clock.record_s())
         self._moved(shadow, after)
         if shadow.state is ShadowState.WARMING and after.state is ShadowState.READY:
             if not shadow.attempts and name not in self._adopted:
@@ -255,7 +256,7 @@ class Roster:
                 continue
             service = self._config.services.get(member.service)
             target = service.shadows.target if service else ""
-            self._put(census.of_member(member, target, self._clock.unix_s()))
+            self._put(census.of_member(member, target, self._clock.record_s()))
             self._journal.say(
                 member.name, "adopt", f"shadow {member.name} adopted: installed without a record"
             )
@@ -277,7 +278,7 @@ class Roster:
             asked = {(h, s.shadows.target) for s in self._config.services.values() for h in s.shadows.hosts}
             asked |= {(s.host, s.target) for s in self.shadows.values() if s.host}
             if asked:
-                self._surveying = self._clock.unix_s(), frozenset(asked)
+                self._surveying = self._clock.record_s(), frozenset(asked)
                 self._provisioner.survey(asked)
 
     def _compare(
@@ -298,7 +299,7 @@ class Roster:
             self.endpoints,
             answering,
             asked_unix_s=asked_unix_s,
-            now_unix_s=self._clock.unix_s(),
+            now_unix_s=self._clock.record_s(),
         )
         for shadow in result.changed:
             before = self.shadows.get(shadow.name)
@@ -329,7 +330,7 @@ class Roster:
         for shadow in list(self.shadows.values()):
             if shadow.name in running or shadow.name in self._unsaved:
                 continue
-            now = self._clock.unix_s()
+            now = self._clock.record_s()
             if shadow.name in self._strays:
                 stray = self._strays.pop(shadow.name)
                 self._runs[shadow.name] = Run.REMOVE_STRAY
@@ -368,7 +369,7 @@ class Roster:
                 return  # the next survey finds it again
             result = model.RunResult(shadow.name, RunState.FAILED, reason=f"could not start: {error}")
             current = self.shadows[shadow.name]
-            after = shadows.after_run(current, result, self._clock.unix_s())
+            after = shadows.after_run(current, result, self._clock.record_s())
             if after is not None:
                 self._moved(current, after)
 
@@ -415,7 +416,7 @@ class Roster:
         self._store.forget_shadow(shadow.name)
         del self.shadows[shadow.name]
         self._unsaved.discard(shadow.name)
-        self._forgotten_unix_s[shadow.name] = self._clock.unix_s()
+        self._forgotten_unix_s[shadow.name] = self._clock.record_s()
         self._journal.say(shadow.name, "gone", f"shadow {shadow.name} is gone")
 
     def _put(self, shadow: Shadow) -> None:

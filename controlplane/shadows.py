@@ -23,6 +23,18 @@ def entered(shadow: Shadow, state: ShadowState, now_unix_s: float, reason: str =
     return replace(shadow, state=state, changed_unix_s=now_unix_s, reason=reason)
 
 
+def not_after(shadow: Shadow, now_unix_s: float) -> Shadow:
+    """Its times, none of them in the future: the clock was ahead in an earlier boot."""
+    healthy, ready = shadow.healthy_unix_s, shadow.ready_unix_s
+    return replace(
+        shadow,
+        requested_unix_s=min(shadow.requested_unix_s, now_unix_s),
+        changed_unix_s=min(shadow.changed_unix_s, now_unix_s),
+        healthy_unix_s=None if healthy is None else min(healthy, now_unix_s),
+        ready_unix_s=None if ready is None else min(ready, now_unix_s),
+    )
+
+
 def requested(
     name: str,
     parent: Endpoint,

@@ -35,6 +35,7 @@ class FakeClock:
     def __init__(self) -> None:
         self.now = 1000.0
         self.unix = 1_700_000_000.0
+        self.record = self.unix
         self.on_wait: Callable[[], None] = lambda: None
 
     def now_s(self) -> float:
@@ -43,6 +44,9 @@ class FakeClock:
     def unix_s(self) -> float:
         return self.unix
 
+    def record_s(self) -> float:
+        return self.record
+
     def wait_until(self, at_s: float) -> None:
         self.advance(max(at_s - self.now, 0.0))
         self.on_wait()
@@ -50,6 +54,7 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         self.now += seconds
         self.unix += seconds
+        self.record += seconds
 
 
 class FakeDataplane:

@@ -48,6 +48,7 @@ def remember(config: model.Config, path: Path) -> Instance:
 def forget(name: str) -> None:
     _record_path(name).unlink(missing_ok=True)
     _lock_path(name).unlink(missing_ok=True)
+    clock_path(name).unlink(missing_ok=True)
     # Playbooks' folders; not while records of shadows that live on are in them.
     for folder in (RUN_DIR / name / "runs", RUN_DIR / name / "shadows", RUN_DIR / name):
         with suppress(OSError):
@@ -110,6 +111,11 @@ def hold_controller_lock(name: str) -> IO[str]:
 
 def _record_path(name: str) -> Path:
     return RUN_DIR / f"{name}.instance.json"
+
+
+def clock_path(name: str) -> Path:
+    """Since when records count the time, the same for all controllers of this boot."""
+    return RUN_DIR / f"{name}.clock"
 
 
 def _lock_path(name: str) -> Path:

@@ -22,7 +22,7 @@ from controlplane.adapters.patient_store import PatientStore
 from controlplane.adapters.probes import NetworkProber
 from controlplane.adapters.prometheus import PrometheusMetrics
 from controlplane.adapters.sqlite import SqliteStore
-from controlplane.cli.instance import Instance, forget, hold_controller_lock, remember
+from controlplane.cli.instance import Instance, clock_path, forget, hold_controller_lock, remember
 from controlplane.cli.instance import loaded as loaded_instances
 from controlplane.cli.output import fail
 from controlplane.loop import Controller
@@ -156,7 +156,7 @@ def _run(
     attachments: Sequence[Attachment],
     closing: list[Callable[[], None]],
 ) -> None:
-    clock = MachineClock()
+    clock = MachineClock(clock_path(configured.instance))
     modes = [
         Sample("xdp_native", {"interface": one.interface}, float(one.mode == XdpMode.NATIVE))
         for one in attachments
