@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from controlplane.adapters import libbpf, pins
-from controlplane.adapters.libbpf import BpfError, XdpMode
+from controlplane.adapters.libbpf import BpfError, Kind, LinkInfo, XdpMode
 from controlplane.ports import DataplaneError
 
 
@@ -26,7 +27,7 @@ class Attachment:
     ifindex: int
     mode: XdpMode
     reason: str = ""
-    """Why it is not native, in words."""
+    """Why it is not native, or not attached, in words."""
 
 
 def interface_index(interface: str) -> int:
@@ -54,16 +55,21 @@ def refuse_foreign(interface: str, ours: int | None) -> None:
 
 
 def attach(instance: str, program_fd: int, interface: str) -> Attachment:
-    """Attaches, native if the driver can, else generic; updates the link that is there already.
+    """Attaches, native if the driver can, else generic; updates the link that is there already, also one
+    whose interface had another name when it was made.
 
     Raises DataplaneError when a foreign program is there, or when neither mode works.
     """
     pin = pins.link_path(instance, interface)
-    present = _present(pin, interface, program_fd)
-    if present is not None:
-        return present
-    refuse_foreign(interface, None)
     ifindex = interface_index(interface)
+    for present, info in _links(instance):
+        if info.ifindex == ifindex and _is_here(info):
+            present.rename(pin)
+            return _updated(pin, interface, ifindex, program_fd)
+    refuse_foreign(interface, None)
+    if pin.exists():  # its interface is gone, or has the same name in another namespace
+        detach(pin)
+        pin.unlink(missing_ok=True)
     reason = ""
     try:
         link = libbpf.xdp_link_create(program_fd, ifindex, libbpf.XDP_FLAGS_DRV_MODE)
@@ -100,52 +106,81 @@ def _hint(error: BpfError) -> str:
     return f" ({error.strerror})"
 
 
-def _present(pin: Path, interface: str, program_fd: int) -> Attachment | None:
-    """What our link of an earlier load does, made to run ``program_fd``; None when there is none alive."""
-    if not pin.exists():
-        return None
-    link = libbpf.obj_get(pin)
-    try:
-        info = libbpf.link_info(link)
-        ifindex = interface_index(interface)
-        state = libbpf.xdp_query(ifindex)
-        if info.ifindex != ifindex or state.program_id != info.program_id:
-            # Its interface is gone, or has the same name in another namespace.
-            libbpf.link_detach(link)
-            pin.unlink()
-            return None
-        if info.program_id != libbpf.prog_info(program_fd).id:
-            libbpf.link_update(link, program_fd)
-        return Attachment(interface, ifindex, state.mode)
-    finally:
-        os.close(link)
-
-
-def attached(instance: str) -> list[Attachment]:
-    """Every link of the instance, by interface; mode NONE: its interface is gone."""
-    found = []
+def _links(instance: str) -> Iterator[tuple[Path, LinkInfo]]:
+    """Pins and links of the instance; what else somebody has put under such a name is passed over."""
     for pin in sorted(pins.folder(instance).glob(pins.LINK_PREFIX + "*")):
-        interface = pins.linked_interface(pin)
-        link = libbpf.obj_get(pin)
+        try:
+            link = libbpf.obj_get(pin, Kind.LINK)
+        except BpfError:
+            continue
         try:
             info = libbpf.link_info(link)
         finally:
             os.close(link)
-        mode = XdpMode.NONE
-        if info.ifindex:
-            try:
-                state = libbpf.xdp_query(info.ifindex)
-            except BpfError:
-                state = libbpf.XdpState(XdpMode.NONE, 0)
-            # Of another network namespace: the kernel tells its modes only there.
-            mode = state.mode if state.program_id == info.program_id else XdpMode.NONE
-        found.append(Attachment(interface, info.ifindex, mode))
-    return found
+        yield pin, info
+
+
+def _is_here(info: LinkInfo) -> bool:
+    """Whether the link is alive at an interface of this network namespace."""
+    if not info.ifindex:
+        return False
+    try:
+        return libbpf.xdp_query(info.ifindex).program_id == info.program_id
+    except BpfError:
+        return False
+
+
+def _updated(pin: Path, interface: str, ifindex: int, program_fd: int) -> Attachment:
+    """The link of an earlier load, made to run ``program_fd``."""
+    link = libbpf.obj_get(pin, Kind.LINK)
+    try:
+        if libbpf.link_info(link).program_id != libbpf.prog_info(program_fd).id:
+            libbpf.link_update(link, program_fd)
+    finally:
+        os.close(link)
+    return Attachment(interface, ifindex, libbpf.xdp_query(ifindex).mode)
+
+
+def refuse_elsewhere(instance: str) -> None:
+    """DataplaneError when the instance steers in another network namespace, and nowhere in this one."""
+    alive = [info for _, info in _links(instance) if info.ifindex]
+    if alive and not any(map(_is_here, alive)):
+        raise DataplaneError(
+            f"instance {instance!r} is loaded in another network namespace: take another name (instance: "
+            f"NAME in the configuration), or end it there: penumbra unload --instance {instance}"
+        )
+
+
+def attached(instance: str) -> list[Attachment]:
+    """Every link of the instance, by interface; mode NONE: it does nothing in this network namespace."""
+    return [
+        # Of another network namespace: the kernel tells its modes only there.
+        Attachment(
+            pins.linked_interface(pin),
+            info.ifindex,
+            libbpf.xdp_query(info.ifindex).mode if _is_here(info) else XdpMode.NONE,
+        )
+        for pin, info in _links(instance)
+    ]
+
+
+def at_interface(instance: str, interface: str) -> Attachment:
+    """How the instance is attached to what has this name now; mode NONE with the reason if it is not."""
+    try:
+        ifindex = socket.if_nametoindex(interface)
+    except OSError:
+        return Attachment(interface, 0, XdpMode.NONE, "it is gone")
+    if any(info.ifindex == ifindex and _is_here(info) for _, info in _links(instance)):
+        return Attachment(interface, ifindex, libbpf.xdp_query(ifindex).mode)
+    return Attachment(interface, ifindex, XdpMode.NONE, "it was made anew, or the program was detached")
 
 
 def detach(pin: Path) -> None:
-    """Ends our link and its pin; others' programs are not looked at."""
-    link = libbpf.obj_get(pin)
+    """Ends our link and its pin; others' programs are not looked at, nor is what is no link."""
+    try:
+        link = libbpf.obj_get(pin, Kind.LINK)
+    except BpfError:
+        return
     try:
         libbpf.link_detach(link)
     finally:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from ctypes import byref, c_uint32
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,25 @@ class XdpMode(IntEnum):
 # ---- pins ----------------------------------------------------------------------------
 
 
-def obj_get(path: Path) -> int:
-    """Opens what is pinned at ``path`` (a map, program or link)."""
-    return call(f"open {path}", "bpf_obj_get", os.fsencode(path))
+class Kind(Enum):
+    """What may be pinned: the end of its name in /proc/self/fd."""
+
+    MAP = "map"
+    PROGRAM = "prog"
+    LINK = "link"
+
+
+def obj_get(path: Path, kind: Kind) -> int:
+    """Opens what is pinned at ``path``; EINVAL when it is of another kind.
+
+    The kernel hands out any kind, and tells of a map what would be true of a program.
+    """
+    fd = call(f"open {path}", "bpf_obj_get", os.fsencode(path))
+    found = Path(f"/proc/self/fd/{fd}").readlink().name
+    if not found.endswith(kind.value):
+        os.close(fd)
+        raise BpfError(errno.EINVAL, f"open {path} as bpf {kind.value}, which is {found}")
+    return fd
 
 
 def obj_pin(fd: int, path: Path) -> None:
@@ -264,6 +280,17 @@ def prog_info(fd: int) -> ProgramInfo:
     length = c_uint32(ctypes.sizeof(info))
     call("program info", "bpf_obj_get_info_by_fd", fd, byref(info), byref(length))
     return ProgramInfo(id=info.id, name=info.name.decode(), tag=bytes(info.tag).hex(), type=info.type)
+
+
+def prog_maps(fd: int) -> frozenset[int]:
+    """Ids of the maps that a program works on."""
+    info = RawProgInfo()
+    length = c_uint32(ctypes.sizeof(info))
+    call("program info", "bpf_obj_get_info_by_fd", fd, byref(info), byref(length))
+    ids = (c_uint32 * info.nr_map_ids)()
+    info = RawProgInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
+    call("program info", "bpf_obj_get_info_by_fd", fd, byref(info), byref(length))
+    return frozenset(ids)
 
 
 def prog_info_by_id(program_id: int) -> ProgramInfo:

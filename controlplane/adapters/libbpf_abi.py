@@ -19,7 +19,7 @@ class BpfError(OSError):
     """A call into libbpf failed; ``errno`` is its code and the text names it."""
 
     def __init__(self, code: int, operation: str) -> None:
-        super().__init__(code, os.strerror(code))
+        super().__init__(code, os.strerror(code), operation)
         self.operation = operation
 
     @property

@@ -14,7 +14,7 @@ from controlplane import model
 from controlplane.adapters import attach, layout, libbpf, pins
 from controlplane.adapters.attach import Attachment
 from controlplane.adapters.bcc import PROGRAM, Compiled, ProgramSizes, compile_program
-from controlplane.adapters.libbpf import BpfError, XdpMode
+from controlplane.adapters.libbpf import BpfError, Kind, XdpMode
 from controlplane.adapters.maps import Maps, open_instance
 from controlplane.ports import DataplaneError
 
@@ -125,9 +125,10 @@ def _write_settings(maps: Maps, idle: model.Idle) -> None:
 
 def _attach_again(config: model.Config, maps: Maps) -> Loaded:
     """Attaches where it is not attached yet, and nowhere that the configuration doesn't name."""
+    attach.refuse_elsewhere(config.instance)
     _write_settings(maps, config.idle)
     before = {a.interface for a in attach.attached(config.instance) if a.mode != XdpMode.NONE}
-    program = libbpf.obj_get(pins.folder(config.instance) / PROGRAM)
+    program = libbpf.obj_get(pins.folder(config.instance) / PROGRAM, Kind.PROGRAM)
     try:
         attachments = _attach_all(config, maps, program)
     except BaseException:

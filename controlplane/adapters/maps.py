@@ -11,11 +11,16 @@ from typing import Any
 import numpy.typing as npt
 
 from controlplane.adapters import layout, libbpf, pins
-from controlplane.adapters.libbpf import BpfError, MapInfo, MapType
+from controlplane.adapters.bcc import PROGRAM
+from controlplane.adapters.libbpf import BpfError, Kind, MapInfo, MapType
 from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 
 Array = npt.NDArray[Any]
+LABELS = ("endpoint_labels", "service_labels")
+"""Maps of user space's own: the program does not use them."""
+_KERNEL_NAME = 15
+"""What the kernel keeps of a map's name (BPF_OBJ_NAME_LEN, less the end)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ def open_instance(instance: str) -> Maps:
     try:
         information = {name: libbpf.map_info(fd) for name, fd in fds.items()}
         sizes = _checked_sizes(instance, information, cpus)
+        _check_program(instance, folder / PROGRAM, information)
         maps = _views(instance, sizes, cpus, fds)
         if int(maps.settings["layout"]) != layout.layout_hash():
             raise DataplaneError(_other_version(instance, "the layout of its maps differs"))
@@ -94,7 +100,7 @@ def _open_all(folder: Path, instance: str, names: list[str]) -> dict[str, int]:
     fds: dict[str, int] = {}
     try:
         for name in names:
-            fds[name] = libbpf.obj_get(folder / name)
+            fds[name] = libbpf.obj_get(folder / name, Kind.MAP)
     except BpfError as error:
         for fd in fds.values():
             os.close(fd)
@@ -126,6 +132,36 @@ def _checked_sizes(instance: str, information: dict[str, MapInfo], cpus: int) ->
     if information["events"].type != MapType.RINGBUF:
         raise DataplaneError(_other_version(instance, "map events is not a ring buffer"))
     return sizes
+
+
+def _check_program(instance: str, pin: Path, information: dict[str, MapInfo]) -> None:
+    """Whether the program works on these maps and no others; while it is being loaded there is none."""
+    if not pin.exists():
+        return
+    try:
+        program = libbpf.obj_get(pin, Kind.PROGRAM)
+    except BpfError as error:
+        raise DataplaneError(_replaced(instance, str(error))) from error
+    try:
+        used = libbpf.prog_maps(program)
+    finally:
+        os.close(program)
+    strange = [
+        name
+        for name, found in information.items()
+        if found.name != name[:_KERNEL_NAME] or (found.id not in used and name not in LABELS)
+    ]
+    if strange:
+        raise DataplaneError(
+            _replaced(instance, f"the program pinned there does not use {', '.join(strange)}")
+        )
+
+
+def _replaced(instance: str, what: str) -> str:
+    return (
+        f"pins of instance {instance!r} were replaced by others' ({what}): "
+        "penumbra unload, then penumbra load CONFIG"
+    )
 
 
 def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:

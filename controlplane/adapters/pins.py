@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -131,9 +132,7 @@ def remove_folder(instance: str) -> None:
     """Removes every pin of the instance, and the folder; nothing to do where there is none."""
     path = folder(instance)
     if path.is_dir():
-        for pin in path.iterdir():
-            pin.unlink()
-        path.rmdir()
+        shutil.rmtree(path)  # folders too: somebody may have made one there
     try:
         PENUMBRA.rmdir()
     except OSError:

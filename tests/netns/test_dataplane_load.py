@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 from dataclasses import replace
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from controlplane import model
 from controlplane.adapters import attach, layout, libbpf, loader, pins, slot_table, steering
+from controlplane.adapters.bcc import Compiled, ProgramSizes
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.adapters.libbpf import XdpMode
@@ -289,3 +291,169 @@ def test_rings_and_spill_hold_what_was_asked(loaded: MapDataplane, share: float,
     installed = loaded.installed()
     assert installed.services["web"].ring == ring
     assert installed.members["web-1"].spill == share
+
+
+# ---- what became of pins and interfaces --------------------------------------------------
+
+
+def veth(ap: str, name: str) -> None:
+    network.run(["ip", "-n", ap, "link", "add", name, "type", "veth", "peer", "name", f"{name}-peer"])
+
+
+def xdp_links(ap: str) -> list[str]:
+    """Interfaces that a program is attached to."""
+    shown = network.run(["ip", "-n", ap, "-o", "link", "show"])
+    return sorted(
+        line.split()[1].partition("@")[0].rstrip(":") for line in shown.splitlines() if "xdp" in line
+    )
+
+
+def test_an_interface_that_was_made_anew_is_told_and_attached_by_the_next_load(
+    topology: Topology, config: model.Config
+) -> None:
+    ap = topology.namespace(AP)
+    veth(ap, "again0")
+    try:
+        with network.entered(ap):
+            loader.load(replace(config, interfaces=("clients", "again0")), BPF_DIR)
+            network.run(["ip", "-n", ap, "link", "delete", "again0"])
+            assert "gone" in attach.at_interface(config.instance, "again0").reason
+            veth(ap, "again0")
+            told = attach.at_interface(config.instance, "again0")
+            assert (told.mode, "anew" in told.reason) == (XdpMode.NONE, True)
+            done = loader.load(replace(config, interfaces=("clients", "again0")), BPF_DIR)
+            assert not done.fresh
+            assert attach.at_interface(config.instance, "again0").mode is XdpMode.NATIVE
+        assert xdp_links(ap) == ["again0", "clients"]
+    finally:
+        loader.unload(config.instance)
+        network.run(["ip", "-n", ap, "link", "delete", "again0"])
+
+
+def test_interfaces_that_changed_names_keep_their_attachments(
+    topology: Topology, config: model.Config
+) -> None:
+    ap = topology.namespace(AP)
+    veth(ap, "one0")
+    try:
+        with network.entered(ap):
+            loader.load(replace(config, interfaces=("one0", "one0-peer")), BPF_DIR)
+            for old, new in (("one0", "spare0"), ("one0-peer", "one0"), ("spare0", "one0-peer")):
+                network.run(["ip", "-n", ap, "link", "set", old, "name", new])
+            loader.load(replace(config, interfaces=("one0", "one0-peer")), BPF_DIR)
+            assert xdp_links(ap) == ["one0", "one0-peer"]
+            network.run(["ip", "-n", ap, "link", "set", "one0-peer", "name", "two0"])
+            loader.load(replace(config, interfaces=("one0", "two0")), BPF_DIR)
+            assert xdp_links(ap) == ["one0", "two0"]
+            assert sorted(a.interface for a in attach.attached(config.instance)) == ["one0", "two0"]
+        loader.unload(config.instance)
+        assert xdp_links(ap) == []
+    finally:
+        loader.unload(config.instance)
+        network.run(["ip", "-n", ap, "link", "delete", "one0"])
+
+
+def test_an_instance_of_another_namespace_is_not_taken_over(
+    loaded: MapDataplane, config: model.Config
+) -> None:
+    before = attach.attached(config.instance)
+    with pytest.raises(DataplaneError, match=r"another network namespace.*penumbra unload"):
+        loader.load(replace(config, interfaces=("lo",)), BPF_DIR)
+    assert attach.attached(config.instance) == before
+
+
+def replaced(config: model.Config, name: str, fd: int) -> None:
+    pin = pins.folder(config.instance) / name
+    pin.unlink()
+    libbpf.obj_pin(fd, pin)
+
+
+@pytest.mark.parametrize("name", ["steer", "vips"])
+@pytest.mark.parametrize("other", ["a program", "a map of the same shape", "another map of ours"])
+def test_a_pin_that_is_not_what_was_loaded_is_refused_and_unloaded(
+    loaded: MapDataplane, topology: Topology, config: model.Config, name: str, other: str
+) -> None:
+    if other == "a program":
+        fd = libbpf.prog_load("foreigner", PASS_ALL, "GPL")
+    elif other == "another map of ours":
+        fd = libbpf.obj_get(pins.folder(config.instance) / "service_index", libbpf.Kind.MAP)
+    else:
+        fd = libbpf.map_create(libbpf.MapType.HASH, "stranger", 20, 4, config.sizes.services)
+    replaced(config, name, fd)
+    os.close(fd)
+    before = xdp(topology, "clients")
+    with network.entered(topology.namespace(AP)), pytest.raises(DataplaneError, match="penumbra unload"):
+        loader.load(config, BPF_DIR)
+    assert xdp(topology, "clients") == before, "the program that steers goes on"
+    loader.unload(config.instance)
+    assert xdp_links(topology.namespace(AP)) == []
+
+
+def test_pins_that_are_no_links_and_folders_among_the_pins_stop_neither_load_nor_unload(
+    loaded: MapDataplane, topology: Topology, config: model.Config
+) -> None:
+    folder = pins.folder(config.instance)
+    program = libbpf.obj_get(folder / "steer", libbpf.Kind.PROGRAM)
+    replaced(config, "link_clients", program)
+    os.close(program)
+    (folder / "link_folder").mkdir()
+    with network.entered(topology.namespace(AP)):
+        loader.load(config, BPF_DIR)
+    assert xdp_links(topology.namespace(AP)) == sorted(config.interfaces)
+    loader.unload(config.instance)
+    assert xdp_links(topology.namespace(AP)) == []
+    assert not folder.exists()
+
+
+def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every load of this test gets the same program and maps: compiling takes most of a load's time."""
+    compile_program, made = loader.compile_program, []
+
+    def copy_of_the_first(bpf_dir: Path, sizes: ProgramSizes) -> Compiled:
+        made.append(made[0] if made else compile_program(bpf_dir, sizes))
+        maps = {name: os.dup(fd) for name, fd in made[0].maps.items()}
+        return replace(made[0], program_fd=os.dup(made[0].program_fd), maps=maps)
+
+    monkeypatch.setattr(loader, "compile_program", copy_of_the_first)
+
+
+def killed_at(step: int, config: model.Config) -> bool:
+    """Loads in a process that is killed after its ``step``-th pin or attachment; False: it made fewer."""
+    pid = os.fork()
+    if pid:
+        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    call, steps = libbpf.call, iter(range(1000))
+
+    def counting(operation: str, function: str, *arguments: object) -> int:
+        result = call(operation, function, *arguments)
+        if function in ("bpf_obj_pin", "bpf_link_create") and next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    libbpf.call = counting
+    try:
+        loader.load(config, BPF_DIR)
+    finally:
+        os._exit(0)
+
+
+def test_a_load_killed_after_any_step_leaves_nothing_that_the_next_one_stumbles_over(
+    topology: Topology, config: model.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, ap, steps = replace(config, interfaces=("clients", "host1")), topology.namespace(AP), 0
+    compiled_once(monkeypatch)
+    try:
+        with network.entered(ap):
+            loader.load(config, BPF_DIR)
+            pinned = len(list(pins.folder(config.instance).iterdir()))
+            loader.unload(config.instance)
+            while killed_at(steps, config):
+                steps += 1
+                loader.load(config, BPF_DIR)
+                assert xdp_links(ap) == ["clients", "host1"]
+                assert len(attach.attached(config.instance)) == 2
+                loader.unload(config.instance)
+                assert xdp_links(ap) == []
+        assert steps == pinned + 2, "each pin, and each link before it was pinned"
+    finally:
+        loader.unload(config.instance)
