@@ -9,7 +9,11 @@ BIN := $(VENV)/bin
 # The venv is made by Debian's Python, for that is where python3-bpfcc lives.
 # Never pip install "bcc": on PyPI that is an unrelated crystal-lattice library.
 PYTHON := /usr/bin/python3
-PACKAGES := python3 python3-venv python3-bpfcc libbpf1 iproute2 ethtool nftables iptables docker.io busybox-static util-linux procps curl
+# linux-libc-dev: the headers of packets and addresses that bpf/ includes; a kernel's own are not needed.
+PACKAGES := python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2 ethtool nftables iptables docker.io busybox-static util-linux procps curl
+
+# Scripts in a venv name its path: a checkout that was moved or copied gets a new one.
+READY := $(VENV)/ready-$(shell pwd | cksum | cut -d' ' -f1)
 
 export TRACE TARGET
 
@@ -18,21 +22,24 @@ export TRACE TARGET
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: build/packages $(VENV)/ready ## install what is missing (Debian packages, a Python venv)
+setup: build/packages $(READY) ## install what is missing (Debian packages, a Python venv)
 
 build/packages: Makefile
 	@mkdir -p build
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
 		[ "$$(id -u)" = 0 ] || { echo "setup needs root to install:" $$missing >&2; exit 1; }; \
+		echo "setup: installing Debian packages:" $$missing; \
 		apt-get update -qq; \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing \
+			>build/packages.log 2>&1 || { tail -20 build/packages.log >&2; exit 1; }; \
 	fi
 	@touch $@
 
-$(VENV)/ready: build/packages pyproject.toml constraints.txt
-	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv --system-site-packages $(VENV)
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+$(READY): build/packages pyproject.toml constraints.txt
+	@echo "setup: installing Python packages into $(VENV)"
+	@[ -e $@ ] || $(PYTHON) -m venv --clear --system-site-packages $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup ## the same trace without shadows, reactive and with Penumbra (TRACE=file.csv, TARGET=docker)

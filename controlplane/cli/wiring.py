@@ -28,6 +28,9 @@ from controlplane.cli.output import fail
 from controlplane.loop import Controller
 from controlplane.ports import DataplaneError, Sample
 
+UAPI_HEADER = Path("/usr/include/linux/types.h")
+"""One of the headers that bpf/ includes."""
+
 _log = logging.getLogger("penumbra")
 
 
@@ -62,6 +65,8 @@ def require_bpf() -> None:
             "bcc is missing: apt-get install python3-bpfcc, and use a Python that sees it "
             '(/usr/bin/python3 -m venv --system-site-packages); PyPI\'s "bcc" is an unrelated library'
         )
+    if not UAPI_HEADER.exists():
+        raise DataplaneError(f"{UAPI_HEADER} is missing: apt-get install linux-libc-dev")
 
 
 def prepare() -> None:

@@ -294,3 +294,9 @@ def test_without_bcc_it_names_the_package_and_warns_of_the_other_one(
     line = missing_means(site, argv, env=env)
     assert "apt-get install python3-bpfcc" in line
     assert "PyPI" in line
+
+
+def test_without_the_headers_of_packets_it_names_their_package(site: Steered, public: Path) -> None:
+    hidden = "mount -t tmpfs none /usr/include/linux && exec \"$@\""
+    argv = ["unshare", "--mount", "sh", "-c", hidden, "sh", PENUMBRA, "load", str(public)]
+    assert "apt-get install linux-libc-dev" in missing_means(site, argv)
