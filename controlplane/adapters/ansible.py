@@ -9,7 +9,6 @@ called provision.yml and deprovision.yml can take the place of the shipped ones.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -110,7 +109,7 @@ class AnsibleProvisioner:
         self._owner = ansible_processes.owner_label()
         self._books = _Books()
         self._pool = ThreadPoolExecutor(most_at_once, thread_name_prefix="ansible")
-        self._clear_stale()
+        ansible_processes.clear_stale(self._runs, instance)
 
     def provision(self, order: model.Order) -> None:
         self._ask(order, PROVISION)
@@ -166,7 +165,7 @@ class AnsibleProvisioner:
             order = {"instance": self._instance, "target": target}
             variables = {"order": order, "run_dir": str(self._run_dir)}
             # The shipped one: a user's own playbooks need not know how to list.
-            run = PlaybookRun(shipped_playbooks() / EXISTING, {"all": {"hosts": hosts}}, variables)
+            run = PlaybookRun(shipped_playbooks() / EXISTING, hosts, variables)
             with self._books.lock:
                 self._books.survey_run = run
                 if self._books.closed:
@@ -250,7 +249,7 @@ class AnsibleProvisioner:
         )
 
     def _playbook_run(self, order: model.Order, playbook: str) -> PlaybookRun:
-        inventory = {"all": {"hosts": {order.host.name: _host_variables(order.host)}}}
+        hosts = {order.host.name: _host_variables(order.host)}
         parent_host = self._hosts.get(order.parent.host or "")
         asked = {
             "shadow": order.shadow,
@@ -266,22 +265,12 @@ class AnsibleProvisioner:
             "parent_host": dict(parent_host.variables) if parent_host else {},
         }
         variables = {"run_dir": str(self._run_dir)} | dict(order.variables) | {"order": asked}
-        return PlaybookRun(self._playbooks / playbook, inventory, variables)
+        return PlaybookRun(self._playbooks / playbook, hosts, variables)
 
     def _label(self) -> str:
         with self._books.lock:
             self._books.count += 1
             return f"{self._owner}-{self._instance}-{self._books.count}"
-
-    def _clear_stale(self) -> None:
-        """Runs whose controller is dead: their processes and folders (PID-START-INSTANCE-COUNT)."""
-        for label in set(ansible_processes.labels().values()):
-            owner, instance = "-".join(label.split("-")[:2]), "-".join(label.split("-")[2:-1])
-            if instance == self._instance and not ansible_processes.owner_lives(owner):
-                ansible_processes.end_run(label)
-        for folder in self._runs.iterdir():
-            if not ansible_processes.owner_lives("-".join(folder.name.split("-")[:2])):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _host_variables(host: model.Host) -> dict[str, object]:

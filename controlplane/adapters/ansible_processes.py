@@ -9,6 +9,7 @@ started; a label in the environment tells them apart, for a shadow has its origi
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -71,3 +72,14 @@ def end_run(label: str, within_s: float = 5.0) -> bool:
         if mine:
             pause.wait(0.01)
     return False
+
+
+def clear_stale(runs: Path, instance: str) -> None:
+    """What runs of dead controllers left: their processes and folders (PID-START-INSTANCE-COUNT)."""
+    for label in set(labels().values()):
+        owner, its = "-".join(label.split("-")[:2]), "-".join(label.split("-")[2:-1])
+        if its == instance and not owner_lives(owner):
+            end_run(label)
+    for folder in runs.iterdir() if runs.is_dir() else ():
+        if not owner_lives("-".join(folder.name.split("-")[:2])):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -45,10 +45,11 @@ class PlaybookRun:
     """A run in a folder of its own (0700, removed after), with a label on every process it starts."""
 
     def __init__(
-        self, playbook: Path, inventory: Mapping[str, object], variables: Mapping[str, object]
+        self, playbook: Path, hosts: Mapping[str, Mapping[str, object]], variables: Mapping[str, object]
     ) -> None:
+        """:param hosts: name -> its variables."""
         self._playbook = playbook
-        self._inventory = inventory
+        self._hosts = hosts
         self._variables = variables
         self._cancelled = threading.Event()
         self._timed_out = False
@@ -64,6 +65,8 @@ class PlaybookRun:
     def execute(self, runs: Path, label: str, timeout_s: float, now_s: Callable[[], float]) -> Outcome:
         """Blocks until the run and all its processes have ended; shadows that it made live on."""
         folder = Path(tempfile.mkdtemp(prefix=label + "-", dir=runs))
+        temporary = folder / "tmp"
+        temporary.mkdir(mode=0o700)
         deadline_s = now_s() + timeout_s
 
         def should_end() -> bool:
@@ -75,13 +78,15 @@ class PlaybookRun:
                 private_data_dir=str(folder),
                 project_dir=str(self._playbook.parent),
                 playbook=str(self._playbook),
-                inventory=self._inventory,
+                inventory={"all": {"hosts": self._inventory(temporary)}},
                 extravars=dict(self._variables),
                 envvars=_ENVIRONMENT
                 | {
                     # The ansible-playbook that was installed with us, wherever PATH points.
                     "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
-                    "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
+                    # A module that is killed leaves what it unpacked: here it goes with the run.
+                    "ANSIBLE_LOCAL_TEMP": str(temporary),
+                    "TMPDIR": str(temporary),
                     ansible_processes.LABEL: label,
                 },
                 settings={"pexpect_timeout": 0.1},
@@ -101,6 +106,15 @@ class PlaybookRun:
         if not ended:
             self._outcome.reason += "; some of its processes could not be ended"
         return self._outcome
+
+    def _inventory(self, temporary: Path) -> dict[str, dict[str, object]]:
+        """Modules on this machine keep their files in the run's folder; other hosts have no such folder."""
+        return {
+            name: {"ansible_remote_tmp": str(temporary), **variables}
+            if variables.get("ansible_connection") == "local"
+            else dict(variables)
+            for name, variables in self._hosts.items()
+        }
 
     def _reason(self, rc: int, output: str, timeout_s: float) -> str:
         where = f" in task {self._outcome.task}" if self._outcome.task else " before its first task"

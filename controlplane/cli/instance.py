@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from controlplane import model
+from controlplane.adapters import ansible_processes
 from controlplane.adapters.sqlite import SqliteStore
 from controlplane.cli.output import EXIT_USAGE, fail
 
@@ -49,6 +50,7 @@ def forget(name: str) -> None:
     _record_path(name).unlink(missing_ok=True)
     _lock_path(name).unlink(missing_ok=True)
     clock_path(name).unlink(missing_ok=True)
+    ansible_processes.clear_stale(RUN_DIR / name / "runs", name)
     # Playbooks' folders; not while records of shadows that live on are in them.
     for folder in (RUN_DIR / name / "runs", RUN_DIR / name / "shadows", RUN_DIR / name):
         with suppress(OSError):
@@ -77,7 +79,7 @@ def find(given: str | None) -> Instance:
     try:
         record = json.loads(_record_path(name).read_text())
         return Instance(name, Path(record["config"]), Path(record["state_dir"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         fail(f"{_record_path(name)} is missing or damaged: run penumbra load CONFIG again")
 
 
@@ -89,7 +91,7 @@ def running_controller(name: str) -> int | None:
     except FileNotFoundError:
         return None
     except BlockingIOError:
-        text = _lock_path(name).read_text().strip()
+        text = _lock_path(name).read_text(errors="replace").strip()
         return int(text) if text.isdigit() else None
     return None
 
@@ -97,7 +99,7 @@ def running_controller(name: str) -> int | None:
 def hold_controller_lock(name: str) -> IO[str]:
     """Held while the returned file is open (kill -9 closes it). Ends the command if another has it."""
     RUN_DIR.mkdir(mode=0o700, exist_ok=True)
-    lock = _lock_path(name).open("a+")
+    lock = _lock_path(name).open("a+", errors="replace")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -295,13 +295,22 @@ def test_a_playbook_that_hangs_is_ended_with_its_modules(site: Site, tmp_path: P
     provisioner = site.provisioner(playbooks(tmp_path / "books", HANGS))
     provisioner.provision(replace(site.order(), timeout_s=4.0))
     eventually(lambda: sleepers(site))  # it has reached the task
+    assert any("payload" in name for name in temporary_files(site)), (
+        "the killed module was to leave something"
+    )
     result = result_of(provisioner)
     assert (result.state, result.reason) == (
         model.RunState.FAILED,
         "timed out after 4 s in task Wait for ever",
     )
     assert sleepers(site) == []
+    assert temporary_files(site) == []
     provisioner.close()
+
+
+def temporary_files(site: Site) -> list[str]:
+    """What runs of this site keep while they run."""
+    return [path.name for path in (site.run_dir / site.instance / "runs").rglob("*")]
 
 
 def sleepers(site: Site) -> list[int]:
@@ -442,8 +451,11 @@ def test_after_kill_9_of_the_controller_in_mid_run_the_next_one_has_one_shadow(
     controller.kill()
     controller.wait()
     before = site.processes()
+    unpacked = temporary_files(site)
+    assert any("payload" in name for name in unpacked), "the killed module was to leave something"
     provisioner = site.provisioner()
     assert sleepers(site) == []  # what the dead one left running
+    assert temporary_files(site) == []
     provisioner.provision(site.order())
     made = result_of(provisioner)
     assert made.state is model.RunState.DONE
