@@ -158,7 +158,9 @@ class Forecaster:
         expected = self._level + trend * gap_s
         # The innovation's own variance, at least that of counting: a rate over dt has variance rate / dt.
         noise_gain = 1.0 - (1.0 - _NOISE_GAIN) ** gap_s
-        surprise = np.minimum((values - expected) ** 2, 9.0 * self._variance)
+        # Against the fit where there is one: after an onset Holt lags, and that is no noise.
+        fitted = np.where(self._lasted_s > 0, self._fit_level + self._fit_trend * gap_s, expected)
+        surprise = np.minimum((values - fitted) ** 2, 9.0 * self._variance)
         variance = self._variance + noise_gain * (surprise - self._variance)
         variance = np.maximum(variance, np.maximum(expected, 1.0) / np.maximum(gap_s, 1.0))
         level = expected + gain * (values - expected)
@@ -179,7 +181,9 @@ class Forecaster:
         # Of few readings the level is less certain than smoothing makes it in the long run.
         noise: Floats = np.maximum(gain / (2.0 - gain), 1.0 / np.maximum(self._count - 1.0, 1.0))
         found = self._onset.update(before, values, self._variance, noise)
-        self._fit_level = np.where(found.seen, np.maximum(found.level, 0.0), self._fit_level)
+        # After a climb Holt's level overshoots: its trend takes long to learn that the climb is over.
+        followed, _ = self._onset.not_above_recent(self._fit_level, self._fit_trend, self._variance)
+        self._fit_level = np.maximum(np.where(found.seen, found.level, followed), 0.0)
         self._fit_trend = np.where(found.seen, found.trend, self._fit_trend)
         # A climb is trusted to go on for as long as it has lasted.
         self._reach_s = np.where(found.seen, found.lasted, np.inf)

@@ -22,6 +22,9 @@ _READINGS = 20
 _DOUBT = 4.0
 """Standard deviations of noise from which on a change is believed."""
 _RECENT = 3
+"""Readings that tell the level now."""
+_BENT = 8
+"""Readings that tell the trend now, of an onset that is older than they are."""
 _CLIMB = 3
 """Readings that make a climb; fewer are a step as well."""
 
@@ -50,6 +53,15 @@ class Onset:
         other._before = np.stack([carried(row) for row in self._before])
         return other
 
+    def not_above_recent(self, level: Floats, trend: Floats, variance: Floats) -> tuple[Floats, Floats]:
+        """Level and trend, but at most a standard deviation above what the last readings say of them: a
+        climb that has ended is still the best straight line for a while."""
+        x = (_BENT - 1) / 2 - np.arange(_BENT, dtype=np.float64)[:, None]
+        slope = np.sum(x * self._readings[:_BENT], axis=0) / np.sum(x**2)
+        trend = np.fmin(trend, slope + np.sqrt(variance / np.sum(x**2)))  # NaN: too few readings to say
+        mean = np.sum(self._readings[:_RECENT], axis=0) / _RECENT
+        return np.fmin(level, mean + trend * (_RECENT - 1) / 2 + np.sqrt(variance / _RECENT)), trend
+
     def update(self, before: Floats, values: Floats, variance: Floats, level_noise: Floats) -> Found:
         """:param before: the smoothed level before this reading.
         :param variance: of one reading. :param level_noise: variance of the level per variance of a reading.
@@ -77,7 +89,6 @@ class Onset:
         change = np.where(is_ramp, trend * length, step[row, column] / length)
         seen = scores[best, column] > _DOUBT**2 * variance
         trend_noise = np.where(is_ramp, 1.0 / squares_k[row, 0], 0.0)
-        # A climb that has ended is still the best straight line for a while: not above what is read now.
-        recent = sums[_RECENT - 1] / _RECENT + trend * (_RECENT - 1) / 2 + np.sqrt(variance / _RECENT)
-        level = np.fmin(self._before[row, column] + change, recent)
+        level, bent = self.not_above_recent(self._before[row, column] + change, trend, variance)
+        trend = np.where(length > _BENT, bent, trend)
         return Found(seen, level, trend, length, trend_noise)

@@ -97,3 +97,17 @@ def test_regrouping_carries_what_is_known_and_new_groups_start_unknown():
     level = forecaster.regroup(["b", "c"]).predict(5.0, 40.0).level
     assert level[0] == pytest.approx(30.0)
     assert np.isnan(level[1])
+
+
+def test_a_climb_that_has_ended_is_not_extrapolated_for_long():
+    """The median of 200 groups that climb to 200/s in 24 s and stay there, six readings after the end."""
+    groups, end = 200, 64
+    rate = np.interp(np.arange(end + 12), [0, 40, end], [50, 50, 200])
+    readings = np.random.default_rng(5).poisson(rate[:, None], (rate.size, groups)).astype(float)
+    forecaster = Forecaster(ForecastSettings(), [str(k) for k in range(groups)])
+    over = []
+    for second, row in enumerate(readings):
+        forecaster.update(row, float(second))
+        over.append(float(np.median(forecaster.predict(10.0, float(second)).point)) / 200)
+    assert over[end + 6] < 1.3, over[end:]
+    assert over[end + 10] < 1.2, over[end:]

@@ -188,7 +188,7 @@ def test_a_restart_installs_nothing_anew():
 def test_stale_counters_freeze_weights_and_forbid_removal():
     world = grown()
     world.ticks(10, 110.0)
-    world.ticks(9, 20.0)
+    world.ticks(5, 20.0)
     world.dataplane.still = True
     world.ticks(4, 20.0)
     spill = world.dataplane.members["web-1"].spill
