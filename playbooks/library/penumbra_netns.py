@@ -315,7 +315,7 @@ def await_listening(p: dict, records: Records, record: dict) -> None:
     while True:
         if any(a in (record["address"], "0.0.0.0", "::") for a, _ in listening(p, record)):  # noqa: S104
             return
-        if proc.start_ticks(record["pid"]) != record["start_ticks"]:
+        if not is_running(record):
             records.path(p["name"]).unlink(missing_ok=True)
             raise RefusedError(
                 f"{p['name']} ended right after its start; its last line: {last_line(records.log(p['name']))}"
@@ -336,11 +336,17 @@ def listening(p: dict, record: dict) -> list[tuple[str, int]]:
 def running_record(p: dict, records: Records) -> dict | None:
     """The record of the shadow's process if it runs, made anew from its labels if it was lost."""
     record = records.read(p["name"])
-    if record and record.get("pid") and proc.start_ticks(record["pid"]) == record["start_ticks"]:
+    if record and is_running(record):
         return record
     for process in proc.labelled(p["instance"], p["name"]):
         return record_of(process, p["netns"] or "")
     return None
+
+
+def is_running(record: dict) -> bool:
+    """A process that had ended before its start could be read has none: it is nobody."""
+    ticks = record.get("start_ticks")
+    return ticks is not None and proc.start_ticks(record["pid"]) == ticks
 
 
 def record_of(process: proc.Labelled, netns: str) -> dict:
@@ -391,7 +397,7 @@ def processes_of(p: dict, records: Records) -> set[tuple[int, int]]:
     """(pid, start) of all that belongs to the shadow."""
     found = {(process.pid, process.start_ticks) for process in proc.labelled(p["instance"], p["name"])}
     record = records.read(p["name"])
-    if record and record.get("pid") and proc.start_ticks(record["pid"]) == record["start_ticks"]:
+    if record and is_running(record):
         found.add((record["pid"], record["start_ticks"]))
     return found
 

@@ -176,3 +176,19 @@ def test_a_busy_server_is_found_though_it_closes_descriptors_meanwhile():
         finally:
             busy.kill()
     assert found == [[busy.pid]] * 200
+
+
+def test_a_clone_that_ended_before_anybody_looked_is_not_waited_for_nor_taken_for_running(
+    netns: ModuleType, tmp_path: Path
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    records = netns.Records(str(tmp_path), "i")
+    record = {"shadow": "web-1-s1", "address": "127.0.0.9", "port": 1, "pid": ended.pid, "start_ticks": None}
+    records.write(record)
+    asked = {"instance": "i", "name": "web-1-s1", "netns": "", "protocol": "tcp", "start_timeout_s": 600.0}
+    assert netns.running_record(asked, records) is None
+    assert netns.processes_of(asked, records) == set()
+    with pytest.raises(netns.RefusedError, match="ended right after its start"):
+        netns.await_listening(asked, records, record)
+    assert records.read("web-1-s1") is None
