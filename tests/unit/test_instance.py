@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records that commands of different processes share, when somebody has damaged them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controlplane.cli import instance as instances
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a machine on which the instance ``web`` is loaded."""
+    (tmp_path / "pins/web").mkdir(parents=True)
+    monkeypatch.setattr(instances, "PIN_ROOT", tmp_path / "pins")
+    monkeypatch.setattr(instances, "RUN_DIR", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"", b'{"config": "/etc/pe', b'{"config": 5, "state_dir": null}', b"[1]", b"\xff\xfe\x00", b"{}"],
+)
+def test_a_damaged_record_is_told_with_the_way_out(
+    run_dir: Path, record: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "web.instance.json").write_bytes(record)
+    with pytest.raises(SystemExit):
+        instances.find(None)
+    assert "missing or damaged: run penumbra load CONFIG again" in capsys.readouterr().err
+
+
+def test_garbage_in_the_controller_s_lock_lets_no_second_controller_in(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "web.controller").write_bytes(b"\xff\xfe\x00")
+    with instances.hold_controller_lock("web"):
+        (run_dir / "web.controller").write_bytes(b"\xff\xfe\x00")
+        assert instances.running_controller("web") is None, "whose pid nobody knows"
+        with pytest.raises(SystemExit):
+            instances.hold_controller_lock("web")
+    assert "runs already" in capsys.readouterr().err
