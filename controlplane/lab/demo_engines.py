@@ -60,7 +60,7 @@ class Engines:
         """The live endpoint, its port published on its host. Raises ``LabError``."""
         command = ["python3", "-m", "controlplane.lab.server", "--port", str(PORT)]
         command += ["--service-time", str(SERVICE_TIME_S), "--concurrency", str(CONCURRENCY)]
-        command += ["--start-up", str(START_UP_S["docker"])]
+        command += ["--start-up", str(START_UP_S)]
         client = self._engines[LIVE_HOST].client()
         try:
             client.containers.run(

@@ -145,7 +145,7 @@ class _Run:
                 port=PORT,
                 service_time_s=SERVICE_TIME_S,
                 concurrency=CONCURRENCY,
-                start_up_s=START_UP_S["netns"],
+                start_up_s=START_UP_S,
             )
         state_dir = lab.folder / "state"
         config = lab.folder / "penumbra.yml"

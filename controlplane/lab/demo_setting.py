@@ -17,9 +17,8 @@ from controlplane.lab.topology import Topology
 
 SERVICE_TIME_S = 0.0625
 CONCURRENCY = 20
-START_UP_S = {"netns": 6.0, "docker": 5.5}
-"""Until an endpoint listens, as one does that loads its code and data first; a container itself takes longer
-to start than a process."""
+START_UP_S = 7.0
+"""Until an endpoint listens, as one does that loads its code and data first."""
 CAPACITY = CONCURRENCY / SERVICE_TIME_S
 """Requests/s that one endpoint serves."""
 FLOWS_PER_REQUEST = 0.53
@@ -34,10 +33,10 @@ QUIET = 0.3
 PEAK_MOST = 2.5
 """More than so many capacities are never offered: two shadows could not serve it."""
 DURATION_S = 72.0
-RISE_S = 16.0
+RISE_S = 17.5
 """The trace is compressed until the rise from quiet to crossing lasts so long: it is minutes in recorded
 traces, while a shadow here is ready after seconds."""
-LEAD_IN = 0.28
+LEAD_IN = 0.26
 """The part of the excerpt that comes before the rise."""
 GRID_S = 0.25
 
@@ -88,7 +87,7 @@ class Setting:
                 "target": self.target,
                 "max_per_endpoint": 2,
                 "headroom": 0.3,
-                "lead_time": "10s",
+                "lead_time": "11s",
                 "warm_up": "1s",
                 "idle": "5s",
                 "min_life": "5s",
