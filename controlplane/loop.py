@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
@@ -13,7 +13,16 @@ from controlplane.fleet import Fleet
 from controlplane.happenings import Happenings
 from controlplane.journal import Journal
 from controlplane.plan import plan
-from controlplane.ports import Clock, Counters, Dataplane, Metrics, Prober, Provisioner, Store
+from controlplane.ports import (
+    Clock,
+    Counters,
+    Dataplane,
+    DataplaneError,
+    Metrics,
+    Prober,
+    Provisioner,
+    Store,
+)
 from controlplane.roster import Roster
 from controlplane.status import KEY, Status, samples
 from controlplane.wanted import wanted_steering
@@ -61,6 +70,7 @@ class Controller:
         self._ring_changed_s: dict[str, float] = {}
         self._direct: frozenset[IPv4Network] = frozenset()
         self._direct_due_s = 0.0
+        self._interfaces: Sequence[model.Interface] = ()
         self._own_addresses: Collection[IPv4Address] = ()
         self._own_due_s = 0.0
         self._stopping = False
@@ -118,6 +128,7 @@ class Controller:
         started_s = self._clock.now_s()
         self._guarded("requests", self._take_requests)
         self._guarded("observe", self._observe)
+        self._guarded("steering", self._look_at_interfaces)
         self._guarded("events", self._take_events)
         self._guarded("shadows", lambda: self._roster.advance(self._own_addresses))
         self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
@@ -153,8 +164,11 @@ class Controller:
     # ---- observe ------------------------------------------------------------------------
 
     def _take_requests(self) -> None:
-        if requests.serial(self._store) == self._requests.serial:
+        serial = requests.serial(self._store)
+        if serial == self._requests.serial:
             return
+        if serial is None and self._requests.serial:
+            requests.restore(self._store, self._requests)
         taken = requests.take(self._store, self._roster.endpoints, self._roster.shadows)
         for name in taken.drained ^ self._requests.drained:
             done = "drain" if name in taken.drained else "undrain"
@@ -189,6 +203,12 @@ class Controller:
         if self._clock.now_s() >= self._own_due_s:
             self._own_addresses = self._dataplane.own_addresses()
             self._own_due_s = self._clock.now_s() + _DIRECT_S
+
+    def _look_at_interfaces(self) -> None:
+        self._interfaces = self._dataplane.interfaces(self._config.interfaces)
+        lost = ", ".join(f"{one.name} ({one.reason})" for one in self._interfaces if not one.steered)
+        if lost:
+            raise DataplaneError(f"packets of {lost} are not steered: when it is there, penumbra load CONFIG")
 
     def _take_events(self) -> None:
         self._happenings.take(self._dataplane.events(), self._clock.now_s())
@@ -327,6 +347,7 @@ class Controller:
             overruns=self._overruns,
             steps=self._steps,
             troubles=self._journal.troubles(),
+            interfaces=tuple(self._interfaces),
             services=self._fleet.status(
                 self._roster, self._installed, self._requests.drained, self._clock.record_s()
             ),

@@ -414,6 +414,17 @@ class Health:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """Where the program should be attached, and whether it is."""
+
+    name: str
+    steered: bool
+    native: bool
+    reason: str = ""
+    """Why it is not steered."""
+
+
 class EventKind(Enum):
     """Kinds of events from the data plane; the value is the one in ``bpf/structs.h``."""
 

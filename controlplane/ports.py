@@ -51,6 +51,9 @@ class Dataplane(Protocol):
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
         """Flows in the cache, within their idle limit and not closed, per member."""
 
+    def interfaces(self, names: Collection[str]) -> Sequence[model.Interface]:
+        """Whether the program is attached to what has these names now."""
+
     def own_addresses(self) -> Collection[IPv4Address]:
         """This host's own: nobody that is steered to can be there."""
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-from controlplane.model import ShadowState
+from controlplane.model import Interface, ShadowState
 from controlplane.ports import Sample
 
 KEY = "status"
@@ -86,6 +86,7 @@ class Status:
     """Steps applied since the start."""
     troubles: dict[str, str] = field(default_factory=dict)
     """What does not work: part -> why."""
+    interfaces: tuple[Interface, ...] = ()
     services: tuple[ServiceStatus, ...] = ()
 
     def to_json(self) -> str:
@@ -107,6 +108,9 @@ def samples(status: Status) -> list[Sample]:
         Sample("steps_total", {}, float(status.steps), counter=True),
         Sample("troubles", {}, float(len(status.troubles))),
     ]
+    for one in status.interfaces:
+        out.append(Sample("interface_steered", {"interface": one.name}, float(one.steered)))
+        out.append(Sample("xdp_native", {"interface": one.name}, float(one.native)))
     for service in status.services:
         labels = {"service": service.name}
         out.append(Sample("lead_time_seconds", labels, service.lead_time_s))

@@ -79,6 +79,8 @@ class FakeDataplane:
         """Flows that found nobody, or somebody down or removed."""
         self.rtt_us: dict[str, float] = {}
         self.own_address = IPv4Address("10.0.0.254")
+        self.detached: set[str] = set()
+        """Interfaces that are gone."""
         self.happened: list[model.Event] = []
         """Events that nobody has taken yet."""
 
@@ -177,6 +179,12 @@ class FakeDataplane:
 
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
         return {name: self.flows[name] for name in members if name in self.flows}
+
+    def interfaces(self, names: Collection[str]) -> Sequence[model.Interface]:
+        return [
+            model.Interface(name, name not in self.detached, False, "it is gone" * (name in self.detached))
+            for name in names
+        ]
 
     def own_addresses(self) -> Collection[IPv4Address]:
         return {IPv4Address("127.0.0.1"), self.own_address}

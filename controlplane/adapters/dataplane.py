@@ -26,9 +26,9 @@ from controlplane.adapters import (
     readings,
     steering,
 )
-from controlplane.adapters.attach import Attachment
 from controlplane.adapters.event_ring import EventRing
 from controlplane.adapters.flow_table import FlowRow
+from controlplane.adapters.libbpf import XdpMode
 from controlplane.adapters.maps import Maps, open_instance
 from controlplane.ports import Clock, Counters, DataplaneError
 
@@ -205,9 +205,15 @@ class MapDataplane:
             for name, index in steering.endpoint_rows(self._maps).items()
         }
 
-    def attachments(self) -> Sequence[Attachment]:
-        """Where the program is attached, and in which mode; ``XdpMode.NONE``: the interface is gone."""
-        return attach.attached(self._maps.instance)
+    def interfaces(self, names: Collection[str]) -> Sequence[model.Interface]:
+        """Those of the calling thread's network namespace: one may have been made anew under its name."""
+        found = (attach.at_interface(self._maps.instance, name) for name in names)
+        return [
+            model.Interface(
+                one.interface, one.mode is not XdpMode.NONE, one.mode is XdpMode.NATIVE, one.reason
+            )
+            for one in found
+        ]
 
     # ---- inside ----
 

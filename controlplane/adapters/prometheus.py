@@ -20,16 +20,14 @@ PREFIX = "penumbra_"
 class PrometheusMetrics(Collector):
     """``ports.Metrics``: serves the last tick's samples at ``/metrics``. OSError if the port is taken."""
 
-    def __init__(self, address: str, port: int, constant: Sequence[Sample] = ()) -> None:
-        """:param constant: samples that every tick's come after."""
-        self._constant = tuple(constant)
-        self._samples: Sequence[Sample] = self._constant
+    def __init__(self, address: str, port: int) -> None:
+        self._samples: Sequence[Sample] = ()
         registry = CollectorRegistry()
         registry.register(self)
         self._server, self._thread = start_http_server(port, addr=address, registry=registry)
 
     def publish(self, values: Sequence[Sample]) -> None:
-        self._samples = (*self._constant, *values)
+        self._samples = values
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}

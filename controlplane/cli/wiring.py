@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from controlplane import config, model, plan, weights
@@ -21,12 +21,11 @@ from controlplane.adapters.libbpf import XdpMode
 from controlplane.adapters.patient_store import PatientStore
 from controlplane.adapters.probes import NetworkProber
 from controlplane.adapters.prometheus import PrometheusMetrics
-from controlplane.adapters.sqlite import SqliteStore
 from controlplane.cli.instance import Instance, clock_path, forget, hold_controller_lock, remember
 from controlplane.cli.instance import loaded as loaded_instances
 from controlplane.cli.output import fail
 from controlplane.loop import Controller
-from controlplane.ports import DataplaneError, Sample
+from controlplane.ports import DataplaneError
 
 UAPI_HEADER = Path("/usr/include/linux/types.h")
 """One of the headers that bpf/ includes."""
@@ -149,7 +148,7 @@ def run(configured: model.Config, path: Path) -> None:
             raise
         for attachment in loaded.attachments:
             _log.info("%s", mode_line(attachment))
-        _run(configured, instance, loaded.attachments, closing)
+        _run(configured, instance, closing)
     finally:
         for close in reversed(closing):
             close()
@@ -158,23 +157,18 @@ def run(configured: model.Config, path: Path) -> None:
 def _run(
     configured: model.Config,
     instance: Instance,
-    attachments: Sequence[Attachment],
     closing: list[Callable[[], None]],
 ) -> None:
     clock = MachineClock(clock_path(configured.instance))
-    modes = [
-        Sample("xdp_native", {"interface": one.interface}, float(one.mode == XdpMode.NATIVE))
-        for one in attachments
-    ]
     try:
-        metrics = PrometheusMetrics(configured.metrics_address, configured.metrics_port, modes)
+        metrics = PrometheusMetrics(configured.metrics_address, configured.metrics_port)
     except OSError as error:
         where = f"{configured.metrics_address}:{configured.metrics_port}"
         fail(f"metrics.port: {where}: {os.strerror(error.errno or 0)}; traffic goes on, take another port")
     closing.append(metrics.close)
     dataplane = MapDataplane.open(configured.instance, clock)
     closing.append(dataplane.close)
-    store = PatientStore(lambda: SqliteStore(configured.state_dir, configured.instance))
+    store = PatientStore(configured.state_dir, configured.instance, clock)
     closing.append(store.close)
     hosts = dict(configured.hosts)
     provisioner = AnsibleProvisioner(

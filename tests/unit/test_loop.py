@@ -11,6 +11,7 @@ import pytest
 
 from controlplane import model, requests
 from controlplane.model import ShadowState
+from controlplane.ports import Sample
 from tests.world import CAPACITY, World, config, grown
 
 
@@ -210,6 +211,19 @@ def test_a_broken_data_plane_or_store_is_survived_and_named():
     world.ticks(3, 110.0)
     assert world.controller.status().troubles == {}
     assert world.states() == [ShadowState.READY]
+
+
+def test_an_interface_that_is_no_longer_steered_is_named_until_it_is_again():
+    world = grown()
+    name = world.config.interfaces[0]
+    world.dataplane.detached.add(name)
+    world.ticks(2, 20.0)
+    assert f"{name} (it is gone)" in world.controller.status().troubles["steering"]
+    assert Sample("interface_steered", {"interface": name}, 0.0) in world.metrics.samples
+    world.dataplane.detached.clear()
+    world.ticks(2, 20.0)
+    assert world.controller.status().troubles == {}
+    assert Sample("interface_steered", {"interface": name}, 1.0) in world.metrics.samples
 
 
 def test_drain_returns_to_ready_when_load_returns():
