@@ -57,6 +57,15 @@ def _announce(store: Store) -> None:
     store.put(_SERIAL, uuid.uuid4().hex)
 
 
+def restore(store: Store, held: Requests) -> None:
+    """Writes again what lasts, into a store that was lost."""
+    if held.frozen:
+        store.put(_FROZEN, "1")
+    for endpoint in held.drained:
+        store.put(_DRAINED + endpoint, "1")
+    _announce(store)
+
+
 @dataclass(frozen=True, slots=True)
 class Requests:
     serial: str | None

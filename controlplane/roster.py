@@ -111,6 +111,33 @@ class Roster:
         else:
             self._journal.well("records")
 
+    def _hold_records(self) -> None:
+        """What this process knows is right. A store that was lost, damaged or put back to an earlier state
+        gets it again."""
+        if not self._records_read:
+            return
+        try:
+            stored = self._store.shadows()
+        except DamagedRecordsError as error:
+            stored = error.readable
+        except Exception as error:  # said and tried again
+            self._journal.trouble("store", str(error))
+            return
+        lost = {name for name, shadow in self.shadows.items() if stored.get(name) != shadow} - self._unsaved
+        strange = stored.keys() - self.shadows.keys()
+        for name in strange:
+            self._store.forget_shadow(name)
+        if lost or strange:
+            self._unsaved |= lost
+            for service, times in self._measured.items():
+                self._store.put(_LEAD_TIMES + service, json.dumps(times))
+            names = ", ".join(sorted(lost | strange))
+            self._journal.say(
+                "store", "restore", f"records in the store were not ours, written anew: {names}"
+            )
+        elif not self._unsaved:
+            self._journal.well("store")
+
     def of(self, parent: str) -> tuple[Shadow, ...]:
         return tuple(shadow for shadow in self.shadows.values() if shadow.parent == parent)
 
@@ -191,6 +218,7 @@ class Roster:
         self._own_addresses = own_addresses
         if not self._records_read:
             self._read_records()
+        self._hold_records()
         for name in sorted(self._unsaved):
             self._save(name)
         for result in self._provisioner.results():

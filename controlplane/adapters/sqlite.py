@@ -10,11 +10,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from enum import Enum
 from ipaddress import IPv4Address
 from pathlib import Path
+from urllib.parse import quote
 
 from controlplane import model
 from controlplane.ports import DamagedRecordsError, StoreError
@@ -32,17 +33,36 @@ CREATE TABLE IF NOT EXISTS value (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 
+PARTS = ("", "-wal", "-shm")
+"""A database that is open is three files."""
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+
+class BusyStoreError(StoreError):
+    """Another process has locked the store."""
+
+
+class DamagedStoreError(StoreError):
+    """What is in the file can't be made sense of."""
+
+
+def path_of(state_dir: Path, instance: str) -> Path:
+    return state_dir / f"{instance}.db"
+
+
 class SqliteStore:
     """``ports.Store`` in ``<state_dir>/<instance>.db``. Every method may raise ``StoreError``."""
 
-    def __init__(self, state_dir: Path, instance: str) -> None:
-        self.path = state_dir / f"{instance}.db"
+    def __init__(self, state_dir: Path, instance: str, busy_s: float = BUSY_S) -> None:
+        """:param busy_s: how long a call waits for others' locks."""
+        self.path = path_of(state_dir, instance)
         with self._told():
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             # The folder's mode does not cover a folder that was there before.
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             self._db = sqlite3.connect(
-                self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+                self.path, timeout=busy_s, isolation_level=None, check_same_thread=False
             )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
@@ -52,9 +72,28 @@ class SqliteStore:
                     f"{self.path}: of a newer Penumbra (schema {version}, not {SCHEMA}): upgrade this one"
                 )
             self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={SCHEMA}; COMMIT;")
+            self._inodes = self._found_inodes()
 
     def close(self) -> None:
         self._db.close()
+
+    def is_in_place(self) -> bool:
+        """False: a file was removed or replaced, and nobody else sees what is written."""
+        try:
+            return self._found_inodes() == self._inodes
+        except OSError:
+            return False
+
+    def _found_inodes(self) -> list[int]:
+        return [self.path.with_name(self.path.name + part).stat().st_ino for part in PARTS]
+
+    def verify(self) -> None:
+        """Looks at the file as another process would: our own connection remembers what it read."""
+        with self._told(), closing(sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True)) as db:
+            db.execute("PRAGMA busy_timeout=0")
+            for table in ("shadow", "value"):
+                db.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - ours
+            db.execute("SELECT max(id) FROM decision").fetchall()
 
     def shadows(self) -> Mapping[str, model.Shadow]:
         with self._told():
@@ -128,7 +167,17 @@ class SqliteStore:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"{self.path}: {error}; check the disk's space and the file's rights") from error
+            code = getattr(error, "sqlite_errorcode", None) or 0
+            if code & 0xFF in _BUSY:
+                raise BusyStoreError(f"{self.path}: {error}; see who has it: fuser -v {self.path}") from error
+            kind = StoreError
+            if (
+                code & 0xFF in _DAMAGED
+                or code == sqlite3.SQLITE_IOERR_SHORT_READ
+                or "no such table" in str(error)
+            ):
+                kind = DamagedStoreError
+            raise kind(f"{self.path}: {error}; check the disk's space and the file's rights") from error
 
 
 def _decoded(record: str) -> model.Shadow:
