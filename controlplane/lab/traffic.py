@@ -19,6 +19,9 @@ from pathlib import Path
 from controlplane.lab import records, trace
 from controlplane.lab.generator import Client, Generator
 
+LONGEST_S = 86_400.0
+REQUESTS_MOST = 5_000_000
+"""All of them and what became of each are kept in memory."""
 HEAD_START_S = 0.1
 FLUSH_S = 0.2
 
@@ -84,6 +87,16 @@ def course_of(arguments: argparse.Namespace) -> trace.Trace:
         course = course.with_peak(arguments.peak)
     elif arguments.mean is not None:
         course = course.with_mean(arguments.mean)
+    if course.duration_s > LONGEST_S:
+        raise trace.TraceError(
+            f"{course.name}: lasts {course.duration_s:.4g} s; at most {LONGEST_S:.0f} s are allowed: "
+            "squeeze it with --duration"
+        )
+    if (requests := course.mean * course.duration_s) > REQUESTS_MOST:
+        raise trace.TraceError(
+            f"{course.name}: {requests:.4g} requests; at most {REQUESTS_MOST} are allowed: "
+            "lower --peak or --duration"
+        )
     return course
 
 
@@ -101,6 +114,12 @@ def share(text: str) -> float:
     return value
 
 
+def seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 0 on is allowed")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m controlplane.lab.traffic", description=__doc__)
     made.add_argument("--target", type=target, required=True, metavar="ADDRESS:PORT")
@@ -112,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     scale.add_argument("--peak", type=float, help="requests/s at the trace's highest point")
     scale.add_argument("--mean", type=float, help="requests/s on average")
     made.add_argument("--arrivals", type=trace.Arrivals, choices=list(trace.Arrivals), default="poisson")
-    made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--seed", type=seed, default=1)
     made.add_argument("--persistent-share", type=share, default=0.5)
     made.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS")
     made.add_argument("--path", default="/")

@@ -15,7 +15,10 @@ from controlplane.lab import trace
         ("time,load\n0,1\n", "t.csv:1: the header must be timestamp,value"),
         ("timestamp,value\n0,1\n60,many\n", "t.csv:3: '60,many'; two numbers are allowed"),
         ("timestamp,value\n0,1\n60\n", "t.csv:3: '60'; two numbers are allowed"),
-        ("timestamp,value\n0,1\n60,-2\n", "t.csv:3: '60,-2'; finite numbers, value >= 0"),
+        ("timestamp,value\n0,1\n60,-2\n", "t.csv:3: '60,-2'; finite numbers, value 0 to 1e+15"),
+        ("timestamp,value\n0,1\n60,1e300\n", "t.csv:3: '60,1e300'; finite numbers"),
+        ("timestamp,value\n0,1\n60," + "9" * 200_000 + "\n", "t.csv:3: '60,999999"),
+        ("timestamp,value\n0,1\n60," + "x" * 200_000 + "\n", "t.csv:3: '60,xxxxxx"),
         ("timestamp,value\n0,1\n60,nan\n", "t.csv:3: '60,nan'; finite numbers"),
         ("timestamp,value\n60,1\n60,2\n", "t.csv:3: timestamp 60 is not after 60"),
         ("timestamp,value\n0,1\n", "t.csv: 1 samples; at least 2"),
@@ -30,11 +33,28 @@ def test_a_bad_file_is_refused_with_its_line_and_what_is_allowed(
     with pytest.raises(trace.TraceError) as refused:
         trace.load(path)
     assert str(refused.value).startswith(f"{tmp_path}/{message}")
+    assert len(str(refused.value)) < len(str(path)) + 150
 
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(trace.TraceError, match=r"/no/such\.csv: can't be read: No such file"):
         trace.load(Path("/no/such.csv"))
+
+
+def test_a_file_without_an_end_is_not_read_to_the_end() -> None:
+    with pytest.raises(trace.TraceError, match="/dev/zero: over 64 MiB"):
+        trace.load(Path("/dev/zero"))
+
+
+def test_a_file_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbftimestamp,value\r\n0,1\r\n60,3\r\n\r\n")
+    assert trace.load(tmp_path / "t.csv").level.tolist() == [1, 3]
+
+
+def test_the_mean_counts_every_second_the_last_period_too() -> None:
+    assert trace.samples("steps", [0, 10, 20, 10_000], [0, 20, 20, 20]).mean == pytest.approx(
+        (100 + 200 + 20 * 9_980 + 20 * 10) / 10_010
+    )
 
 
 def test_an_unknown_shipped_trace_names_those_there_are() -> None:
