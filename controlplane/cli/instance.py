@@ -46,6 +46,14 @@ def remember(config: model.Config, path: Path) -> Instance:
     return instance
 
 
+def config_of(name: str) -> Path | None:
+    """The configuration that an instance was loaded from, if it is known."""
+    try:
+        return Path(json.loads(_record_path(name).read_text())["config"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def forget(name: str) -> None:
     _record_path(name).unlink(missing_ok=True)
     _lock_path(name).unlink(missing_ok=True)

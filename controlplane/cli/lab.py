@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from controlplane.adapters import loader
+from controlplane.cli import instance as instances
 from controlplane.cli import output
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_FAILED, EXIT_USAGE, fail, say
@@ -43,30 +46,31 @@ def up(name: LabName = "lab") -> None:
     """
     lab = _lab(name)
     try:
-        lab.up()
-        try:
+        if lab.status().abandoned:
+            _remove(lab)
+        with lab:
             lab.endpoint("host1", name=ENDPOINT, service_time_s=SERVICE_TIME_S, concurrency=CONCURRENCY)
             config = _write_config(lab)
-        except BaseException:
-            lab.down()
-            raise
+            lab.leave()
     except LabError as error:
         fail(str(error))
     inside = shlex.join(lab.argv(AP, [sys.argv[0]]))
     say(f"lab {name} is up: {', '.join(lab.topology.namespaces)}")
     say(f"steer:   {inside} run {config}")
     say(f"traffic: {sys.argv[0]} lab traffic --name {name} --trace mongo_burst --duration 90 --peak 150")
-    say(f"end:     {sys.argv[0]} unload --instance {name}; {sys.argv[0]} lab down --name {name}")
+    say(f"end:     {sys.argv[0]} lab down --name {name}")
 
 
 @app.command()
 def down(name: LabName = "lab") -> None:
-    """End what runs in the lab and remove it, also what a crashed one left. Done twice does no harm.
+    """End what runs in the lab and remove it with its instance, also what a crashed one left.
+
+    Done twice does no harm.
 
     Example: penumbra lab down
     """
     try:
-        _lab(name).down()
+        _remove(_lab(name))
     except LabError as error:
         fail(str(error))
     say(f"lab {name} is down")
@@ -92,7 +96,7 @@ def traffic(
     name: LabName = "lab",
     duration: Annotated[float, typer.Option(min=1, help="seconds into which the trace is squeezed")] = 90.0,
     peak: Annotated[float, typer.Option(min=0.1, help="requests/s at the trace's highest point")] = 150.0,
-    seed: Annotated[int, typer.Option(help="of the random arrivals")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="of the random arrivals")] = 1,
 ) -> None:
     """Send HTTP requests from the lab's clients to the VIP, open-loop, along a trace; then a summary.
 
@@ -105,16 +109,38 @@ def traffic(
     argv = [sys.executable, "-m", "controlplane.lab.traffic", "--trace", trace, "--seed", str(seed)]
     argv += ["--target", f"{topology.vip}:{topology.vip_port}"]
     argv += ["--duration", str(duration), "--peak", str(peak)]
-    done = subprocess.run(lab.argv(CLIENTS, argv), check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode if done.returncode == EXIT_USAGE else EXIT_FAILED)
+    sender = ["setpriv", "--pdeathsig", "TERM", *lab.argv(CLIENTS, argv)]
+    # In a session of its own, so that a terminal's Ctrl-C reaches it by way of this process only.
+    if code := _ended(subprocess.Popen(sender, start_new_session=True)):
+        raise SystemExit(code if code == EXIT_USAGE else EXIT_FAILED)
+
+
+def _ended(child: subprocess.Popen[bytes]) -> int:
+    """Its exit code. After Ctrl-C it sends nothing more, waits for answers under way, and sums up."""
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.terminate()
 
 
 def _lab(name: str) -> Lab:
+    if os.geteuid() != 0:
+        fail("a lab needs root (network namespaces): run it with sudo")
     try:
         return Lab(Topology(name), stay=True)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
+
+
+def _remove(lab: Lab) -> None:
+    """The lab, and the instance that was loaded from its configuration."""
+    name = lab.topology.lab
+    own = instances.config_of(name) == lab.folder / CONFIG
+    lab.down()
+    if own:
+        loader.unload(name)
+        instances.forget(name)
 
 
 def _write_config(lab: Lab) -> Path:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import shutil
@@ -10,8 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -39,8 +40,8 @@ class Status:
 
 class Lab:
     """``with Lab(Topology("name")) as lab``: Ctrl-C, SIGTERM and SIGHUP take it down; after a kill -9 the
-    next ``up`` or ``down`` of that name does. ``stay=True`` (for ``penumbra lab up``): it outlives its maker.
-    Raises ``LabError``."""
+    next ``up`` or ``down`` of that name does. ``stay=True`` (for ``penumbra lab up``): after ``leave`` it
+    outlives its maker. Raises ``LabError``."""
 
     def __init__(self, topology: Topology | None = None, *, stay: bool = False) -> None:
         self.topology = topology or Topology()
@@ -49,6 +50,7 @@ class Lab:
         """Log files of what runs in it; gone with it."""
         self._children: list[subprocess.Popen[bytes]] = []
         self._restore: list[tuple[signal.Signals, object]] = []
+        self._left = False
 
     # ---- up and down ----------------------------------------------------------------
 
@@ -78,10 +80,17 @@ class Lab:
         try:
             self.folder.mkdir(mode=0o755)
             network.build(self.topology)
-            state.write(replace(fresh, complete=True, owner=None if self.stay else fresh.owner))
+            state.write(replace(fresh, complete=True))
         except BaseException:
             self.down()
             raise
+
+    def leave(self) -> None:
+        """From here on the lab, with all that runs in it, stays until somebody takes it down."""
+        with state.claiming():
+            if present := state.read(self.topology.lab):
+                state.write(replace(present, owner=None))
+        self._left = True
 
     def down(self) -> None:
         """Ends what runs in the lab and removes it. Refuses one that another living process uses.
@@ -127,7 +136,8 @@ class Lab:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.down()
+            if not self._left:
+                self.down()
         finally:
             self._restore_signals()
 
@@ -265,5 +275,20 @@ def _remove(present: state.State) -> None:
     while born := processes.residents(present.namespaces):
         processes.end(born, 0.0)
     network.demolish(present.namespaces)
+    _forget_shadows(present.namespaces)
     shutil.rmtree(present.folder, ignore_errors=True)
     state.forget(present.lab)
+
+
+def _forget_shadows(namespaces: Collection[str]) -> None:
+    """What playbooks noted of the processes that were shadows here and have just been ended."""
+    for record in state.RUN.glob("*/shadows/*.json"):
+        with suppress(OSError, ValueError):
+            if json.loads(record.read_text(encoding="utf-8")).get("netns") not in namespaces:
+                continue
+            record.unlink()
+            record.with_suffix(".log").unlink(missing_ok=True)
+        instance = record.parents[1]
+        for folder in (record.parent, instance / "runs", instance):
+            with suppress(OSError):  # others' are in it
+                folder.rmdir()

@@ -184,7 +184,8 @@ def test_a_recorded_pid_that_now_is_another_process_is_not_killed(name: str) -> 
 def test_a_lab_that_stays_outlives_its_maker_until_it_is_taken_down(name: str) -> None:
     program = (
         "import sys; from controlplane.lab.lab import Lab; from controlplane.lab.topology import Topology\n"
-        "lab = Lab(Topology(sys.argv[1]), stay=True); lab.up(); lab.endpoint('host1', name='web-1')"
+        "lab = Lab(Topology(sys.argv[1]), stay=True); lab.up(); lab.endpoint('host1', name='web-1');"
+        "lab.leave()"
     )
     subprocess.run([sys.executable, "-c", program, name], check=True)
     lab = Lab(Topology(name))
