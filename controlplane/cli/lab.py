@@ -14,7 +14,7 @@ import typer
 
 from controlplane.adapters import loader
 from controlplane.cli import instance as instances
-from controlplane.cli import output
+from controlplane.cli import lab_send, output
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_FAILED, EXIT_USAGE, fail, say
 from controlplane.lab.configuration import Choices, LiveEndpoint, written
@@ -27,6 +27,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+app.command()(lab_send.send)
 
 LabName = Annotated[str, typer.Option("--name", metavar="NAME", help="which lab")]
 

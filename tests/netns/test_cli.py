@@ -53,7 +53,7 @@ def test_every_command_has_help_with_an_example_of_itself(command: tuple[str, ..
 def test_the_commands_are_those_that_are_documented() -> None:
     maps = ["services", "endpoints", "shadows", "flows", "counters", "events"]
     wanted = {("maps", name) for name in maps} | {
-        ("lab", name) for name in ("up", "down", "status", "traffic")
+        ("lab", name) for name in ("up", "down", "status", "traffic", "send")
     }
     wanted |= {("shadow", "add"), ("shadow", "remove")}
     plain = ["check", "load", "unload", "run", "reload", "status", "drain", "undrain", "freeze", "thaw"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from controlplane.lab import configuration, packets, processes, state
 from controlplane.lab.lab import Lab
 from controlplane.lab.network import LabError
 from controlplane.lab.topology import Topology
+from tests.netns.steered import PENUMBRA
 
 OWNER = """
 import sys, signal
@@ -230,6 +232,28 @@ def test_crafted_packets_leave_as_they_are_and_are_caught_behind_the_access_poin
     assert datagram["IP"].ttl == 63
     assert syn is not None
     assert str(syn["TCP"].flags) == "S"
+
+
+def test_crafted_packets_are_sent_and_answers_shown_by_the_command(name: str) -> None:
+    def sent(*options: str) -> subprocess.CompletedProcess[str]:
+        argv = [PENUMBRA, "lab", "send", "--name", name, *options]
+        return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    assert "is not up" in sent().stderr
+    with Lab(Topology(name)) as lab:
+        lab.endpoint("host1", name="web-1")
+        shown = sent("--to", "10.201.1.2:8080", "--source-port", "41000", "--count", "2").stdout
+        assert re.search(r"198\.51\.100\.2:41001 > 10\.201\.1\.2:\S+ S\b", shown), shown
+        assert re.search(r"10\.201\.1\.2:\S+ > 198\.51\.100\.2:41000 SA\b", shown), shown
+    for wrong in (
+        ["--to", "web"],
+        ["--from", "ap"],
+        ["--flags", "X"],
+        ["--source-port", "65535", "--count", "2"],
+    ):
+        refused = sent(*wrong)
+        assert refused.returncode == 2
+        assert wrong[0] in refused.stderr or "--count" in refused.stderr
 
 
 def test_the_configuration_for_a_lab_is_accepted() -> None:
