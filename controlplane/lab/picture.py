@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -62,12 +63,14 @@ def draw(plan: Plan, runs: Mapping[str, Run], flows_per_request: float, path: Pa
         axes[1, 0].set_ylabel("shadows")
         axes[1, 0].set_yticks(range(3))
         axes[2, 0].set_ylabel("p99 of each second, ms")
-        shown = {}
+        shown: dict[str, Artist] = {}
         for one in axes.flat:
             handles, labels = one.get_legend_handles_labels()
             shown |= {label: handle for handle, label in zip(handles, labels, strict=True)}
         columns = LEGEND_COLUMNS[len(runs) - 1]
-        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, frameon=False)
+        figure.legend(
+            list(shown.values()), list(shown), loc="outside lower center", ncols=columns, frameon=False
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
