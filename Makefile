@@ -46,7 +46,7 @@ demo: setup ## the same trace without shadows, reactive and with Penumbra (TRACE
 	@$(BIN)/python -m controlplane.lab.demo
 
 test: setup ## all tests, as root
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests
 
 lint: setup ## ruff, mypy, import contracts, yamllint
 	@$(BIN)/ruff check .

@@ -85,7 +85,7 @@ class Engine:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     tag = uuid.uuid4().hex[:6]
     inside, outside = f"pd-{tag}", f"pc-{tag}"
-    daemon = Dockerd(inside, Path(f"/tmp/pd-{tag}"))  # noqa: S108 - a socket's path is short
+    daemon = Dockerd(inside, Path(f"/run/penumbra/pd-{tag}"))
     try:
         for netns in (inside, outside):
             run("ip", "netns", "add", netns)
@@ -285,7 +285,7 @@ def test_a_clone_on_another_engine_takes_the_image_along_but_no_volume(
     kept = original(
         client, ports={"8080/tcp": 18081}, volumes=USR | {"orders": {"bind": "/data", "mode": "rw"}}
     )
-    with Dockerd(engine.outside, Path(f"/tmp/{engine.outside}")) as other:  # noqa: S108
+    with Dockerd(engine.outside, Path(f"/run/penumbra/{engine.outside}")) as other:
         spare = model.Host("host-b", variables={**engine.host.variables, "docker_host": other.url})
         spare = replace(spare, variables={**spare.variables, "address": "10.78.1.2"})
         provisioner = AnsibleProvisioner(

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All tests, in mount and process namespaces of their own: ``python -m tests [PYTEST'S ARGUMENTS]``.
+
+Network namespaces, pins, engines and processes of tests live there alone. However a run ends, by kill -9 too,
+the kernel removes them with it (namespaces(7), pid_namespaces(7)); the machine's own are out of reach.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWPID = 0x20000000
+MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None, use_errno=True)
+OURS = (("proc", "/proc"), ("tmpfs", "/run/netns"), ("tmpfs", "/run/penumbra"), ("bpf", "/sys/fs/bpf"))
+
+
+def checked(done: int, what: str) -> None:
+    if done:
+        sys.exit(f"tests: {what}: {os.strerror(ctypes.get_errno())}; they need root: sudo make test")
+
+
+def main() -> int:
+    """The outer process: it passes signals on, and its end is the end of all."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    checked(LIBC.unshare(CLONE_NEWNS | CLONE_NEWPID), "no namespaces of their own")
+    first = os.fork()
+    if first == 0:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os._exit(inside())
+    pass_on(first, {signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM})
+    code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
+    remove_cgroups()
+    return code if code >= 0 else 128 - code
+
+
+def inside() -> int:
+    """The first process of the namespace: it mounts, starts pytest, and reaps whom nobody waits for."""
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    for kind, place in OURS:
+        Path(place).mkdir(exist_ok=True)
+        mount(kind, place, kind, 0)
+    tests = os.fork()
+    if tests == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a shell started us in the background
+        os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])  # noqa: S606
+    # Pytest ends at SIGINT in order, with the fixtures' clean-up.
+    pass_on(tests, {signal.SIGTERM: signal.SIGINT})
+    while True:
+        pid, status = os.wait()
+        if pid == tests:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def mount(source: str | None, place: str, kind: str | None, flags: int) -> None:
+    encoded = [None if one is None else one.encode() for one in (source, place, kind)]
+    checked(LIBC.mount(*encoded, ctypes.c_ulong(flags), None), f"{place} can't be mounted")
+
+
+def pass_on(pid: int, numbers: dict[signal.Signals, signal.Signals]) -> None:
+    """Ctrl-C goes to the whole foreground group and needs no passing on."""
+
+    def take(number: int, frame: FrameType | None) -> None:
+        os.kill(pid, numbers[signal.Signals(number)])
+
+    for number in numbers:
+        signal.signal(number, take)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def remove_cgroups() -> None:
+    """Those of engines whose test was killed; one with a process in it can't be removed, and stays."""
+    places = [*Path("/sys/fs/cgroup").glob("penumbra-*"), *Path("/sys/fs/cgroup").glob("*/penumbra-*")]
+    for place in places:
+        for folder, _, _ in os.walk(place, topdown=False):
+            try:
+                Path(folder).rmdir()
+            except OSError:
+                break
+
+
+if __name__ == "__main__":
+    sys.exit(main())
