@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,11 +47,15 @@ def main() -> None:
         print(f"demo: {error}", file=sys.stderr)  # noqa: T201 - this is the output
         raise SystemExit(2) from None
     try:
-        require_machine()
+        require_machine(setting.target)
+        require_writable(arguments.out)
         raise SystemExit(demo(setting, arguments.only or list(Kind), arguments.out))
     except (LabError, DataplaneError, DockerdError, StoreError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)  # noqa: T201 - this is the output
         raise SystemExit(1) from None
+    except KeyboardInterrupt:  # before the first run, or after the last
+        print("demo: ended by SIGINT, nothing is left", file=sys.stderr)  # noqa: T201 - this is the output
+        raise SystemExit(130) from None
     except EndedError as ended:
         print(f"demo: ended by {ended}, nothing is left", file=sys.stderr)  # noqa: T201 - this is the output
         raise SystemExit(128 + ended.number) from None
@@ -94,12 +101,21 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
     return Setting(Topology(arguments.name), course, arguments.target, arguments.forecast)
 
 
-def require_machine() -> None:
-    """Root, BPF and bcc, or ``DataplaneError`` with the command that gets what is missing."""
+def require_machine(target: str) -> None:
+    """Root, BPF, bcc and an engine, or ``DataplaneError`` with the command that gets what is missing."""
     if os.geteuid() != 0:
         raise DataplaneError("it needs root (network namespaces, BPF): run it with sudo")
     pins.mount_bpf_filesystem()
     wiring.require_bpf()
+    if target == "docker" and shutil.which("dockerd") is None:
+        raise DataplaneError("dockerd is missing: apt-get install docker.io")
+
+
+def require_writable(out: Path) -> None:
+    """Raises ``OSError`` now, rather than when all runs are over."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out):
+        pass
 
 
 def demo(setting: Setting, kinds: Sequence[Kind], out: Path) -> int:
@@ -143,7 +159,6 @@ def tell(console: Console, setting: Setting, recordings: Mapping[Kind, Recording
     console.print(demo_view.summary(runs))
     for line in demo_view.verdict(plan, runs.get(Kind.PENUMBRA), broken):
         console.print(line, highlight=False, soft_wrap=True)
-    out.mkdir(parents=True, exist_ok=True)
     pictured = {
         kind.value: picture.Run(recording.requests(), recording.seen)
         for kind, recording in recordings.items()
@@ -161,7 +176,9 @@ def as_document(
     """``demo.json``: a run's figures under its name, and what the verdict rests on."""
 
     def plain(value: object) -> object:
-        return round(value, 3) if isinstance(value, float) else value
+        if not isinstance(value, float):
+            return value
+        return round(value, 3) if math.isfinite(value) else None  # JSON knows no NaN
 
     document: dict[str, object] = {
         kind.value: {name: plain(value) for name, value in asdict(figures).items()}

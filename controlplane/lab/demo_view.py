@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -21,7 +22,7 @@ PLAIN_EVERY_S = 5.0
 
 
 class View:
-    """On a terminal one table that changes, else a line now and then."""
+    """On a terminal one table that changes, with a column per run: it fits into 80 x 24. Else lines."""
 
     def __init__(self, console: Console, setting: Setting) -> None:
         self._console = console
@@ -33,7 +34,7 @@ class View:
 
     @contextmanager
     def showing(self) -> Iterator[Callable[[Moment], None]]:
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             yield self._plain
             return
         with Live(console=self._console, auto_refresh=False) as self._live:
@@ -64,14 +65,14 @@ class View:
             title_justify="left",
             caption_justify="left",
             expand=True,
+            box=box.SIMPLE,
         )
-        table.add_column("run", no_wrap=True)
-        names = list(self._cells(next(iter(self._moments.values()))))
-        for name in names:
-            table.add_column(name, justify="left" if name == "shadows" else "right", no_wrap=True)
-        for kind, moment in self._moments.items():
-            over = moment.offered > self._plan.capacity
-            table.add_row(TITLES[kind], *self._cells(moment).values(), style="bold" if over else "")
+        table.add_column("")
+        cells = [self._cells(moment) for moment in self._moments.values()]
+        for kind in self._moments:
+            table.add_column(TITLES[kind], justify="right", ratio=1)
+        for name in cells[0]:
+            table.add_row(name, *(of_run[name] for of_run in cells))
         return table
 
     def _caption(self) -> Text:

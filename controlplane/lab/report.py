@@ -98,7 +98,8 @@ class Figures:
     lead_time_s: float | None
     """From the first order until that shadow was ready."""
     forecast_ahead_s: float
-    """Seconds in which the forecast stood above the present demand; 0: there was no forecast."""
+    """Seconds in which the forecast stood above the present demand; 0: there was no forecast. A run without
+    shadows has one too: it forecasts and does not act."""
 
 
 def figures(plan: Plan, requests: Requests, seen: Sequence[Observation]) -> Figures:

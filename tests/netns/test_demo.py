@@ -205,3 +205,26 @@ def test_wrong_use_is_told_in_one_line(options: list[str], said: str) -> None:
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+LACKING = {
+    "no engine": (
+        ["--target", "docker"],
+        {"PATH": "/nowhere"},
+        "dockerd is missing: apt-get install docker.io",
+    ),
+    "no room for the picture": (["--out", "/proc/demo"], {}, "/proc/demo"),
+}
+
+
+@pytest.mark.parametrize(("options", "changed", "said"), LACKING.values(), ids=LACKING.keys())
+def test_what_is_lacking_is_told_before_anything_is_made(
+    options: list[str], changed: dict[str, str], said: str
+) -> None:
+    command = [sys.executable, "-m", "controlplane.lab.demo", "--name", f"d{uuid.uuid4().hex[:7]}", *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **changed}
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
