@@ -276,6 +276,7 @@ def _remove(present: state.State) -> None:
         processes.end(born, 0.0)
     network.demolish(present.namespaces)
     _forget_shadows(present.namespaces)
+    network.unmount(present.folder)
     shutil.rmtree(present.folder, ignore_errors=True)
     state.forget(present.lab)
 

@@ -107,3 +107,11 @@ def demolish(namespaces: Sequence[str]) -> None:
             links = [line.split()[1].partition("@")[0].rstrip(":") for line in shown.splitlines()]
             run(["ip", "-n", name, "-batch", "-"], "".join(f"link delete {link}\n" for link in links))
         run(["ip", "netns", "delete", name])
+
+
+def unmount(folder: str) -> None:
+    """What container engines that were killed left mounted below a lab's folder; the deepest first."""
+    lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    for place in reversed([line.split()[1] for line in lines]):
+        if place.startswith(f"{folder}/"):
+            run(["umount", "--lazy", place])

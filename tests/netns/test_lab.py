@@ -199,6 +199,20 @@ def test_a_lab_that_stays_outlives_its_maker_until_it_is_taken_down(name: str) -
     assert remains(name) == []
 
 
+def test_what_is_still_mounted_in_a_labs_folder_is_unmounted_and_not_emptied(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "kept").touch()
+    lab = Lab(Topology(name))
+    lab.up()
+    mounted = lab.folder / "engine/data"
+    mounted.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", tmp_path, mounted], check=True)
+    lab.down()
+    assert (tmp_path / "kept").exists()
+    assert remains(name) == []
+
+
 def test_two_labs_at_once_do_not_meet(name: str) -> None:
     with Lab(Topology(name)) as one, Lab(Topology(f"{name}b")) as other:
         one.endpoint("host1", name="one")
