@@ -191,9 +191,12 @@ def _run(
         controller.stop()
         clock.wake()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in ending:
         signal.signal(number, end)
     controller.run()
+    for number in ending:  # it ends already: one more must not cut that short, nor change its exit status
+        signal.signal(number, signal.SIG_IGN)
 
 
 def reread(instance: Instance) -> model.Config:
