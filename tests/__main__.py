@@ -19,7 +19,12 @@ CLONE_NEWPID = 0x20000000
 MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
-OURS = (("proc", "/proc"), ("tmpfs", "/run/netns"), ("tmpfs", "/run/penumbra"), ("bpf", "/sys/fs/bpf"))
+OURS = (
+    ("proc", "/proc", None),
+    ("tmpfs", "/run/netns", "mode=0755"),
+    ("tmpfs", "/run/penumbra", "mode=0755"),
+    ("bpf", "/sys/fs/bpf", "mode=0700"),
+)
 
 
 def checked(done: int, what: str) -> None:
@@ -44,9 +49,9 @@ def main() -> int:
 def inside() -> int:
     """The first process of the namespace: it mounts, starts pytest, and reaps whom nobody waits for."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
-    for kind, place in OURS:
+    for kind, place, options in OURS:
         Path(place).mkdir(exist_ok=True)
-        mount(kind, place, kind, 0)
+        mount(kind, place, kind, 0, options)
     tests = os.fork()
     if tests == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a shell started us in the background
@@ -60,9 +65,9 @@ def inside() -> int:
             return code if code >= 0 else 128 - code
 
 
-def mount(source: str | None, place: str, kind: str | None, flags: int) -> None:
-    encoded = [None if one is None else one.encode() for one in (source, place, kind)]
-    checked(LIBC.mount(*encoded, ctypes.c_ulong(flags), None), f"{place} can't be mounted")
+def mount(source: str | None, place: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    *where, data = (None if one is None else one.encode() for one in (source, place, kind, options))
+    checked(LIBC.mount(*where, ctypes.c_ulong(flags), data), f"{place} can't be mounted")
 
 
 def pass_on(pid: int, numbers: dict[signal.Signals, signal.Signals]) -> None:

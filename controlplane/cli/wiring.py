@@ -50,7 +50,9 @@ def against_machine(configured: model.Config) -> list[str]:
     ]
     folder = configured.playbooks or shipped_playbooks()
     problems += [f"playbooks: {problem}" for problem in check_playbooks(folder)]
-    above = next(path for path in (configured.state_dir, *configured.state_dir.parents) if path.exists())
+    # Not Path.exists: where this user may not look, it raises, and that root is needed would remain unsaid.
+    places = (configured.state_dir, *configured.state_dir.parents)
+    above = next(path for path in places if os.path.exists(path))  # noqa: PTH110
     if not above.is_dir():
         problems.append(f"state_dir: {configured.state_dir}: {above} is no folder; a folder is allowed")
     return problems

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from controlplane.adapters import pins
 from controlplane.cli import app
 from controlplane.lab.topology import AP
+from tests.netns.nobody import NOBODY
 from tests.netns.steered import PENUMBRA, Steered, steered
 
 Root = dict[str, Any]
@@ -243,9 +244,6 @@ def missing_means(site: Steered, argv: Sequence[str], *, env: dict[str, str] | N
     return line
 
 
-NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-
-
 @pytest.mark.parametrize("command", ["check", "load", "run"])
 def test_without_root_it_says_so_with_the_command(site: Steered, public: Path, command: str) -> None:
     line = missing_means(site, [*NOBODY, PENUMBRA, command, str(public)])
@@ -297,6 +295,6 @@ def test_without_bcc_it_names_the_package_and_warns_of_the_other_one(
 
 
 def test_without_the_headers_of_packets_it_names_their_package(site: Steered, public: Path) -> None:
-    hidden = "mount -t tmpfs none /usr/include/linux && exec \"$@\""
+    hidden = 'mount -t tmpfs none /usr/include/linux && exec "$@"'
     argv = ["unshare", "--mount", "sh", "-c", hidden, "sh", PENUMBRA, "load", str(public)]
     assert "apt-get install linux-libc-dev" in missing_means(site, argv)

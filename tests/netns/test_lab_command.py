@@ -18,10 +18,10 @@ import pytest
 from controlplane.lab import processes, state
 from controlplane.lab.lab import Lab
 from controlplane.lab.topology import AP, Topology
+from tests.netns.nobody import NOBODY
 
 PENUMBRA = str(Path(sys.executable).with_name("penumbra"))
 PINS = Path("/sys/fs/bpf/penumbra")
-NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 
 
 def until(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
