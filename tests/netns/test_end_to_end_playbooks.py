@@ -31,6 +31,18 @@ HANGING = """
     - name: Wait for the stars
       ansible.builtin.command: sleep 613
 """
+MISTAKEN = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - name: Make the shadow
+      ansible.builtin.include_role:
+        name: "{{ order.target }}"
+        tasks_from: provision
+    - name: Hand back the VIP
+      ansible.builtin.set_stats:
+        data: {address: 203.0.113.10, port: 80}
+"""
 
 
 @pytest.fixture
@@ -77,8 +89,9 @@ def assert_kept(traffic: Traffic) -> None:
     [
         (FAILING, "task Ask the stars: they are not right"),
         (HANGING, "timed out after 6 s"),
+        (MISTAKEN, "203.0.113.10:80: the vip of service web"),
     ],
-    ids=["failing", "hanging"],
+    ids=["failing", "hanging", "mistaken about where it serves"],
 )
 def test_a_broken_playbook_costs_no_request_and_is_tried_again_until_it_is_mended(
     site: Steered, broken: str, reason: str
