@@ -33,10 +33,10 @@ QUIET = 0.3
 PEAK_MOST = 2.5
 """More than so many capacities are never offered: two shadows could not serve it."""
 DURATION_S = 72.0
-RISE_S = 17.5
+RISE_S = 18.5
 """The trace is compressed until the rise from quiet to crossing lasts so long: it is minutes in recorded
 traces, while a shadow here is ready after seconds."""
-LEAD_IN = 0.26
+LEAD_IN = 0.25
 """The part of the excerpt that comes before the rise."""
 GRID_S = 0.25
 
