@@ -64,7 +64,7 @@ def attach(instance: str, program_fd: int, interface: str) -> Attachment:
     ifindex = interface_index(interface)
     for present, info in _links(instance):
         if info.ifindex == ifindex and _is_here(info):
-            present.rename(pin)
+            _move(present, pin)
             return _updated(pin, interface, ifindex, program_fd)
     refuse_foreign(interface, None)
     if pin.exists():  # its interface is gone, or has the same name in another namespace
@@ -86,6 +86,17 @@ def attach(instance: str, program_fd: int, interface: str) -> Attachment:
     finally:
         os.close(link)  # unpinned, its end detaches
     return Attachment(interface, ifindex, libbpf.xdp_query(ifindex).mode, reason)
+
+
+def _move(present: Path, pin: Path) -> None:
+    """Renames a pin. One that has the new name already takes the old one: over-writing it would detach it."""
+    if present != pin and pin.exists():
+        aside = pin.with_name(pins.LINK_ASIDE)
+        pin.rename(aside)
+        present.rename(pin)
+        aside.rename(present)
+    else:
+        present.rename(pin)
 
 
 def _attach_generic(program_fd: int, interface: str, ifindex: int, reason: str) -> int:

@@ -20,6 +20,8 @@ BPF_FILE_SYSTEM = Path("/sys/fs/bpf")
 PENUMBRA = BPF_FILE_SYSTEM / "penumbra"
 LOCKS = Path("/run/penumbra")
 LINK_PREFIX = "link_"
+LINK_ASIDE = f"{LINK_PREFIX}%00"
+"""No interface's: where a link is while two change names."""
 
 _INSTANCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}

@@ -330,6 +330,15 @@ def test_an_interface_that_was_made_anew_is_told_and_attached_by_the_next_load(
         network.run(["ip", "-n", ap, "link", "delete", "again0"])
 
 
+def link_ids(config: model.Config) -> set[int]:
+    found = set()
+    for pin in pins.folder(config.instance).glob(pins.LINK_PREFIX + "*"):
+        link = libbpf.obj_get(pin, libbpf.Kind.LINK)
+        found.add(libbpf.link_info(link).id)
+        os.close(link)
+    return found
+
+
 def test_interfaces_that_changed_names_keep_their_attachments(
     topology: Topology, config: model.Config
 ) -> None:
@@ -338,10 +347,12 @@ def test_interfaces_that_changed_names_keep_their_attachments(
     try:
         with network.entered(ap):
             loader.load(replace(config, interfaces=("one0", "one0-peer")), BPF_DIR)
+            links = link_ids(config)
             for old, new in (("one0", "spare0"), ("one0-peer", "one0"), ("spare0", "one0-peer")):
                 network.run(["ip", "-n", ap, "link", "set", old, "name", new])
             loader.load(replace(config, interfaces=("one0", "one0-peer")), BPF_DIR)
             assert xdp_links(ap) == ["one0", "one0-peer"]
+            assert link_ids(config) == links, "they were steered all the time"
             network.run(["ip", "-n", ap, "link", "set", "one0-peer", "name", "two0"])
             loader.load(replace(config, interfaces=("one0", "two0")), BPF_DIR)
             assert xdp_links(ap) == ["one0", "two0"]
