@@ -715,6 +715,16 @@ static __always_inline bool is_vip(const struct packet *packet)
 	return vips.lookup(&to) != NULL;
 }
 
+/*
+ * To a VIP, but not to a service there. The kernel would send it back to the
+ * router, unless the VIP is an address of this host's own, whose other ports
+ * (its SSH, answers to its own connections) are not ours.
+ */
+static __always_inline bool would_loop(const struct packet *packet)
+{
+	return is_vip(packet) && !is_direct(packet);
+}
+
 /* A packet from an endpoint's address and port. */
 static __always_inline enum reason giveback(struct here *here,
 					    struct packet *packet, u32 index,
@@ -789,7 +799,7 @@ static __always_inline enum reason route(struct here *here,
 			return REASON_abort_impossible;
 		return giveback(here, packet, at, endpoint);
 	}
-	return is_vip(packet) ? REASON_drop_vip_port : REASON_pass_other;
+	return would_loop(packet) ? REASON_drop_vip_port : REASON_pass_other;
 }
 
 static __always_inline enum reason sort(struct here *here,
@@ -812,10 +822,11 @@ static __always_inline enum reason sort(struct here *here,
 	case PARSED_ICMP:
 		return REASON_pass_icmp;
 	case PARSED_OTHER_PROTOCOL:
-		return is_vip(packet) ? REASON_drop_vip_port :
-					REASON_pass_not_ip;
+		return would_loop(packet) ? REASON_drop_vip_port :
+					    REASON_pass_not_ip;
 	case PARSED_BROKEN:
-		return is_vip(packet) ? REASON_drop_broken : REASON_pass_other;
+		return would_loop(packet) ? REASON_drop_broken :
+					    REASON_pass_other;
 	}
 	return REASON_abort_impossible;
 }

@@ -144,7 +144,7 @@ class Steering:
         sender = self.returns.get((packet.source, packet.source_port, packet.protocol))
         if sender is not None:
             return self._give_back(packet, sender)
-        if self._is_vip(packet.destination):
+        if self._is_vip(packet.destination) and not self._is_direct(packet.destination):
             return Outcome("drop_vip_port")
         return Outcome("pass_other")
 
@@ -239,7 +239,7 @@ class Steering:
         if flow and flow.endpoint != (sender, endpoint.generation):
             flow = None
         if not flow:
-            if any(IPv4Address(packet.destination) in prefix for prefix in self.direct):
+            if self._is_direct(packet.destination):
                 return Outcome("pass_direct")
             if self._is_vip(packet.destination):
                 return Outcome("drop_vip_port")
@@ -287,6 +287,9 @@ class Steering:
         if endpoint and endpoint.present and endpoint.generation == reference[1]:
             return endpoint
         return None
+
+    def _is_direct(self, address: str) -> bool:
+        return any(IPv4Address(address) in prefix for prefix in self.direct)
 
     def _is_vip(self, address: str) -> bool:
         return any(service.vip == address for service in self.services.values())

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from controlplane import config, model, plan, weights
@@ -99,6 +100,9 @@ def load(configured: model.Config, path: Path) -> loader.Loaded:
     dataplane = MapDataplane.open(configured.instance, MachineClock())
     try:
         if loaded.fresh or not dataplane.installed().services:
+            # Before any VIP is: one may be this host's own address, with other ports behind it.
+            members = (one.address for service in configured.services.values() for one in service.endpoints)
+            dataplane.set_direct({*configured.direct, *map(IPv4Network, members)})
             for step in plan.plan(model.Steering(), as_configured(configured)):
                 dataplane.apply(step)
             dataplane.renew_hops()

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 import pytest
@@ -232,6 +233,34 @@ def test_without_direct_prefixes_a_health_check_does_not_come_back(
     steering.set_direct([])
     with network.entered(topology.namespace(AP)), pytest.raises(OSError, match="timed out"):
         socket.create_connection((str(topology.hosts[0].address), PORT), timeout=0.5)
+
+
+def test_a_vip_that_is_the_access_point_s_own_address_leaves_its_other_ports_alone(
+    steering: MapDataplane, topology: Topology
+) -> None:
+    """Its administrator comes in by one of them, and its own connections end there."""
+    own = topology.clients.gateway.ip
+    service = model.VirtualService("own", own, 80, model.Protocol.TCP, model.OnDown.RESET, ring_size=251)
+    for step in (
+        model.InstallService(service),
+        model.InstallMember(replace(member(topology, 3), service="own")),
+        model.SetRing("own", {"web-3": 1.0}),
+    ):
+        steering.apply(step)
+    with network.entered(topology.namespace(AP)):
+        settle_hops(steering)
+        ssh = NamedServer("ssh of the AP", 2222)
+    try:
+        with network.entered(topology.namespace("clients")):
+            assert greeting(str(own), 80) == "web-3"
+            assert greeting(str(own), 2222) == "ssh of the AP"
+    finally:
+        ssh.close()
+
+
+def greeting(address: str, port: int) -> str:
+    with socket.create_connection((address, port), timeout=3) as connection:
+        return connection.recv(16, socket.MSG_WAITALL).decode().strip()
 
 
 def test_flows_are_listed_with_client_service_and_endpoint(

@@ -179,6 +179,14 @@ def test_a_service_that_is_not_present_counts_as_an_unknown_port(steered: Rig) -
     assert steered.send(SYN).reason == "drop_vip_port"
 
 
+def test_a_vip_that_is_the_access_point_s_own_address_keeps_its_other_ports(steered: Rig) -> None:
+    steered.direct(f"{VIP}/32")
+    assert steered.send(tcp(CLIENT, 4000, VIP, 22)).reason == "pass_other"
+    assert steered.send(LINK / IP(src=CLIENT, dst=VIP, proto=47) / b"12345678").reason == "pass_not_ip"
+    assert steered.send(broken(SYN, 14, 0x44)).reason == "pass_other"
+    assert steered.send(SYN).reason == "forward_hop"
+
+
 def test_packets_and_ip_bytes_are_counted_at_the_endpoint(steered: Rig) -> None:
     packet = tcp(CLIENT, 4000, VIP, 80, "PA", b"x" * 33)
     for _ in range(3):
