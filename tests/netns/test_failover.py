@@ -112,8 +112,8 @@ def assert_carried(traffic: Traffic, tap: Tap, died_s: float, shadow: str) -> No
     """From the deadline on the shadow answers everything, and no client's packet goes to the dead."""
     deadline_s = died_s + DETECTED_S
     late = traffic.since(deadline_s)
-    assert len(late) >= 25, "there was no traffic to speak of"
     assert tap.since(deadline_s) == 0, f"{tap.since(deadline_s)} packets to the dead after the deadline"
+    assert len(late) >= 25, "there was no traffic to speak of"
     answered = Counter(one.served_by if not one.failed else f"failed: {one.error}" for one in late)
     assert answered == {shadow: len(late)}
 
