@@ -103,6 +103,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     assert left == {}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_with_a_forecast_the_shadow_is_ready_in_time_and_gone_at_the_end(demo: Demo) -> None:
     code = demo.run("--only", "penumbra", "--duration", "54", within_s=150)
@@ -120,6 +121,7 @@ def test_with_a_forecast_the_shadow_is_ready_in_time_and_gone_at_the_end(demo: D
     assert "<svg" in (demo.out / "demo.svg").read_text()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_with_the_forecast_frozen_the_same_run_breaks_its_promises(demo: Demo) -> None:
     """The negative control of the run above: the same assertions, nothing foreseen."""
