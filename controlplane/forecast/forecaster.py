@@ -28,8 +28,8 @@ _TREND_DOUBT = 2.0
 """Holt's trend below so many standard deviations of what noise makes of it counts as none."""
 _NOISE_GAIN = 0.03
 """Smoothing of the noise's variance per tick of 1 s."""
-_LEARNED = 15
-"""Readings until a level is known well enough to tell an onset from it."""
+_LEARNED = 5
+"""Readings until an onset is told from the level; how uncertain it is of so few is reckoned with."""
 _FORGET_S = 30.0
 """A gap longer than this starts a group anew."""
 _ERRORS = 60
@@ -178,7 +178,7 @@ class Forecaster:
             return
         self._fit_trend = self._sure_trend()
         gain = self.settings.level_gain
-        # Of few readings the level is less certain than smoothing makes it in the long run.
+        # Of few readings the level was less certain than smoothing makes it in the long run.
         noise: Floats = np.maximum(gain / (2.0 - gain), 1.0 / np.maximum(self._count - 1.0, 1.0))
         found = self._onset.update(before, values, self._variance, noise)
         # After a climb Holt's level overshoots: its trend takes long to learn that the climb is over.

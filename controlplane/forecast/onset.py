@@ -46,11 +46,14 @@ class Onset:
     def __init__(self, groups: int) -> None:
         self._readings = np.full((_READINGS, groups), np.nan)
         self._before = np.full((_READINGS, groups), np.nan)
+        self._noise = np.full((_READINGS, groups), np.nan)
+        """Variance of those levels per variance of a reading."""
 
     def regroup(self, carried: Callable[[Floats], Floats]) -> Onset:
         other = Onset(0)
         other._readings = np.stack([carried(row) for row in self._readings])
         other._before = np.stack([carried(row) for row in self._before])
+        other._noise = np.stack([carried(row) for row in self._noise])
         return other
 
     def not_above_recent(self, level: Floats, trend: Floats, variance: Floats) -> tuple[Floats, Floats]:
@@ -64,10 +67,11 @@ class Onset:
 
     def update(self, before: Floats, values: Floats, variance: Floats, level_noise: Floats) -> Found:
         """:param before: the smoothed level before this reading.
-        :param variance: of one reading. :param level_noise: variance of the level per variance of a reading.
+        :param variance: of one reading. :param level_noise: variance of ``before`` per variance of a reading.
         """
         self._readings = np.vstack([values, self._readings[:-1]])
         self._before = np.vstack([before, self._before[:-1]])
+        self._noise = np.vstack([level_noise, self._noise[:-1]])
         k = np.arange(1, _READINGS + 1, dtype=np.float64)[:, None]
         sum_k = k * (k + 1) / 2
         squares_k = k * (k + 1) * (2 * k + 1) / 6
@@ -75,8 +79,8 @@ class Onset:
         sums = np.cumsum(self._readings, axis=0)
         step = sums - k * self._before
         ramp = np.cumsum(sums, axis=0) - sum_k * self._before
-        step_score = step**2 / (k + k**2 * level_noise)
-        ramp_score = ramp**2 / (squares_k + sum_k**2 * level_noise)
+        step_score = step**2 / (k + k**2 * self._noise)
+        ramp_score = ramp**2 / (squares_k + sum_k**2 * self._noise)
         step_score[:1] = 0.0  # one reading is an outlier
         ramp_score[: _CLIMB - 1] = 0.0
         scores = np.nan_to_num(np.vstack([step_score, ramp_score]), nan=0.0)

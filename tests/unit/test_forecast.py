@@ -64,6 +64,15 @@ def test_a_rise_has_its_shadow_before_it_crosses_capacity_this_often(capacity, t
     assert (ordered_s + 4.5 <= 60 + rise_s).mean() >= least
 
 
+@pytest.mark.parametrize("quiet_s", [7, 10])
+def test_a_rise_soon_after_the_start_is_seen_as_soon_as_a_later_one(quiet_s):
+    seen_s = first_order_s(demo_ramp(100.0, 18.0, quiet_s), 11.0, 100.0) - quiet_s
+    later_s = first_order_s(demo_ramp(100.0, 18.0), 11.0, 100.0) - 60
+    assert (seen_s > 0).all(), "nothing is ordered while it is quiet"
+    assert np.median(seen_s) <= np.median(later_s) + 1.0
+    assert np.quantile(seen_s, 0.9) <= np.quantile(later_s, 0.9) + 1.0
+
+
 def test_a_fall_is_seen_within_a_few_readings():
     random = np.random.default_rng(7)
     forecaster = Forecaster(ForecastSettings(), [str(k) for k in range(SEEDS)])
