@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All tests, in mount and process namespaces of their own: ``python -m tests [PYTEST'S ARGUMENTS]``.
 
-Most of their time is waiting, so without arguments two run at once; those marked ``alone`` follow, one by one.
+Most of their time is waiting: without arguments two run at once; those marked ``alone`` follow, one by one.
 
 Network namespaces, pins, engines and processes of tests live there alone. However a run ends, by kill -9 too,
 the kernel removes them with it (namespaces(7), pid_namespaces(7)); the machine's own are out of reach.

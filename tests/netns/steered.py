@@ -22,6 +22,7 @@ from typing import Any, Self
 import yaml
 
 from controlplane.adapters import loader, pins
+from controlplane.adapters.ansible import shipped_playbooks
 from controlplane.adapters.sqlite import SqliteStore
 from controlplane.cli import instance as instances
 from controlplane.lab.configuration import Choices, LiveEndpoint, written
@@ -37,7 +38,7 @@ DETECTED_S = INTERVAL_S * FALL + 1.0
 SHADOW_LABEL = b"PENUMBRA_SHADOW="
 
 
-def eventually(condition: Callable[[], object], within_s: float = 20.0, what: object = "") -> None:
+def eventually(condition: Callable[[], object], within_s: float = 30.0, what: object = "") -> None:
     """``what``: said when it did not come to pass; called if it can be."""
     deadline = time.monotonic() + within_s
     while not condition():
@@ -119,6 +120,13 @@ def shadow_processes(instance: str) -> dict[int, str]:
             names = [one for one in environment if one.startswith(SHADOW_LABEL)]
             found |= {int(entry.name): name.removeprefix(SHADOW_LABEL).decode() for name in names}
     return found
+
+
+def playbooks_with(folder: Path, place: str, text: str) -> Path:
+    """A copy of the shipped playbooks, with another text in the file at ``place``."""
+    shutil.copytree(shipped_playbooks(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / place).write_text(text)
+    return folder
 
 
 def children(pid: int) -> list[str]:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -19,6 +19,7 @@ from controlplane.adapters import netlink
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.lab import network
 from controlplane.lab.topology import AP, Topology
+from tests.netns.steered import eventually
 
 PORT = 8080
 
@@ -128,13 +129,6 @@ def echoes(connection: socket.socket) -> bool:
         return connection.recv(12, socket.MSG_WAITALL) == b"still there?"
     except OSError:
         return False
-
-
-def eventually(condition: Callable[[], object], within_s: float = 5.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.02)
 
 
 def test_a_connection_to_the_vip_is_answered_by_the_live_endpoint(

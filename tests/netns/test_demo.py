@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +21,11 @@ from controlplane.lab.demo_ending import Ending
 from controlplane.lab.demo_setting import Setting, course_of
 from controlplane.lab.topology import Topology
 from controlplane.lab.trace import flat
+from tests.netns.remains import remains
+from tests.netns.steered import eventually
 
 RUN = Path("/run/penumbra")
-PINS = Path("/sys/fs/bpf/penumbra")
 FLAT = "timestamp,value\n" + "".join(f"{60 * minute},20\n" for minute in range(30))
-
-
-def eventually(condition: Callable[[], object], within_s: float, what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -67,40 +61,17 @@ class Demo:
     def figures(self) -> dict[str, object]:
         return json.loads((self.out / "demo.json").read_text())
 
-    def remains(self) -> dict[str, list[str]]:
-        """Everything of this demo that there is on the machine."""
-        own = self.name.encode()
-        processes, mounts = [], Path("/proc/self/mounts").read_text().splitlines()
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                of_it = own in (entry / "cmdline").read_bytes() or own in (entry / "environ").read_bytes()
-                if of_it:
-                    processes.append(f"{entry.name} {(entry / 'cmdline').read_bytes()!r}")
-            except OSError:
-                continue
-        found = {
-            "namespaces": [p.name for p in Path("/run/netns").glob(f"{self.name}-*")],
-            "processes": processes,
-            "pins": [str(p) for p in PINS.glob(f"{self.name}*")],
-            "run": [str(p) for p in RUN.glob(f"*{self.name}*")],
-            "mounts": [line for line in mounts if self.name in line and "tmp_path" not in line],
-            "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob(f"*/penumbra-{self.name}*")],
-        }
-        return {kind: there for kind, there in found.items() if there}
-
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[Demo]:
     made = Demo(f"d{uuid.uuid4().hex[:7]}", tmp_path)
-    assert made.remains() == {}
+    assert remains(made.name) == []
     yield made
-    left = made.remains()
+    left = remains(made.name)
     if left:
         setting = Setting(Topology(made.name), course_of(flat(20, 60), 10))
         clear_remains(setting, Ending(lambda: None))
-    assert left == {}
+    assert left == []
 
 
 @pytest.mark.alone
@@ -166,7 +137,7 @@ def test_cut_short_it_leaves_nothing(
             eventually(lambda: said in demo.said(), 60, demo.said)
         until = time.monotonic() + later_s
         eventually(lambda: time.monotonic() > until, 10, str)
-        assert demo.remains() != {}
+        assert remains(demo.name) != []
         os.killpg(process.pid, number)
         os.killpg(process.pid, number)
         assert process.wait(40) == code, demo.said()
@@ -174,7 +145,7 @@ def test_cut_short_it_leaves_nothing(
         if process.poll() is None:
             process.kill()
             process.wait()
-    assert demo.remains() == {}
+    assert remains(demo.name) == []
     assert "nothing is left" in demo.said()
 
 
@@ -184,13 +155,13 @@ def test_what_a_killed_demo_left_is_removed_by_the_next(demo: Demo) -> None:
     eventually(lambda: "1 provisioning" in demo.said(), 60, demo.said)
     process.kill()
     process.wait()
-    assert demo.remains() != {}
+    assert remains(demo.name) != []
     trace = demo.out / "flat.csv"
     trace.write_text(FLAT)
     assert demo.run("--only", "none", "--trace", str(trace), "--duration", "10", within_s=60) == 0, (
         demo.said()
     )
-    assert demo.remains() == {}
+    assert remains(demo.name) == []
 
 
 WRONG = {

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import select
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -22,7 +20,8 @@ from controlplane.lab import configuration, packets, processes, state
 from controlplane.lab.lab import Lab
 from controlplane.lab.network import LabError
 from controlplane.lab.topology import Topology
-from tests.netns.steered import PENUMBRA
+from tests.netns.remains import remains
+from tests.netns.steered import PENUMBRA, eventually
 
 OWNER = """
 import sys, signal
@@ -35,14 +34,6 @@ with Lab(Topology(sys.argv[1])) as lab:
 """
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-    for _ in range(int(timeout_s / 0.02)):
-        if condition():
-            return True
-        select.select((), (), (), 0.02)
-    return condition()
-
-
 @pytest.fixture
 def name() -> Iterator[str]:
     made = f"t{uuid.uuid4().hex[:8]}"
@@ -50,21 +41,6 @@ def name() -> Iterator[str]:
     for left in (made, f"{made}b"):
         if state.read(left) is not None:
             Lab(Topology(left)).down()
-
-
-def remains(name: str) -> list[str]:
-    """Everything on this machine that carries the lab's name."""
-    namespaces = [str(path) for path in processes.NETNS.glob(f"{name}-*")]
-    files = [str(path) for path in state.RUN.glob(f"lab-{name}*")]
-    commands = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes()
-        except OSError:
-            continue
-        if name.encode() in line and int(path.parent.name) != os.getpid():
-            commands.append(line.decode(errors="replace"))
-    return namespaces + files + commands
 
 
 def root_links() -> set[str]:
@@ -112,7 +88,7 @@ def test_after_a_kill_the_endpoint_dies_too_and_down_removes_the_rest(name: str)
     (server,) = Lab(Topology(name)).status().pids
     owner.kill()
     owner.wait()
-    assert until(lambda: processes.identify(server) is None)
+    eventually(lambda: processes.identify(server) is None)
     assert Lab(Topology(name)).status().abandoned
     Lab(Topology(name)).down()
     assert remains(name) == []

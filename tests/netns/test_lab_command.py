@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +17,8 @@ from controlplane.lab import processes, state
 from controlplane.lab.lab import Lab
 from controlplane.lab.topology import AP, Topology
 from tests.netns.nobody import NOBODY
-
-PENUMBRA = str(Path(sys.executable).with_name("penumbra"))
-PINS = Path("/sys/fs/bpf/penumbra")
-
-
-def until(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
-    for _ in range(int(timeout_s / 0.02)):
-        if condition():
-            return True
-        select.select((), (), (), 0.02)
-    return bool(condition())
+from tests.netns.remains import remains
+from tests.netns.steered import PENUMBRA, eventually
 
 
 def penumbra(*argv: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -44,26 +33,12 @@ def name() -> Iterator[str]:
     assert remains(made) == []
 
 
-def remains(name: str) -> list[str]:
-    """Everything on this machine that carries the lab's name."""
-    commands = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes()
-        except OSError:
-            continue
-        if name.encode() in line and int(path.parent.name) != os.getpid():
-            commands.append(line.decode(errors="replace"))
-    places = ((processes.NETNS, f"{name}-*"), (state.RUN, f"*{name}*"), (PINS, f"{name}*"))
-    return [str(path) for folder, pattern in places for path in folder.glob(pattern)] + commands
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("part", ["host1", "web-1"])
 def test_cut_short_lab_up_leaves_nothing(name: str, number: signal.Signals, part: str) -> None:
     maker = subprocess.Popen([PENUMBRA, "lab", "up", "--name", name], start_new_session=True)
     begun = {"host1": processes.NETNS / f"{name}-host1", "web-1": state.RUN / f"lab-{name}/web-1.log"}
-    assert until(begun[part].exists)
+    eventually(begun[part].exists)
     os.killpg(maker.pid, number)
     assert maker.wait(20) != 0
     assert remains(name) == []
@@ -71,7 +46,7 @@ def test_cut_short_lab_up_leaves_nothing(name: str, number: signal.Signals, part
 
 def test_a_killed_lab_up_is_no_obstacle_to_the_next(name: str) -> None:
     maker = subprocess.Popen([PENUMBRA, "lab", "up", "--name", name])
-    assert until((state.RUN / f"lab-{name}/web-1.log").exists)
+    eventually((state.RUN / f"lab-{name}/web-1.log").exists)
     maker.kill()
     maker.wait()
     assert Lab(Topology(name)).status().abandoned
@@ -115,10 +90,10 @@ def test_ctrl_c_ends_traffic_with_its_summary(name: str) -> None:
     assert penumbra("lab", "up", "--name", name).returncode == 0
     argv = [PENUMBRA, "lab", "traffic", "--name", name, "--trace", "mongo_burst", "--peak", "60"]
     sender = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert until(lambda: len(Lab(Topology(name)).status().pids) == 2)
+    eventually(lambda: len(Lab(Topology(name)).status().pids) == 2)
     (generator,) = (pid for pid in Lab(Topology(name)).status().pids if "lab.traffic" in command_of(pid))
     # Until it catches signals itself.
-    assert until(lambda: int(caught_by(generator), 16) & (1 << (signal.SIGTERM - 1)))
+    eventually(lambda: int(caught_by(generator), 16) & (1 << (signal.SIGTERM - 1)))
     os.killpg(sender.pid, signal.SIGINT)
     out, _ = sender.communicate(timeout=20)
     assert sender.returncode == 0

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -19,6 +18,7 @@ from controlplane import model
 from controlplane.adapters.ansible import AnsibleProvisioner
 from controlplane.adapters.clock import MachineClock
 from controlplane.lab.dockerd import Dockerd, host_rootfs
+from tests.netns.steered import eventually, playbooks_with
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = IPv4Address("10.78.1.1")
@@ -27,13 +27,6 @@ USR = {"/usr": {"bind": "/usr", "mode": "ro"}, str(ROOT): {"bind": "/penumbra", 
 
 def run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def eventually(condition: Callable[[], object], within_s: float = 30.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -221,9 +214,7 @@ def test_a_published_container_is_cloned_whole_once_and_gone_after(
 def test_negative_control_a_removal_that_removes_nothing_is_noticed(
     engine: Engine, client: docker.DockerClient, tmp_path: Path
 ) -> None:
-    books = tmp_path / "books"
-    shutil.copytree(ROOT / "playbooks", books, ignore=shutil.ignore_patterns("__pycache__"))
-    (books / "roles/docker/tasks/deprovision.yml").write_text("[]\n")
+    books = playbooks_with(tmp_path / "books", "roles/docker/tasks/deprovision.yml", "[]\n")
     provisioner = engine.provisioner(books)
     try:
         with pytest.raises(AssertionError):

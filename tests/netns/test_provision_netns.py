@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -22,6 +22,7 @@ from controlplane import model
 from controlplane.adapters import ansible_processes
 from controlplane.adapters.ansible import AnsibleProvisioner
 from controlplane.adapters.clock import MachineClock
+from tests.netns.steered import eventually, playbooks_with
 
 ROOT = Path(__file__).resolve().parents[2]
 PARENT = IPv4Address("10.77.1.1")
@@ -30,13 +31,6 @@ SHADOW = IPv4Address("10.77.1.2")
 
 def run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -227,9 +221,7 @@ def test_a_shadow_answers_from_its_own_address_once_and_is_gone_after(
 
 @pytest.mark.usefixtures("original")
 def test_negative_control_a_removal_that_removes_nothing_is_noticed(site: Site, tmp_path: Path) -> None:
-    books = tmp_path / "books"
-    shutil.copytree(ROOT / "playbooks", books, ignore=shutil.ignore_patterns("__pycache__"))
-    (books / "roles/netns/tasks/deprovision.yml").write_text("[]\n")
+    books = playbooks_with(tmp_path / "books", "roles/netns/tasks/deprovision.yml", "[]\n")
     provisioner = site.provisioner(books)
     try:
         with pytest.raises(AssertionError):
@@ -276,10 +268,7 @@ def test_a_clone_that_dies_at_once_fails_with_its_last_words(
 
 
 def playbooks(folder: Path, provision: str) -> Path:
-    """A folder like the shipped one, with another provision.yml."""
-    shutil.copytree(ROOT / "playbooks", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "provision.yml").write_text(textwrap.dedent(provision))
-    return folder
+    return playbooks_with(folder, "provision.yml", textwrap.dedent(provision))
 
 
 HANGS = """
