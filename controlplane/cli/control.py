@@ -75,7 +75,7 @@ def unload(instance: InstanceName = None) -> None:
         fail(f"several instances are loaded ({', '.join(names)}): name one with --instance", EXIT_USAGE)
     name = instance if instance is not None else names[0]
     if (pid := instances.running_controller(name)) is not None:
-        fail(f"a controller of instance {name!r} runs: stop it first (kill {pid})")
+        fail(f"a controller of instance {name!r} runs: stop it first (kill {pid or 'in its own namespace'})")
     loader.unload(name)
     instances.forget(name)
     say(f"instance {name} unloaded" if name in names else f"instance {name} was not loaded")
@@ -140,7 +140,7 @@ def status(
 
 def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
     pid = found["controller_pid"]
-    runs = f"controller {pid}" if pid else f"no controller runs (penumbra run {at.config})"
+    runs = f"controller {pid}" if pid is not None else f"no controller runs (penumbra run {at.config})"
     if "services" not in found:
         say(f"instance {at.name}: {runs}; nothing decided yet")
         return
@@ -150,7 +150,7 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
     if age_s > STALE_S:
         warn(
             f"the last tick was {age_s:.0f} s ago, what follows is as old"
-            + (f": process {pid} hangs or is stopped" if pid else "")
+            + (f": process {pid} hangs or is stopped" if pid is not None else "")
         )
     if not found["fresh"]:
         warn("counters are not fresh: weights stay and nothing is removed")

@@ -92,31 +92,37 @@ def find(given: str | None) -> Instance:
 
 
 def running_controller(name: str) -> int | None:
-    """The process that holds the controller's lock, if one does."""
+    """The process that holds the controller's lock, if one does; 0: it is in another process namespace."""
     try:
         with _lock_path(name).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None if _locked(lock) else _holder(lock)
     except FileNotFoundError:
         return None
-    except BlockingIOError:
-        text = _lock_path(name).read_text(errors="replace").strip()
-        return int(text) if text.isdigit() else None
-    return None
 
 
 def hold_controller_lock(name: str) -> IO[str]:
     """Held while the returned file is open (kill -9 closes it). Ends the command if another has it."""
     RUN_DIR.mkdir(mode=0o700, exist_ok=True)
-    lock = _lock_path(name).open("a+", errors="replace")
+    lock = _lock_path(name).open("a")
+    if not _locked(lock):
+        fail(f"a controller of instance {name!r} runs already (pid {_holder(lock)})")
+    return lock
+
+
+def _locked(lock: IO[str]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.seek(0)
-        fail(f"a controller of instance {name!r} runs already (pid {lock.read().strip() or 'unknown'})")
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
+        return False
+    return True
+
+
+def _holder(lock: IO[str]) -> int:
+    """Who has the lock, by the kernel's own list: proc_locks(5), PID and MAJOR:MINOR:INODE."""
+    found = os.fstat(lock.fileno())
+    its = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return next((int(row[4]) for row in rows if row[1] == "FLOCK" and row[5] == its), 0)
 
 
 def _record_path(name: str) -> Path:

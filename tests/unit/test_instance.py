@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def test_garbage_in_the_controller_s_lock_lets_no_second_controller_in(
     (run_dir / "web.controller").write_bytes(b"\xff\xfe\x00")
     with instances.hold_controller_lock("web"):
         (run_dir / "web.controller").write_bytes(b"\xff\xfe\x00")
-        assert instances.running_controller("web") is None, "whose pid nobody knows"
+        assert instances.running_controller("web") == os.getpid()
         with pytest.raises(SystemExit):
             instances.hold_controller_lock("web")
-    assert "runs already" in capsys.readouterr().err
+    assert f"runs already (pid {os.getpid()})" in capsys.readouterr().err
+    assert instances.running_controller("web") is None
