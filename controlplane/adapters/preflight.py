@@ -6,6 +6,8 @@ Read in the network namespace of the caller. Offloads of interfaces in other nam
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ def problems(interfaces: Sequence[str]) -> list[Problem]:
                 "sysctl -w net.ipv4.ip_forward=1",
             )
         )
+    found += _firewall()
     links = {link.name: link for link in netlink.routing().links.values()}
     everywhere = int(_setting("conf/all/rp_filter") or 0)
     for name in interfaces:
@@ -64,6 +67,24 @@ def problems(interfaces: Sequence[str]) -> list[Problem]:
             )
         found += _veth_problems(name, link.kind)
     return found
+
+
+def _firewall() -> Iterator[Problem]:
+    """Docker's engine, once started, has the policy of iptables' FORWARD be DROP."""
+    try:
+        listed = subprocess.run(["nft", "--json", "list", "chains"], capture_output=True, check=True)
+        rows = json.loads(listed.stdout)["nftables"]
+    except (OSError, subprocess.CalledProcessError, ValueError, KeyError):
+        return  # no nftables, or not for us to see
+    for chain in (row["chain"] for row in rows if "chain" in row):
+        if chain.get("hook") == "forward" and chain.get("policy") == "drop":
+            name = f"{chain['family']} {chain['table']} {chain['name']}"
+            yield Problem(
+                f"the firewall's chain {name} drops what it does not name: traffic that is not steered, and "
+                "packets to next hops that are not known yet, are lost unless its rules let them through",
+                f"nft list chain {name}",
+                certain=False,
+            )
 
 
 def _veth_problems(name: str, kind: str) -> list[Problem]:

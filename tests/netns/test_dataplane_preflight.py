@@ -43,6 +43,18 @@ def test_a_strict_reverse_path_filter_is_said(ap: str) -> None:
         network.run(["sysctl", "-qw", "net.ipv4.conf.clients.rp_filter=0"])
 
 
+def test_a_firewall_that_drops_what_it_forwards_is_said(ap: str) -> None:
+    assert "firewall" not in said("clients")
+    network.run(["nft", "add table ip filter"])
+    network.run(["nft", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"])
+    try:
+        assert "nft list chain ip filter FORWARD" in said("clients")
+        network.run(["nft", "chain ip filter FORWARD { policy accept; }"])
+        assert "firewall" not in said("clients")
+    finally:
+        network.run(["nft", "delete table ip filter"])
+
+
 def test_a_missing_interface_is_said(ap: str) -> None:
     assert "nosuch" in said("nosuch")
 
