@@ -62,6 +62,7 @@ enum role {
 
 struct settings {
 	__u64 layout;		/* hash of this layout; always the first field */
+	__u64 source;		/* hash of what the program was compiled from */
 	__u64 hash_key[2];	/* one key per fleet; root only, never printed */
 	__u32 bucket_mask;	/* buckets of the flow cache - 1 */
 	__u32 idle_opening_ticks; /* idle limit until the handshake is done */
@@ -70,7 +71,7 @@ struct settings {
 	__u32 idle_udp_ticks;
 	__u32 event_ticks;	/* least time between two events of a kind and endpoint */
 };
-_Static_assert(sizeof(struct settings) == 48, "settings");
+_Static_assert(sizeof(struct settings) == 56, "settings");
 
 /* A service's VIP, or an endpoint: where packets are sent to. */
 struct target {

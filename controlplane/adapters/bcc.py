@@ -7,7 +7,9 @@ No kernel headers are needed: ``bpf/include`` stands where BCC looks for them.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+import struct
 import sys
 import sysconfig
 import tempfile
@@ -25,7 +27,10 @@ PROGRAM = "steer"
 LICENCE = "GPL"
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 _LOG_LINES = 12
-_INSTRUCTION_BYTES = 8
+_INSTRUCTION = struct.Struct("<BBhi")
+"""struct bpf_insn of linux/bpf.h: code, registers (destination low, source high), offset, immediate."""
+_LOAD_MAP = (0x18, 0x10)
+"""BPF_LD | BPF_IMM | BPF_DW with BPF_PSEUDO_MAP_FD as its source: the immediate is a map's descriptor."""
 _MISSING = (
     "python3-bpfcc is not installed for this Python: apt-get install python3-bpfcc, and run the venv made by "
     '/usr/bin/python3 with --system-site-packages (never pip install "bcc": on PyPI that is an unrelated '
@@ -69,15 +74,32 @@ class Compiled:
             os.close(fd)
 
 
-def compile_program(source_dir: Path, sizes: ProgramSizes) -> Compiled:
+def source_hash(source_dir: Path) -> int:
+    """64 bits of all C files in the folder: what ``settings.source`` is after they were compiled."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for path in source_dir.rglob("*") if path.suffix in (".c", ".h")):
+        digest.update(f"{path.relative_to(source_dir)}\0".encode())
+        digest.update(hashlib.blake2b(path.read_bytes()).digest())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def compile_program(source_dir: Path, sizes: ProgramSizes, maps: Mapping[str, int] | None = None) -> Compiled:
     """Compiles ``steer.c`` and has the verifier load it; takes about a second.
 
+    :param maps: name -> descriptor, for the program to work on these and not on maps of its own.
     Raises DataplaneError with the compiler's or verifier's last lines.
     """
-    return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, sizes.defines(), headers=source_dir)
+    return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, sizes.defines(), headers=source_dir, maps=maps)
 
 
-def compile_file(source: Path, program: str, defines: list[str], *, headers: Path) -> Compiled:
+def compile_file(
+    source: Path,
+    program: str,
+    defines: list[str],
+    *,
+    headers: Path,
+    maps: Mapping[str, int] | None = None,
+) -> Compiled:
     """Compiles one C file and loads ``program`` of it as XDP.
 
     ``headers`` is the folder that holds our headers and, in ``include``, what stands for the kernel's.
@@ -97,14 +119,28 @@ def compile_file(source: Path, program: str, defines: list[str], *, headers: Pat
     try:
         # BCC would load it without its attach type, and then it could not share a PROG_ARRAY with others.
         instructions = module.dump_func(program.encode())
+        own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
+        if maps is not None:
+            if strange := sorted(own.keys() ^ maps.keys()):
+                raise DataplaneError(f"{source}: the maps given are not its own: {', '.join(strange)}")
+            instructions = _with_maps(instructions, {fd: maps[name] for name, fd in own.items()})
         program_fd = libbpf.prog_load(program, instructions, LICENCE)
-        # BCC closes its descriptors with the module, so ours are copies.
-        maps = {name: os.dup(module[name.encode()].map_fd) for name in _map_names(bcc, module)}
+        # BCC closes its descriptors with the module, and the caller keeps his: so ours are copies.
+        fds = {name: os.dup(fd) for name, fd in (own if maps is None else maps).items()}
     except libbpf.BpfError as error:
         raise DataplaneError(f"{source}: refused by the kernel: {error}") from error
     finally:
         module.cleanup()
-    return Compiled(program_fd, maps, len(instructions) // _INSTRUCTION_BYTES)
+    return Compiled(program_fd, fds, len(instructions) // _INSTRUCTION.size)
+
+
+def _with_maps(instructions: bytes, others: Mapping[int, int]) -> bytes:
+    """The same program on other maps: descriptor -> descriptor."""
+    made = bytearray(instructions)
+    for at, (code, registers, offset, fd) in enumerate(_INSTRUCTION.iter_unpack(instructions)):
+        if (code, registers & 0xF0) == _LOAD_MAP:
+            _INSTRUCTION.pack_into(made, at * _INSTRUCTION.size, code, registers, offset, others[fd])
+    return bytes(made)
 
 
 def _import_bcc() -> ModuleType:

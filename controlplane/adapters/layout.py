@@ -75,6 +75,7 @@ REASONS = (
 SETTINGS = np.dtype(
     [
         ("layout", "<u8"),
+        ("source", "<u8"),
         ("hash_key", "<u8", 2),
         ("bucket_mask", "<u4"),
         ("idle_opening_ticks", "<u4"),
@@ -242,6 +243,11 @@ def memory_bytes(sizes: Sizes, cpus: int) -> int:
         elif one.kind is MapType.HASH:
             total += one.entries * (_HASH_ELEMENT_BYTES + -(-one.key.itemsize // 8) * 8 + value)
     return total
+
+
+def names() -> list[str]:
+    """Of all maps, as they are called in bpf/maps.h."""
+    return [*maps(Sizes(), 1), "events"]
 
 
 def layout_hash() -> int:

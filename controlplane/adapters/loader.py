@@ -13,9 +13,9 @@ import numpy as np
 from controlplane import model
 from controlplane.adapters import attach, layout, libbpf, pins
 from controlplane.adapters.attach import Attachment
-from controlplane.adapters.bcc import PROGRAM, Compiled, ProgramSizes, compile_program
+from controlplane.adapters.bcc import PROGRAM, Compiled, ProgramSizes, compile_program, source_hash
 from controlplane.adapters.libbpf import BpfError, Kind, XdpMode
-from controlplane.adapters.maps import Maps, open_instance
+from controlplane.adapters.maps import Maps, open_instance, opened
 from controlplane.ports import DataplaneError
 
 EVENT_GAP_S = 1.0
@@ -31,14 +31,17 @@ class Loaded:
     attachments: tuple[Attachment, ...]
     fresh: bool
     """False: the instance was loaded already, and its maps were kept."""
+    replaced: bool = False
+    """Loaded already, and now by another program than before: this version's."""
 
 
 def load(config: model.Config, bpf_dir: Path) -> Loaded:
     """Has the program of ``bpf_dir`` steer at the configured interfaces of this network namespace.
 
-    Loaded already with the same layout and sizes: its program, maps, services and flows stay, settings
-    are renewed, and it is attached where it is not. Otherwise everything is made anew. What fails
-    raises DataplaneError and leaves nothing of this call behind.
+    Loaded already: its maps, services and flows stay, settings are renewed, and it is attached where it is
+    not; if ``bpf_dir`` holds another program, that takes over at each interface from one packet to the next.
+    Maps of another layout or size are refused. What fails raises DataplaneError and leaves nothing of this
+    call behind.
     """
     pins.require_privileges()
     with pins.write_lock(config.instance):
@@ -56,7 +59,7 @@ def load(config: model.Config, bpf_dir: Path) -> Loaded:
                     f"({_differences(maps.sizes, _effective_sizes(config.sizes))}): penumbra unload, then "
                     "penumbra load CONFIG (its flows are forgotten)"
                 )
-            return _attach_again(config, maps)
+            return _load_again(config, maps, bpf_dir)
         finally:
             maps.close()
 
@@ -76,16 +79,10 @@ def _effective_sizes(sizes: model.Sizes) -> model.Sizes:
 def _load_fresh(config: model.Config, bpf_dir: Path) -> Loaded:
     for interface in config.interfaces:
         attach.refuse_foreign(interface, None)
-    sizes = ProgramSizes(
-        services=config.sizes.services,
-        endpoints=config.sizes.endpoints,
-        buckets=layout.buckets(config.sizes),
-        ring_lines=-(-config.sizes.ring_cells // layout.RING_LINE_CELLS),
-        cpus=libbpf.possible_cpus(),
-    )
-    compiled = compile_program(bpf_dir, sizes)
+    source = source_hash(bpf_dir)
+    compiled = compile_program(bpf_dir, _program_sizes(config))
     try:
-        return _pin_and_attach(config, compiled)
+        return _pin_and_attach(config, compiled, source)
     except BpfError as error:
         _unload(config.instance)
         raise DataplaneError(f"instance {config.instance!r} was not loaded: {error}") from error
@@ -96,7 +93,17 @@ def _load_fresh(config: model.Config, bpf_dir: Path) -> Loaded:
         compiled.close()
 
 
-def _pin_and_attach(config: model.Config, compiled: Compiled) -> Loaded:
+def _program_sizes(config: model.Config) -> ProgramSizes:
+    return ProgramSizes(
+        services=config.sizes.services,
+        endpoints=config.sizes.endpoints,
+        buckets=layout.buckets(config.sizes),
+        ring_lines=-(-config.sizes.ring_cells // layout.RING_LINE_CELLS),
+        cpus=libbpf.possible_cpus(),
+    )
+
+
+def _pin_and_attach(config: model.Config, compiled: Compiled, source: int) -> Loaded:
     folder = pins.make_folder(config.instance)
     for name, fd in compiled.maps.items():
         libbpf.obj_pin(fd, folder / name)
@@ -104,6 +111,7 @@ def _pin_and_attach(config: model.Config, compiled: Compiled) -> Loaded:
     settings["hash_key"][0] = np.frombuffer(os.urandom(16), "<u8")
     settings["bucket_mask"][0] = layout.buckets(config.sizes) - 1
     settings["layout"][0] = layout.layout_hash()
+    settings["source"][0] = source
     maps = open_instance(config.instance)
     try:
         _write_settings(maps, config.idle)
@@ -123,26 +131,70 @@ def _write_settings(maps: Maps, idle: model.Idle) -> None:
     settings["event_ticks"] = layout.ticks(EVENT_GAP_S)
 
 
-def _attach_again(config: model.Config, maps: Maps) -> Loaded:
-    """Attaches where it is not attached yet, and nowhere that the configuration doesn't name."""
+def _load_again(config: model.Config, maps: Maps, bpf_dir: Path) -> Loaded:
     attach.refuse_elsewhere(config.instance)
-    _write_settings(maps, config.idle)
-    before = {a.interface for a in attach.attached(config.instance) if a.mode != XdpMode.NONE}
-    program = libbpf.obj_get(pins.folder(config.instance) / PROGRAM, Kind.PROGRAM)
+    source = source_hash(bpf_dir)
+    present = libbpf.obj_get(pins.folder(config.instance) / PROGRAM, Kind.PROGRAM)
     try:
-        attachments = _attach_all(config, maps, program)
+        if int(maps.settings["source"]) == source:
+            _write_settings(maps, config.idle)
+            return Loaded(_attach_again(config, maps, present, present), fresh=False)
+        following = _compile_for(config, bpf_dir)
+        try:
+            _write_settings(maps, config.idle)
+            attachments = _attach_again(config, maps, following, present)
+            _pin_program(config.instance, following)
+        finally:
+            os.close(following)
+        maps.settings["source"] = source
+        return Loaded(attachments, fresh=False, replaced=True)
+    finally:
+        os.close(present)
+
+
+def _compile_for(config: model.Config, bpf_dir: Path) -> int:
+    """This version's program on the maps that are there: its descriptor."""
+    fds = opened(config.instance)
+    try:
+        compiled = compile_program(bpf_dir, _program_sizes(config), fds)
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+    for fd in compiled.maps.values():
+        os.close(fd)
+    return compiled.program_fd
+
+
+def _pin_program(instance: str, program_fd: int) -> None:
+    """In the place of the one before, which is never missing: a load without it counts as dead."""
+    aside = pins.folder(instance) / pins.PROGRAM_ASIDE
+    aside.unlink(missing_ok=True)
+    libbpf.obj_pin(program_fd, aside)
+    aside.rename(pins.folder(instance) / PROGRAM)
+
+
+def _attach_again(
+    config: model.Config, maps: Maps, program_fd: int, before_fd: int
+) -> tuple[Attachment, ...]:
+    """Where it is not attached yet, and nowhere that the configuration doesn't name; all or nothing.
+
+    :param before_fd: the program that goes on where it steered if one of the interfaces fails.
+    """
+    before = {a.interface for a in attach.attached(config.instance) if a.mode != XdpMode.NONE}
+    try:
+        attachments = _attach_all(config, maps, program_fd)
     except BaseException:
-        for interface in set(config.interfaces) - before:
+        for interface in config.interfaces:
             pin = pins.link_path(config.instance, interface)
-            if pin.exists():
+            if interface in before:
+                attach.attach(config.instance, before_fd, interface)
+            elif pin.exists():
                 attach.detach(pin)
         raise
-    finally:
-        os.close(program)
     for pin in pins.folder(config.instance).glob(pins.LINK_PREFIX + "*"):
         if pins.linked_interface(pin) not in config.interfaces:
             attach.detach(pin)
-    return Loaded(attachments, fresh=False)
+    return attachments
 
 
 def _attach_all(config: model.Config, maps: Maps, program_fd: int) -> tuple[Attachment, ...]:

@@ -71,7 +71,7 @@ def open_instance(instance: str) -> Maps:
     pins.require_privileges()
     folder = pins.check_folder(instance)
     cpus = libbpf.possible_cpus()
-    fds = _open_all(folder, instance, [*layout.maps(Sizes(), cpus), "events"])
+    fds = _open_all(folder, instance, layout.names())
     try:
         information = {name: libbpf.map_info(fd) for name, fd in fds.items()}
         sizes = _checked_sizes(instance, information, cpus)
@@ -94,6 +94,11 @@ def _other_version(instance: str, what: str) -> str:
         f"instance {instance!r} was loaded by another version of penumbra ({what}): "
         f"penumbra unload, then penumbra load CONFIG"
     )
+
+
+def opened(instance: str) -> dict[str, int]:
+    """Name -> descriptor of every map of the instance; the caller closes them."""
+    return _open_all(pins.check_folder(instance), instance, layout.names())
 
 
 def _open_all(folder: Path, instance: str, names: list[str]) -> dict[str, int]:

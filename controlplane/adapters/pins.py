@@ -19,6 +19,8 @@ from controlplane.ports import DataplaneError
 BPF_FILE_SYSTEM = Path("/sys/fs/bpf")
 PENUMBRA = BPF_FILE_SYSTEM / "penumbra"
 LOCKS = Path("/run/penumbra")
+PROGRAM_ASIDE = "steer_next"
+"""A program that is about to take the place of the pinned one."""
 LINK_PREFIX = "link_"
 LINK_ASIDE = f"{LINK_PREFIX}%00"
 """No interface's: where a link is while two change names."""

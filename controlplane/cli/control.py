@@ -45,7 +45,8 @@ def check(config_file: ConfigFile) -> None:
 def load(config_file: ConfigFile) -> None:
     """Compile, pin and attach the program; it steers from then on, with or without a controller.
 
-    Loaded already: it is attached where it is not yet, and goes on with its flows.
+    Loaded already: it goes on with its flows, is attached where it is not yet, and an older version's program
+    is replaced from one packet to the next.
 
     Example: penumbra load penumbra.yml
     """
@@ -53,6 +54,8 @@ def load(config_file: ConfigFile) -> None:
     wiring.prepare()
     loaded = wiring.load(configured, config_file)
     state = "loaded" if loaded.fresh else "was loaded already and goes on"
+    if loaded.replaced:
+        state += " with this version's program"
     say(f"instance {configured.instance} {state}; next: penumbra run {config_file}")
     for attachment in loaded.attachments:
         line = wiring.mode_line(attachment)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -428,8 +429,11 @@ def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "compile_program", copy_of_the_first)
 
 
-def killed_at(step: int, config: model.Config) -> bool:
-    """Loads in a process that is killed after its ``step``-th pin or attachment; False: it made fewer."""
+CHANGES = ("bpf_obj_pin", "bpf_link_create", "bpf_link_update")
+
+
+def killed_at(step: int, config: model.Config, source: Path = BPF_DIR) -> bool:
+    """Loads in a process that is killed after its ``step``-th change; False: it made fewer."""
     pid = os.fork()
     if pid:
         return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
@@ -437,13 +441,13 @@ def killed_at(step: int, config: model.Config) -> bool:
 
     def counting(operation: str, function: str, *arguments: object) -> int:
         result = call(operation, function, *arguments)
-        if function in ("bpf_obj_pin", "bpf_link_create") and next(steps) == step:
+        if function in CHANGES and next(steps) == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
     libbpf.call = counting
     try:
-        loader.load(config, BPF_DIR)
+        loader.load(config, source)
     finally:
         os._exit(0)
 
@@ -468,3 +472,83 @@ def test_a_load_killed_after_any_step_leaves_nothing_that_the_next_one_stumbles_
         assert steps == pinned + 2, "each pin, and each link before it was pinned"
     finally:
         loader.unload(config.instance)
+
+
+def another_version(folder: Path, name: str, text: str = "") -> Path:
+    """A copy of the sources whose program does the same, and was compiled from something else."""
+    made = folder / name
+    shutil.copytree(BPF_DIR, made)
+    source = made / "steer.c"
+    source.write_text(f"/* {name} */\n{source.read_text()}{text}")
+    return made
+
+
+def test_another_version_of_the_program_takes_over_and_maps_stay(
+    loaded: MapDataplane, topology: Topology, config: model.Config, tmp_path: Path
+) -> None:
+    install_some(loaded)
+    before, earlier = loaded.installed(), {xdp(topology, name).program_id for name in config.interfaces}
+    with network.entered(topology.namespace(AP)):
+        assert not loader.load(config, BPF_DIR).replaced
+        newer = another_version(tmp_path, "newer")
+        assert loader.load(config, newer).replaced
+        assert not loader.load(config, newer).replaced
+    now = {xdp(topology, name).program_id for name in config.interfaces}
+    assert len(now) == 1
+    assert now.isdisjoint(earlier)
+    assert loaded.installed() == before
+    maps = open_instance(config.instance)
+    program = libbpf.obj_get(pins.folder(config.instance) / "steer", libbpf.Kind.PROGRAM)
+    assert {libbpf.prog_info(program).id} == now
+    os.close(program)
+    maps.close()
+
+
+def test_a_version_that_does_not_compile_changes_nothing(
+    loaded: MapDataplane, topology: Topology, config: model.Config, tmp_path: Path
+) -> None:
+    install_some(loaded)
+    before, earlier = loaded.installed(), [xdp(topology, name).program_id for name in config.interfaces]
+    broken = another_version(tmp_path, "broken", "int extra(void) { return none_such; }\n")
+    with network.entered(topology.namespace(AP)), pytest.raises(DataplaneError, match="none_such"):
+        loader.load(config, broken)
+    assert [xdp(topology, name).program_id for name in config.interfaces] == earlier
+    assert loaded.installed() == before
+
+
+def test_where_one_interface_refuses_the_others_keep_the_version_they_had(
+    loaded: MapDataplane, topology: Topology, config: model.Config, tmp_path: Path
+) -> None:
+    ap = topology.namespace(AP)
+    veth(ap, "taken0")
+    foreign = libbpf.prog_load("foreign", PASS_ALL, "GPL")
+    earlier = [xdp(topology, name).program_id for name in config.interfaces]
+    try:
+        with network.entered(ap):
+            link = libbpf.xdp_link_create(foreign, socket.if_nametoindex("taken0"), libbpf.XDP_FLAGS_DRV_MODE)
+            wider = replace(config, interfaces=(*config.interfaces, "taken0"))
+            with pytest.raises(DataplaneError, match="not displaced"):
+                loader.load(wider, another_version(tmp_path, "newer"))
+            os.close(link)
+        assert [xdp(topology, name).program_id for name in config.interfaces] == earlier
+    finally:
+        os.close(foreign)
+        network.run(["ip", "-n", ap, "link", "delete", "taken0"])
+
+
+def test_a_change_of_versions_killed_after_any_step_is_finished_by_the_next_load(
+    loaded: MapDataplane, topology: Topology, config: model.Config, tmp_path: Path
+) -> None:
+    install_some(loaded)
+    before, steps = loaded.installed(), 0
+    narrow = replace(config, interfaces=("clients", "host1"))
+    with network.entered(topology.namespace(AP)):
+        loader.load(narrow, BPF_DIR)
+        while killed_at(steps, narrow, newer := another_version(tmp_path, f"v{steps}")):
+            steps += 1
+            assert {xdp(topology, name).mode for name in narrow.interfaces} == {XdpMode.NATIVE}
+            assert loader.load(narrow, newer).replaced
+            assert len({xdp(topology, name).program_id for name in narrow.interfaces}) == 1
+    assert steps == 3, "two links, one pin"
+    assert loaded.installed() == before
+    assert sorted(p.name for p in pins.folder(config.instance).glob("steer*")) == ["steer"]
