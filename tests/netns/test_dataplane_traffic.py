@@ -3,25 +3,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 
 from controlplane import model
-from controlplane.adapters import netlink
+from controlplane.adapters import loader, netlink
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.lab import network
 from controlplane.lab.topology import AP, Topology
 from tests.netns.steered import eventually
 
 PORT = 8080
+BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
 
 
 class NamedServer:
@@ -287,3 +292,55 @@ def test_large_transfers_survive_offloads(steering: MapDataplane, topology: Topo
             got += data
         writer.join()
     assert got == payload
+
+
+def test_transfers_and_new_connections_go_on_while_the_program_is_replaced(
+    steering: MapDataplane, topology: Topology, config: model.Config, tmp_path: Path
+) -> None:
+    versions = [tmp_path / "older", tmp_path / "newer"]
+    for version in versions:
+        shutil.copytree(BPF_DIR, version)
+        source = version / "steer.c"
+        source.write_text(f"/* {version.name} */\n{source.read_text()}")
+    ended = threading.Event()
+    block = bytes(range(256)) * 256
+
+    def send(transfer: socket.socket) -> bytes:
+        sent = hashlib.sha256()
+        while not ended.is_set():
+            transfer.sendall(block)
+            sent.update(block)
+        transfer.shutdown(socket.SHUT_WR)
+        return sent.digest()
+
+    def receive(transfer: socket.socket) -> tuple[bytes, int]:
+        got, size = hashlib.sha256(), 0
+        while data := transfer.recv(1 << 16):
+            got.update(data)
+            size += len(data)
+        return got.digest(), size
+
+    def ask() -> Counter[str]:
+        answers = Counter[str]()
+        while not ended.is_set():
+            answers += who_answers(topology)
+        return answers
+
+    def replace_it() -> int:
+        try:
+            with network.entered(topology.namespace(AP)):
+                return sum(loader.load(config, versions[at % 2]).replaced for at in range(4))
+        finally:
+            ended.set()
+
+    with connected(topology) as (transfer, _), connected(topology) as (idle, _), ThreadPoolExecutor() as pool:
+        sending, receiving = pool.submit(send, transfer), pool.submit(receive, transfer)
+        asking, replacing = pool.submit(ask), pool.submit(replace_it)
+        assert replacing.result() == 4
+        got, size = receiving.result()
+        assert got == sending.result()
+        assert size > 10 * len(block), "there was no transfer to speak of"
+        answers = asking.result()
+        assert echoes(idle)
+    assert answers.keys() == {"web-1"}
+    assert answers["web-1"] > 10
