@@ -6,7 +6,8 @@ exponentially weighted moving averages", ONR 52/1957. Counts per second are nois
 by the horizon multiplies the noise. So Holt's gains are small, its trend is shrunk by what noise alone
 would make of it (positive-part James-Stein, 1961), and what it is too slow for is found by a generalised
 likelihood ratio (Willsky and Jones, 1976): did the last k readings step away from the level before them, or
-climb away from it, more than noise does? (``onset.py``)
+climb away from it, more than noise does? (``onset.py``) The point is the likelier of the two; the high
+quantile is that of both together.
 """
 
 from __future__ import annotations
@@ -66,6 +67,12 @@ class Forecaster:
         self._onset_noise = np.zeros(n)
         """Variance of the trend since an onset."""
         self._lasted_s = np.zeros(n)
+        self._climb_share = np.zeros(n)
+        """How probable it is that what looks like a step is a climb; the other four describe that climb."""
+        self._climb_level = np.zeros(n)
+        self._climb_trend = np.zeros(n)
+        self._climb_s = np.zeros(n)
+        self._climb_noise = np.zeros(n)
         self._onset = Onset(n)
         self._fit_level = np.full(n, np.nan)
         self._fit_trend = np.zeros(n)
@@ -98,6 +105,11 @@ class Forecaster:
             "_reach_s",
             "_onset_noise",
             "_lasted_s",
+            "_climb_share",
+            "_climb_level",
+            "_climb_trend",
+            "_climb_s",
+            "_climb_noise",
             "_fit_level",
             "_fit_trend",
         ):
@@ -127,7 +139,7 @@ class Forecaster:
         before = np.where(self._count < _LEARNED, np.nan, self._level)
         self._count += read
         self._smooth(values, np.where(known, gap_s, 1.0), known)
-        self._fit(before, values)
+        self._fit(before, values, gap_s)
         self._seen_s[read] = now_s
         self._window.append((now_s, values))
         while self._window[0][0] <= now_s - self.settings.window_s:
@@ -149,7 +161,8 @@ class Forecaster:
         if self.settings.method is ForecastMethod.HOLT:
             point = np.maximum(level + self._fit_trend * np.minimum(horizon_s, self._reach_s), 0.0)
         self._pending.append((now_s + horizon_s, now_s, point.copy()))
-        return Prediction(horizon_s, point, np.maximum(point + self._margin(horizon_s), 0.0), level)
+        high = np.maximum(point + self._margin(horizon_s), self._climb_high(horizon_s))
+        return Prediction(horizon_s, point, np.maximum(high, 0.0), level)
 
     def _smooth(self, values: Floats, gap_s: Floats, known: npt.NDArray[np.bool_]) -> None:
         # The first readings are averaged alike: else the very first one would weigh for long.
@@ -170,7 +183,7 @@ class Forecaster:
         self._trend = np.where(known, new_trend, self._trend)
         self._level = np.where(known, np.maximum(level, 0.0), self._level)
 
-    def _fit(self, before: Floats, values: Floats) -> None:
+    def _fit(self, before: Floats, values: Floats, gap_s: Floats) -> None:
         """Level and trend now: Holt's, or the onset's where there was one."""
         self._fit_level = self._level.copy()
         self._fit_trend = np.zeros_like(self._level)
@@ -180,15 +193,20 @@ class Forecaster:
         gain = self.settings.level_gain
         # Of few readings the level was less certain than smoothing makes it in the long run.
         noise: Floats = np.maximum(gain / (2.0 - gain), 1.0 / np.maximum(self._count - 1.0, 1.0))
-        found = self._onset.update(before, values, self._variance, noise)
+        found = self._onset.update(before, values, gap_s, self._variance, noise)
         # After a climb Holt's level overshoots: its trend takes long to learn that the climb is over.
         followed, _ = self._onset.not_above_recent(self._fit_level, self._fit_trend, self._variance)
-        self._fit_level = np.maximum(np.where(found.seen, found.level, followed), 0.0)
-        self._fit_trend = np.where(found.seen, found.trend, self._fit_trend)
+        best, climb = found.best, found.climb
+        self._fit_level = np.maximum(np.where(found.seen, best.level, followed), 0.0)
+        self._fit_trend = np.where(found.seen, best.trend, self._fit_trend)
         # A climb is trusted to go on for as long as it has lasted.
-        self._reach_s = np.where(found.seen, found.lasted, np.inf)
-        self._onset_noise = np.where(found.seen, found.trend_noise * self._variance, 0.0)
-        self._lasted_s = np.where(found.seen, found.lasted, 0.0)
+        self._reach_s = np.where(found.seen, best.lasted, np.inf)
+        self._onset_noise = np.where(found.seen, best.trend_noise * self._variance, 0.0)
+        self._lasted_s = np.where(found.seen, best.lasted, 0.0)
+        is_step = found.seen & (best.trend_noise == 0.0)
+        self._climb_share = np.where(is_step, found.climb_share, 0.0)
+        self._climb_level, self._climb_trend, self._climb_s = climb.level, climb.trend, climb.lasted
+        self._climb_noise = climb.trend_noise * self._variance
 
     def _sure_trend(self) -> Floats:
         """The trend shrunk by its noise."""
@@ -223,6 +241,16 @@ class Forecaster:
         unsure = NormalDist().inv_cdf(quantile) * reach_s * np.sqrt(self._onset_noise)
         whole: Floats = np.hypot(margin, unsure)
         return whole
+
+    def _climb_high(self, horizon_s: float) -> Floats:
+        """Demand, if what looks like a step is a climb, that is exceeded as rarely as the settings say when
+        the probability of a climb is reckoned with; -inf where it is less than that anyway."""
+        beyond = (1.0 - self.settings.quantile) / np.maximum(self._climb_share, 1e-9)
+        reach_s = np.minimum(horizon_s, self._climb_s)
+        doubt = np.array([-NormalDist().inv_cdf(share) if share < 1.0 else -np.inf for share in beyond])
+        deviation = (self._climb_s + reach_s) * np.sqrt(self._climb_noise)
+        high = self._climb_level + self._climb_trend * reach_s + doubt * np.maximum(deviation, 1e-9)
+        return np.where(np.isnan(high), -np.inf, high)
 
 
 def _trend_noise(level_gain: float, trend_gain: float) -> float:

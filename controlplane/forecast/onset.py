@@ -3,8 +3,10 @@
 
 For each of the last k readings: a step (they have another mean than the level before them) or a ramp
 (they climb from that level). The most likely of the 2 k explanations is taken, if noise is unlikely to have
-made it: Willsky and Jones, "A generalized likelihood ratio approach to the detection and estimation of
-jumps in linear systems", IEEE Trans. Automatic Control 21, 1976.
+made it, and beside it the most likely ramp and how probable ramps are: a climb that begins with a jump looks
+like a step for some readings, and to wait for certainty takes the time that a shadow needs. Willsky and
+Jones, "A generalized likelihood ratio approach to the detection and estimation of jumps in linear systems",
+IEEE Trans. Automatic Control 21, 1976.
 """
 
 from __future__ import annotations
@@ -27,17 +29,30 @@ _BENT = 8
 """Readings that tell the trend now, of an onset that is older than they are."""
 _CLIMB = 3
 """Readings that make a climb; fewer are a step as well."""
+_GAP_S = 3.0
+"""After a longer time without readings no onset is looked for before it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    seen: npt.NDArray[np.bool_]
+class Change:
+    """One per group, arrays of shape (groups,)."""
+
     level: Floats
     trend: Floats
     lasted: Floats
     """Readings since the onset."""
     trend_noise: Floats
     """Variance of the trend per variance of one reading; 0 for a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    seen: npt.NDArray[np.bool_]
+    best: Change
+    climb: Change
+    """The most likely ramp."""
+    climb_share: Floats
+    """How probable ramps are, together, if all explanations were equally so before these readings."""
 
 
 class Onset:
@@ -65,17 +80,21 @@ class Onset:
         mean = np.sum(self._readings[:_RECENT], axis=0) / _RECENT
         return np.fmin(level, mean + trend * (_RECENT - 1) / 2 + np.sqrt(variance / _RECENT)), trend
 
-    def update(self, before: Floats, values: Floats, variance: Floats, level_noise: Floats) -> Found:
-        """:param before: the smoothed level before this reading.
+    def update(
+        self, before: Floats, values: Floats, gap_s: Floats, variance: Floats, level_noise: Floats
+    ) -> Found:
+        """:param before: the smoothed level before this reading. :param values: NaN: no reading, skipped.
+        :param gap_s: since the last reading.
         :param variance: of one reading. :param level_noise: variance of ``before`` per variance of a reading.
         """
-        self._readings = np.vstack([values, self._readings[:-1]])
-        self._before = np.vstack([before, self._before[:-1]])
-        self._noise = np.vstack([level_noise, self._noise[:-1]])
+        read = ~np.isnan(values)
+        self._readings[:, read & (gap_s > _GAP_S)] = np.nan  # goes through the sums
+        self._readings = np.where(read, np.vstack([values, self._readings[:-1]]), self._readings)
+        self._before = np.where(read, np.vstack([before, self._before[:-1]]), self._before)
+        self._noise = np.where(read, np.vstack([level_noise, self._noise[:-1]]), self._noise)
         k = np.arange(1, _READINGS + 1, dtype=np.float64)[:, None]
         sum_k = k * (k + 1) / 2
         squares_k = k * (k + 1) * (2 * k + 1) / 6
-        # A missing reading ends what can be said: NaN goes through the sums.
         sums = np.cumsum(self._readings, axis=0)
         step = sums - k * self._before
         ramp = np.cumsum(sums, axis=0) - sum_k * self._before
@@ -84,15 +103,21 @@ class Onset:
         step_score[:1] = 0.0  # one reading is an outlier
         ramp_score[: _CLIMB - 1] = 0.0
         scores = np.nan_to_num(np.vstack([step_score, ramp_score]), nan=0.0)
-        best = np.argmax(scores, axis=0)
         column = np.arange(values.size)
-        is_ramp = best >= _READINGS
-        row = best % _READINGS
-        length = row + 1.0
-        trend = np.where(is_ramp, ramp[row, column] / squares_k[row, 0], 0.0)
-        change = np.where(is_ramp, trend * length, step[row, column] / length)
-        seen = scores[best, column] > _DOUBT**2 * variance
-        trend_noise = np.where(is_ramp, 1.0 / squares_k[row, 0], 0.0)
-        level, bent = self.not_above_recent(self._before[row, column] + change, trend, variance)
-        trend = np.where(length > _BENT, bent, trend)
-        return Found(seen, level, trend, length, trend_noise)
+
+        def change(which: npt.NDArray[np.intp]) -> Change:
+            is_ramp = which >= _READINGS
+            row = which % _READINGS
+            length: Floats = row + 1.0
+            trend = np.where(is_ramp, ramp[row, column] / squares_k[row, 0], 0.0)
+            by = np.where(is_ramp, trend * length, step[row, column] / length)
+            trend_noise = np.where(is_ramp, 1.0 / squares_k[row, 0], 0.0)
+            level, bent = self.not_above_recent(self._before[row, column] + by, trend, variance)
+            return Change(level, np.where(length > _BENT, bent, trend), length, trend_noise)
+
+        best = np.argmax(scores, axis=0)
+        most = scores[best, column]
+        likelihood = np.exp((scores - most) / (2.0 * np.maximum(variance, 1.0)))
+        climb_share = np.sum(likelihood[_READINGS:], axis=0) / np.sum(likelihood, axis=0)
+        climb = np.argmax(scores[_READINGS:], axis=0) + _READINGS
+        return Found(most > _DOUBT**2 * variance, change(best), change(climb), climb_share)

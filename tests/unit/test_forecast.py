@@ -73,6 +73,36 @@ def test_a_rise_soon_after_the_start_is_seen_as_soon_as_a_later_one(quiet_s):
     assert np.quantile(seen_s, 0.9) <= np.quantile(later_s, 0.9) + 1.0
 
 
+def jump_and_climb(jump_s: int) -> list[float]:
+    """A climb that begins with a jump and rests for a while, as recorded bursts do."""
+    return [30.0] * 30 + [55.0] * jump_s + list(np.linspace(57.0, 140.0, 24))
+
+
+def test_a_climb_that_begins_with_a_jump_is_not_taken_for_a_step_for_long():
+    """While both explain the readings, the quantile of demand is that of both together."""
+    ordered_s = first_order_s(jump_and_climb(5), 9.0, CAPACITY)
+    assert (ordered_s > 30).all(), "nothing is ordered while it is quiet"
+    crossing_s = 30 + int(np.argmax(np.array(jump_and_climb(5)[30:]) >= CAPACITY))
+    assert (ordered_s + 9.0 <= crossing_s).mean() >= 0.9, np.quantile(ordered_s, [0.1, 0.5, 0.9])
+
+
+@pytest.mark.parametrize("missing", [0.1, 0.2])
+def test_missing_readings_delay_a_forecast_by_little(missing):
+    def most_order_s(missing: float) -> float:
+        random = np.random.default_rng(7)
+        forecaster = Forecaster(ForecastSettings(), [str(k) for k in range(SEEDS)])
+        first = np.full(SEEDS, np.inf)
+        for second, rate in enumerate(demo_ramp(100.0, 18.0), 1):
+            readings = random.poisson(rate, SEEDS).astype(float)
+            readings[random.random(SEEDS) < missing] = np.nan
+            forecaster.update(readings, float(second))
+            over = forecaster.predict(9.0, float(second)).high > 0.8 * CAPACITY
+            first[over & np.isinf(first)] = second
+        return float(np.quantile(first, 0.9))
+
+    assert most_order_s(missing) <= most_order_s(0.0) + 2.0
+
+
 def test_a_fall_is_seen_within_a_few_readings():
     random = np.random.default_rng(7)
     forecaster = Forecaster(ForecastSettings(), [str(k) for k in range(SEEDS)])
