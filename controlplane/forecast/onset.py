@@ -108,7 +108,7 @@ class Onset:
         def change(which: npt.NDArray[np.intp]) -> Change:
             is_ramp = which >= _READINGS
             row = which % _READINGS
-            length: Floats = row + 1.0
+            length = k[row, 0]
             trend = np.where(is_ramp, ramp[row, column] / squares_k[row, 0], 0.0)
             by = np.where(is_ramp, trend * length, step[row, column] / length)
             trend_noise = np.where(is_ramp, 1.0 / squares_k[row, 0], 0.0)
