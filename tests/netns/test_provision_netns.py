@@ -437,11 +437,12 @@ def test_after_kill_9_of_the_controller_in_mid_run_the_next_one_has_one_shadow(
     arguments = [site.instance, site.first, site.second, str(site.run_dir), str(books)]
     controller = subprocess.Popen([sys.executable, "-c", CONTROLLER, *arguments], cwd=ROOT)
     eventually(lambda: sleepers(site))
+    eventually(lambda: any("payload" in name for name in temporary_files(site)))
     controller.kill()
     controller.wait()
     before = site.processes()
-    unpacked = temporary_files(site)
-    assert any("payload" in name for name in unpacked), "the killed module was to leave something"
+    # Not the module's own files: it may end by itself, for its terminal is gone, and then it removes them.
+    assert temporary_files(site) != [], "the killed controller was to leave something"
     provisioner = site.provisioner()
     assert sleepers(site) == []  # what the dead one left running
     assert temporary_files(site) == []
