@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Every map, a line each: meaning; writer; reader. Sizes come as -D from the
- * loader: MAX_SERVICES, MAX_ENDPOINTS, MAX_BUCKETS, MAX_RING_LINES, MAX_CPUS.
+ * loader: MAX_SERVICES, MAX_ENDPOINTS, MAX_BUCKETS, MAX_RING_LINES, MAX_CPUS,
+ * and the target tables' buckets, powers of two: SERVICE_BUCKETS, ENDPOINT_BUCKETS.
  * Arrays are mmapable: user space reads and writes them without system calls.
  */
 #ifndef PENUMBRA_MAPS_H
@@ -12,13 +13,13 @@
 /* How the program behaves; loader writes, program reads. */
 BPF_F_TABLE("array", u32, struct settings, settings, 1, BPF_F_MMAPABLE);
 /* VIP, protocol, port -> index of the service; user space; program. */
-BPF_TABLE("hash", struct target, u32, service_index, MAX_SERVICES);
+BPF_F_TABLE("array", u32, struct target_bucket, service_targets, SERVICE_BUCKETS, BPF_F_MMAPABLE);
 /* VIPs, whatever the port, port and protocol zero -> services; user space; program. */
 BPF_TABLE("hash", struct target, u32, vips, MAX_SERVICES);
 /* Services by index; user space; program. */
 BPF_F_TABLE("array", u32, struct service, services, MAX_SERVICES, BPF_F_MMAPABLE);
 /* Endpoint's address, protocol, port -> its index: who sent a return; user space; program. */
-BPF_TABLE("hash", struct target, u32, endpoint_index, MAX_ENDPOINTS);
+BPF_F_TABLE("array", u32, struct target_bucket, endpoint_targets, ENDPOINT_BUCKETS, BPF_F_MMAPABLE);
 /* Endpoints by index; user space; program. */
 BPF_F_TABLE("array", u32, struct endpoint, endpoints, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Maglev rings of all services, two copies each; user space; program. */

@@ -15,6 +15,7 @@
 #include "histogram.h"
 #include "rewrite.h"
 #include "route.h"
+#include "target.h"
 
 #define CANDIDATES (2 * BUCKET_FLOWS)	/* entries a flow may lie in */
 #define SLOT_TRIES 16			/* shadow slots looked at for a usable one */
@@ -60,6 +61,62 @@ static __always_inline struct endpoint *lookup_present(u32 ref, u64 *state)
 	if (!(*state & ENDPOINT_PRESENT) || !ref_current(ref, *state))
 		return NULL;
 	return endpoint;
+}
+
+/* In its home or its other bucket; only the row tells that it is really it. */
+static __always_inline struct service *lookup_service(struct here *here,
+						      const struct target *target,
+						      u32 *index)
+{
+	u64 h = hash_target(here->settings->hash_key, target);
+	u32 home = hash_bucket(h, SERVICE_BUCKETS - 1), tag = hash_tag(h);
+	struct target_bucket *bucket;
+	struct service *service;
+	u64 entry;
+
+#pragma unroll
+	for (u32 try = 0; try < 2; try++) {
+		if (try)
+			home = hash_other_bucket(home, tag, SERVICE_BUCKETS - 1);
+		bucket = service_targets.lookup(&home);
+		entry = bucket ? entry_in(bucket, tag) : 0;
+		if (!entry)
+			continue;
+		*index = entry;
+		service = services.lookup(index);
+		if (service && is_target(target, service->vip, service->port,
+					 service->protocol))
+			return service;
+	}
+	return NULL;
+}
+
+static __always_inline struct endpoint *lookup_sender(struct here *here,
+						      const struct target *target,
+						      u32 *index)
+{
+	u64 h = hash_target(here->settings->hash_key, target);
+	u32 home = hash_bucket(h, ENDPOINT_BUCKETS - 1), tag = hash_tag(h);
+	struct target_bucket *bucket;
+	struct endpoint *endpoint;
+	u64 entry;
+
+#pragma unroll
+	for (u32 try = 0; try < 2; try++) {
+		if (try)
+			home = hash_other_bucket(home, tag, ENDPOINT_BUCKETS - 1);
+		bucket = endpoint_targets.lookup(&home);
+		entry = bucket ? entry_in(bucket, tag) : 0;
+		if (!entry)
+			continue;
+		*index = entry;
+		endpoint = endpoints.lookup(index);
+		if (endpoint &&
+		    is_target(target, endpoint->address, endpoint->port,
+			      endpoint->protocol))
+			return endpoint;
+	}
+	return NULL;
 }
 
 static __always_inline struct endpoint_counters *lookup_counters(u32 cpu,
@@ -770,35 +827,21 @@ static __always_inline enum reason giveback(struct here *here,
 static __always_inline enum reason route(struct here *here,
 					 struct packet *packet)
 {
-	struct target to = {}, from = {};
 	struct endpoint *endpoint;
 	struct service *service;
-	u32 *index;
-	u32 at;
+	struct target target;
+	u32 index;
 
-	__builtin_memcpy(to.address, packet->destination, sizeof(to.address));
-	to.port = packet->destination_port;
-	to.protocol = packet->protocol;
-	index = service_index.lookup(&to);
-	if (index) {
-		at = *index;
-		service = services.lookup(&at);
-		if (!service)
-			return REASON_abort_impossible;
-		if (service->flags & SERVICE_PRESENT)
-			return forward(here, packet, at, service);
-	}
-	__builtin_memcpy(from.address, packet->source, sizeof(from.address));
-	from.port = packet->source_port;
-	from.protocol = packet->protocol;
-	index = endpoint_index.lookup(&from);
-	if (index) {
-		at = *index;
-		endpoint = endpoints.lookup(&at);
-		if (!endpoint)
-			return REASON_abort_impossible;
-		return giveback(here, packet, at, endpoint);
-	}
+	target_of(&target, packet->destination, packet->destination_port,
+		  packet->protocol);
+	service = lookup_service(here, &target, &index);
+	if (service && (service->flags & SERVICE_PRESENT))
+		return forward(here, packet, index, service);
+	target_of(&target, packet->source, packet->source_port,
+		  packet->protocol);
+	endpoint = lookup_sender(here, &target, &index);
+	if (endpoint)
+		return giveback(here, packet, index, endpoint);
 	return would_loop(packet) ? REASON_drop_vip_port : REASON_pass_other;
 }
 

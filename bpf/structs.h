@@ -82,6 +82,19 @@ struct target {
 };
 _Static_assert(sizeof(struct target) == 20, "target");
 
+/*
+ * Where targets are looked up: each has a home among the buckets and one other,
+ * by its keyed hash, and lies in either. An entry is {fingerprint:32 | index:32},
+ * 0: empty; the row that it names says whether it is the one asked for. A hash
+ * map would cost 37 to 56 ns, this one a cache line.
+ */
+#define TARGET_WAYS 8
+
+struct target_bucket {
+	__u64 entry[TARGET_WAYS];
+};
+_Static_assert(sizeof(struct target_bucket) == 64, "target_bucket");
+
 struct service {
 	__be32 vip[ADDRESS_WORDS];
 	__be16 port;

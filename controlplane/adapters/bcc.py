@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from controlplane.adapters import libbpf
+from controlplane.adapters import layout, libbpf
 from controlplane.ports import DataplaneError
 
 PROGRAM = "steer"
@@ -57,6 +57,8 @@ class ProgramSizes:
             f"-DMAX_BUCKETS={self.buckets}",
             f"-DMAX_RING_LINES={self.ring_lines}",
             f"-DMAX_CPUS={self.cpus}",
+            f"-DSERVICE_BUCKETS={layout.target_buckets(self.services)}",
+            f"-DENDPOINT_BUCKETS={layout.target_buckets(self.endpoints)}",
         ]
 
 

@@ -103,7 +103,7 @@ def _install_service(maps: Maps, service: model.VirtualService) -> None:
         maps.service_labels["name"][index] = label
     maps.services["flags"][index] = flags
     key = layout.target(service.vip, service.port, service.protocol.value)
-    libbpf.map_update(maps.service_index, key, index.to_bytes(4, "little"))
+    maps.service_targets.put(key, index)
     _count_vip(maps, service.vip.packed)
 
 
@@ -114,7 +114,7 @@ def _remove_service(maps: Maps, name: str) -> None:
     found = maps.services[index]
     vip = found["vip"].tobytes()
     key = vip + int(found["port"]).to_bytes(2, "big") + bytes([found["protocol"], 0])
-    libbpf.map_delete(maps.service_index, key)
+    maps.service_targets.delete(key)
     maps.services["flags"][index] = 0
     _count_vip(maps, vip[12:])
 
@@ -190,7 +190,7 @@ def _install_member(maps: Maps, member: model.Member, now_tick: int) -> None:
     row["hop_expires"] = 0
     label_row = maps.endpoint_labels[index : index + 1]
     label_row["name"], label_row["weight"], label_row["removed_tick"] = label, 0, 0
-    libbpf.map_update(maps.endpoint_index, key, index.to_bytes(4, "little"))
+    maps.endpoint_targets.put(key, index)
     flags = ENDPOINT_PRESENT | (ENDPOINT_DOWN if member.down else 0)
     maps.endpoints["state"][index] = steering.generation(maps, index) << 32 | flags
     if member.role is Role.LIVE:
@@ -223,10 +223,9 @@ def _adopt_shadows(maps: Maps, name: str, index: int) -> None:
 
 def _free_endpoint(maps: Maps, member: model.Member, key: bytes) -> int:
     """The index that this address had, or the first one that is free and has rested."""
-    known = libbpf.map_lookup(maps.endpoint_index, key, 4)
+    index = maps.endpoint_targets.get(key)
     state = maps.endpoints["state"]
-    if known is not None:
-        index = int.from_bytes(known, "little")
+    if index is not None:
         if int(state[index]) & ENDPOINT_PRESENT:
             other = steering.endpoint_name(maps, index)
             raise DataplaneError(
@@ -277,8 +276,8 @@ def reap(maps: Maps, now_tick: int) -> None:
     rested = now_tick - removed.astype(np.int64) >= layout.ticks(RETURN_REST_S)
     for index in np.flatnonzero((removed != 0) & rested).tolist():
         key = _key(maps, index)
-        if libbpf.map_lookup(maps.endpoint_index, key, 4) == index.to_bytes(4, "little"):
-            libbpf.map_delete(maps.endpoint_index, key)
+        if maps.endpoint_targets.get(key) == index:
+            maps.endpoint_targets.delete(key)
         removed[index] = 0
 
 

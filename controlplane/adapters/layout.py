@@ -20,6 +20,7 @@ from controlplane.model import Sizes
 BUCKET_FLOWS = 4
 RING_LINE_CELLS = 16
 SHADOW_SLOTS = 128
+TARGET_WAYS = 8
 HISTOGRAM_SUB = 16
 HISTOGRAM_BUCKETS = 336
 REASON_SLOTS = 64
@@ -32,7 +33,7 @@ SPILL_ALL = 0xFFFFFFFF
 DIRECT_PREFIXES = 4096
 PORTS = 1024
 EVENT_PAGES = 16
-HASH_VERSION = 1
+HASH_VERSION = 3
 """Of the formulas in bpf/hash.h, which says when to raise it."""
 
 ENDPOINT_PRESENT = 1 << 0
@@ -116,6 +117,7 @@ ENDPOINT = np.dtype(
         ("hop_mtu", "<u2"),
     ]
 )
+TARGET_BUCKET = np.dtype([("entry", "<u8", TARGET_WAYS)])
 RING_LINE = np.dtype([("cell", "<u4", RING_LINE_CELLS)])
 SHADOW_SLOT_TABLE = np.dtype([("slot", "<u4", SHADOW_SLOTS)])
 FLOW = np.dtype([("id", "<u8"), ("life", "<u8")])
@@ -165,6 +167,7 @@ INDEX = np.dtype("<u4")
 STRUCTS = {
     "settings": SETTINGS,
     "target": TARGET,
+    "target_bucket": TARGET_BUCKET,
     "service": SERVICE,
     "endpoint": ENDPOINT,
     "ring_line": RING_LINE,
@@ -197,6 +200,21 @@ def buckets(sizes: Sizes) -> int:
     return sizes.flows // BUCKET_FLOWS
 
 
+def target_buckets(entries: int) -> int:
+    """Buckets of a target table that is at most a quarter full: a power of two, at least 2."""
+    return max(2, 1 << (4 * entries // TARGET_WAYS - 1).bit_length())
+
+
+def source_bit(address: bytes) -> int:
+    """``hash_source`` of bpf/hash.h as a mask; ``address`` is a mapped one."""
+    return 1 << ((int.from_bytes(address[12:16], "little") * 0x9E3779B1 & 0xFFFFFFFF) >> 26)
+
+
+def other_bucket(bucket: int, tag: int, mask: int) -> int:
+    """``hash_other_bucket`` of bpf/hash.h."""
+    return (bucket ^ ((tag * 0x9E3779B1 & 0xFFFFFFFF) >> 3 | 1)) & mask
+
+
 def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
     """Name of each map -> what it must be for these sizes; ``cpus`` as the kernel could have."""
 
@@ -208,10 +226,10 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
 
     return {
         "settings": array(SETTINGS, 1),
-        "service_index": indices(TARGET, sizes.services),
+        "service_targets": array(TARGET_BUCKET, target_buckets(sizes.services)),
         "vips": indices(TARGET, sizes.services),
         "services": array(SERVICE, sizes.services),
-        "endpoint_index": indices(TARGET, sizes.endpoints),
+        "endpoint_targets": array(TARGET_BUCKET, target_buckets(sizes.endpoints)),
         "endpoints": array(ENDPOINT, sizes.endpoints),
         "rings": array(RING_LINE, -(-sizes.ring_cells // RING_LINE_CELLS)),
         "shadow_table": array(SHADOW_SLOT_TABLE, sizes.endpoints),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from controlplane.adapters import layout, libbpf, pins
 from controlplane.adapters.bcc import PROGRAM
 from controlplane.adapters.libbpf import BpfError, Kind, MapInfo, MapType
+from controlplane.adapters.target_table import TargetTable
 from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 
@@ -51,15 +52,15 @@ class Maps:
     """(endpoints, HISTOGRAM_BUCKETS)."""
     endpoint_labels: Array
     service_labels: Array
-    service_index: int
+    service_targets: TargetTable
     vips: int
-    endpoint_index: int
+    endpoint_targets: TargetTable
     direct: int
     ports: int
     events: int
 
     def close(self) -> None:
-        for fd in (self.service_index, self.vips, self.endpoint_index, self.direct, self.ports, self.events):
+        for fd in (self.vips, self.direct, self.ports, self.events):
             os.close(fd)
 
 
@@ -83,7 +84,7 @@ def open_instance(instance: str) -> Maps:
         for fd in fds.values():
             os.close(fd)
         raise
-    kept = {maps.service_index, maps.vips, maps.endpoint_index, maps.direct, maps.ports, maps.events}
+    kept = {maps.vips, maps.direct, maps.ports, maps.events}
     for fd in set(fds.values()) - kept:
         os.close(fd)
     return maps
@@ -175,12 +176,13 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
     def view(name: str) -> Array:
         return libbpf.map_view(fds[name], expected[name].value, writable=True)
 
+    settings, services, endpoints = view("settings").reshape(()), view("services"), view("endpoints")
     return Maps(
         instance=instance,
         sizes=sizes,
-        settings=view("settings").reshape(()),
-        services=view("services"),
-        endpoints=view("endpoints"),
+        settings=settings,
+        services=services,
+        endpoints=endpoints,
         cells=view("rings")["cell"].reshape(-1),
         slots=view("shadow_table")["slot"],
         flows=view("flows")["flow"].reshape(-1),
@@ -190,9 +192,9 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         rtt=view("rtt")["bucket"],
         endpoint_labels=view("endpoint_labels"),
         service_labels=view("service_labels"),
-        service_index=fds["service_index"],
+        service_targets=TargetTable(view("service_targets")["entry"], services, "vip", settings),
         vips=fds["vips"],
-        endpoint_index=fds["endpoint_index"],
+        endpoint_targets=TargetTable(view("endpoint_targets")["entry"], endpoints, "address", settings),
         direct=fds["direct"],
         ports=fds["ports"],
         events=fds["events"],

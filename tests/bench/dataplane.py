@@ -16,6 +16,7 @@ from scapy.layers.l2 import Ether
 
 from controlplane.adapters import layout, libbpf
 from controlplane.adapters.bcc import Compiled, ProgramSizes, compile_program
+from controlplane.adapters.target_table import TargetTable
 from tests.bench.figures import Figure
 from tests.bench.harness import BPF_DIR, FRAME_BYTES, Harness, pinned_to_last_core
 
@@ -100,6 +101,7 @@ def _install(compiled: Compiled) -> None:
     _install_endpoints(compiled, owner)
     services = libbpf.map_view(compiled.maps["services"], layout.SERVICE, writable=True)
     cells = libbpf.map_view(compiled.maps["rings"], layout.RING_LINE, writable=True)["cell"].reshape(-1)
+    table = _targets(compiled, "service_targets", services, "vip")
     base = 0
     for index in range(1, SERVICES + 1):
         vip = VIP if index == MEASURED_SERVICE else IPv4Address("10.254.0.0") + index
@@ -111,9 +113,8 @@ def _install(compiled: Compiled) -> None:
         row["ring_base"], row["ring_size"] = base, size
         cells[base : base + size] = random.permutation(np.resize(members, size)) | 1 << layout.REF_INDEX_BITS
         base += 2 * size
-        key, value = layout.target(vip, PORT, 6), struct.pack("<I", index)
-        libbpf.map_update(compiled.maps["service_index"], key, value)
-        libbpf.map_update(compiled.maps["vips"], layout.target(vip, 0, 0), value)
+        table.put(layout.target(vip, PORT, 6), index)
+        libbpf.map_update(compiled.maps["vips"], layout.target(vip, 0, 0), struct.pack("<I", index))
 
 
 def _install_settings(compiled: Compiled) -> None:
@@ -135,6 +136,12 @@ def _install_endpoints(compiled: Compiled, owner: np.ndarray) -> None:
     rows["hop_expires"], rows["hop_ifindex"], rows["hop_mtu"] = 0xFFFFFFFE, 1, 1500
     rows["hop_dst"], rows["hop_src"] = 2, 4
     rows["state"] = 1 << 32 | layout.ENDPOINT_PRESENT
-    keys = np.zeros(ENDPOINTS, layout.TARGET)
-    keys["address"], keys["port"], keys["protocol"] = rows["address"], 8443, 6
-    libbpf.map_update_batch(compiled.maps["endpoint_index"], keys, index)
+    table = _targets(compiled, "endpoint_targets", endpoints, "address")
+    for one in index.tolist():
+        table.put(endpoints["address"][one].tobytes() + (8443).to_bytes(2, "big") + bytes([6, 0]), one)
+
+
+def _targets(compiled: Compiled, name: str, rows: np.ndarray, address: str) -> TargetTable:
+    settings = libbpf.map_view(compiled.maps["settings"], layout.SETTINGS, writable=True).reshape(())
+    entries = libbpf.map_view(compiled.maps[name], layout.TARGET_BUCKET, writable=True)["entry"]
+    return TargetTable(entries, rows, address, settings)

@@ -388,7 +388,7 @@ def test_a_pin_that_is_not_what_was_loaded_is_refused_and_unloaded(
     if other == "a program":
         fd = libbpf.prog_load("foreigner", PASS_ALL, "GPL")
     elif other == "another map of ours":
-        fd = libbpf.obj_get(pins.folder(config.instance) / "service_index", libbpf.Kind.MAP)
+        fd = libbpf.obj_get(pins.folder(config.instance) / "service_targets", libbpf.Kind.MAP)
     else:
         fd = libbpf.map_create(libbpf.MapType.HASH, "stranger", 20, 4, config.sizes.services)
     replaced(config, name, fd)

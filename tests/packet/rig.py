@@ -15,6 +15,7 @@ from scapy.packet import Packet
 
 from controlplane.adapters import layout, libbpf
 from controlplane.adapters.bcc import Compiled, ProgramSizes, compile_program
+from controlplane.adapters.target_table import TargetTable
 
 BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
 SIZES = ProgramSizes(services=16, endpoints=256, buckets=1024, ring_lines=8192, cpus=libbpf.possible_cpus())
@@ -47,6 +48,13 @@ class Rig:
         self.settings = view("settings", layout.SETTINGS)
         self.services = view("services", layout.SERVICE)
         self.endpoints = view("endpoints", layout.ENDPOINT)
+        settings = self.settings.reshape(())
+        self.service_targets = TargetTable(
+            view("service_targets", layout.TARGET_BUCKET)["entry"], self.services, "vip", settings
+        )
+        self.endpoint_targets = TargetTable(
+            view("endpoint_targets", layout.TARGET_BUCKET)["entry"], self.endpoints, "address", settings
+        )
         self.cells = view("rings", layout.RING_LINE)["cell"].reshape(-1)
         self.slots = view("shadow_table", layout.SHADOW_SLOT_TABLE)["slot"]
         self.flows = view("flows", layout.BUCKET)["flow"]
@@ -66,7 +74,9 @@ class Rig:
             array.view(np.uint8)[...] = 0
         for array in (self.counters, self.reasons, self.rtt, self.gates):
             array.view(np.uint8)[...] = 0
-        for name, size in (("service_index", 20), ("vips", 20), ("endpoint_index", 20), ("direct", 20)):
+        self.service_targets.clear()
+        self.endpoint_targets.clear()
+        for name, size in (("vips", 20), ("direct", 20)):
             for key in list(libbpf.map_keys(self.compiled.maps[name], size)):
                 libbpf.map_delete(self.compiled.maps[name], key)
         for key in list(libbpf.map_keys(self.compiled.maps["ports"], 4)):
@@ -94,7 +104,7 @@ class Rig:
         row["vip"] = np.frombuffer(layout.mapped(address), np.uint8)
         row["port"], row["protocol"] = port, protocol
         row["flags"] = layout.SERVICE_PRESENT | (layout.SERVICE_ON_DOWN_KEEP if keep else 0)
-        self.put("service_index", layout.target(address, port, protocol), index)
+        self.service_targets.put(layout.target(address, port, protocol), index)
         self.put("vips", layout.target(address, 0, 0), index)
 
     def endpoint(
@@ -121,7 +131,7 @@ class Rig:
         row["hop_dst"] = np.frombuffer(bytes.fromhex(HOP_DST.replace(":", "")), np.uint8)
         row["hop_src"] = np.frombuffer(bytes.fromhex(HOP_SRC.replace(":", "")), np.uint8)
         row["state"] = generation << 32 | layout.ENDPOINT_PRESENT
-        self.put("endpoint_index", layout.target(IPv4Address(address), port, protocol), index)
+        self.endpoint_targets.put(layout.target(IPv4Address(address), port, protocol), index)
         return layout.reference(index, generation)
 
     def ring(self, service: int, references: Sequence[int]) -> None:

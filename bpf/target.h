@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Targets: services and endpoints as packets name them. Knows no map. */
+#ifndef PENUMBRA_TARGET_H
+#define PENUMBRA_TARGET_H
+
+#include "hash.h"
+#include "parse.h"
+
+static __always_inline void target_of(struct target *target,
+				      const __be32 *address, __be16 port,
+				      u8 protocol)
+{
+	__builtin_memcpy(target->address, address, sizeof(target->address));
+	target->port = port;
+	target->protocol = protocol;
+	target->pad = 0;
+}
+
+/* The bucket's entry of this fingerprint, its index in the low half; 0: none. */
+static __always_inline u64 entry_in(const struct target_bucket *bucket,
+				    u32 fingerprint)
+{
+	u64 entry;
+
+#pragma unroll
+	for (u32 way = 0; way < TARGET_WAYS; way++) {
+		entry = *(volatile u64 *)&bucket->entry[way];
+		if (entry >> 32 == fingerprint)
+			return entry;
+	}
+	return 0;
+}
+
+static __always_inline bool is_target(const struct target *target,
+				      const __be32 *address, __be16 port,
+				      u8 protocol)
+{
+	return target->address[3] == address[3] && target->port == port &&
+	       target->protocol == protocol &&
+	       target->address[2] == address[2] &&
+	       target->address[1] == address[1] &&
+	       target->address[0] == address[0];
+}
+
+#endif
