@@ -4,7 +4,10 @@
  * way when the cache is full. Works on entries that it is handed, and on each
  * by compare and exchange, for several CPUs may hold one. Knows no map.
  *
- * struct flow.life: {last seen tick:32 | FLOW_*:8 | stamp us:24}
+ * struct flow.life: {last seen tick:32 | FLOW_*:8 | stamp:24}
+ *
+ * The stamp is the SYN's time in us; from the SYN-ACK on the number that the
+ * client has to acknowledge, which who forged its source can't know.
  */
 #ifndef PENUMBRA_FLOW_H
 #define PENUMBRA_FLOW_H
@@ -17,6 +20,7 @@
 #define LIFE_STAMP 0xffffffU
 #define LIFE(flags) ((u64)(flags) << LIFE_FLAGS)
 #define LIFE_TRIES 4			/* against other CPUs, for one entry */
+#define ACK_WINDOW 65536U		/* what an endpoint may have sent unasked */
 #define CLOSING (FLOW_FIN_CLIENT | FLOW_FIN_ENDPOINT | FLOW_RST)
 #define STAMP_TICKS ((LIFE_STAMP * 1000ULL) >> TICK_SHIFT) /* until it wraps */
 #define NS_PER_US 1000
@@ -76,6 +80,14 @@ static __always_inline u64 first_life(u32 tick, const struct packet *packet)
 	return life;
 }
 
+/* Not before it does is the handshake done. */
+static __always_inline bool acknowledges(const struct packet *packet, u64 life)
+{
+	return (packet->tcp_flags & TCP_ACK) &&
+	       ((bpf_ntohl(packet->tcp->ack_seq) - (u32)life) & LIFE_STAMP) <
+		       ACK_WINDOW;
+}
+
 /* Flags that a client's packet adds. */
 static __always_inline u64 client_tells(const struct packet *packet, u64 life)
 {
@@ -87,7 +99,8 @@ static __always_inline u64 client_tells(const struct packet *packet, u64 life)
 		return 0;
 	if (packet->tcp_flags & TCP_FIN)
 		set = LIFE(FLOW_FIN_CLIENT);
-	if (life & LIFE(FLOW_SYNACK))
+	if ((life & LIFE(FLOW_SYNACK)) && !(life & LIFE(FLOW_ESTABLISHED)) &&
+	    acknowledges(packet, life))
 		set |= LIFE(FLOW_ESTABLISHED);
 	return set;
 }
@@ -138,6 +151,25 @@ static __always_inline u64 update_life(struct flow *flow, u64 *life, u64 set,
 		*life = seen;
 	}
 	return 0;
+}
+
+/* What acknowledges() compares with; before the answer leaves. */
+static __always_inline void expect_ack(struct flow *flow, u64 life,
+				       const struct packet *packet)
+{
+	u32 next = bpf_ntohl(packet->tcp->seq) + 1;
+	u64 seen;
+
+	for (u32 i = 0; i < LIFE_TRIES; i++) {
+		if (life & LIFE(FLOW_ESTABLISHED))
+			return;
+		seen = __sync_val_compare_and_swap(
+			&flow->life, life,
+			(life & ~(u64)LIFE_STAMP) | (next & LIFE_STAMP));
+		if (seen == life)
+			return;
+		life = seen;
+	}
 }
 
 /* ---- who gives way ------------------------------------------------------- */

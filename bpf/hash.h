@@ -85,6 +85,12 @@ static __always_inline u32 hash_bucket(u64 h, u32 mask)
 	return (u32)h & mask;
 }
 
+/* Bit of settings.own_sources; address is its last word. */
+static __always_inline u32 hash_source(__be32 address)
+{
+	return address * HASH_OTHER_BUCKET >> 26;
+}
+
 /* From bucket and tag alone, and never the same; its own inverse. */
 static __always_inline u32 hash_other_bucket(u32 bucket, u32 tag, u32 mask)
 {

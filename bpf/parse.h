@@ -29,6 +29,7 @@
 enum parsed {
 	PARSED,			/* everything in struct packet is set */
 	PARSED_NOT_IP,		/* nothing is set */
+	PARSED_GROUP,		/* a link-layer broadcast or multicast */
 	PARSED_IPV6,
 	PARSED_VLAN,
 	PARSED_FRAGMENT,	/* addresses are set, from here on */
@@ -138,6 +139,9 @@ static __always_inline enum parsed parse(struct packet *packet, void *data,
 	if ((void *)(eth + 1) > end)
 		return PARSED_NOT_IP;
 	packet->eth = eth;
+	/* As the kernel: what goes to many is not forwarded, or each would. */
+	if (eth->h_dest[0] & 1)
+		return PARSED_GROUP;
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
 		return parse_ipv4(packet, eth + 1);
 	if (eth->h_proto == bpf_htons(ETH_P_IPV6))

@@ -174,6 +174,42 @@ static __always_inline void say(struct here *here, u32 kind, u32 service,
 	events.ringbuf_submit(event, 0);
 }
 
+/* Whether the packet's destination, or source, is one that endpoints answer. */
+static __always_inline u32 direct_kind(const __be32 *address)
+{
+	struct prefix to = { .length = 8 * sizeof(to.address) };
+	u32 *kind;
+
+	__builtin_memcpy(to.address, address, sizeof(to.address));
+	kind = direct.lookup(&to);
+	return kind ? *kind : 0;
+}
+
+static __always_inline bool is_vip(const __be32 *address)
+{
+	struct target to = {};
+
+	__builtin_memcpy(to.address, address, sizeof(to.address));
+	return vips.lookup(&to) != NULL;
+}
+
+/*
+ * No client is there: this network, loopback, multicast and reserved (what the
+ * kernel calls martian), VIPs, and this host's own addresses, whose packets
+ * don't come in from outside. Such a flow would claim the answers to our
+ * health checks, or have two services talk to each other for ever.
+ */
+static __always_inline bool is_no_client(struct here *here, const __be32 *address)
+{
+	u32 top = bpf_ntohl(address[V4_WORD]) >> 24;
+
+	if (!top || top == 127 || top >= 224)
+		return true;
+	if (!(here->settings->own_sources >> hash_source(address[V4_WORD]) & 1))
+		return false;
+	return direct_kind(address) == DIRECT_OWN || is_vip(address);
+}
+
 /* ---- who gets a new flow ------------------------------------------------- */
 
 static __always_inline u32 lookup_ring(const struct service *service, u64 pick,
@@ -560,11 +596,14 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 						   const struct place *place,
 						   u32 *ref)
 {
-	struct choice choice = pick(here, index, service, packet, hash);
+	struct choice choice = {};
 	struct endpoint *other;
 	u32 kept = 0;
 	u64 state;
 
+	if (is_no_client(here, packet->source))
+		return NULL;
+	choice = pick(here, index, service, packet, hash);
 	if (!choice.to)
 		return NULL;
 	*ref = choice.ref;
@@ -597,14 +636,21 @@ static __always_inline bool goes_on(struct here *here, u32 index,
 				    const struct place *place, u64 state,
 				    u64 life)
 {
-	struct flow_key *key;
+	struct flow_key *key = lookup_key(place);
+	bool same = key && same_key(key, index, packet);
 	u32 live;
 
-	if (!takes_new(state) || (life & LIFE(CLOSING)) ||
+	if ((life & LIFE(CLOSING)) ||
 	    idle(here->settings, here->tick, life, IPPROTO_TCP))
 		return false;
-	key = lookup_key(place);
-	if (!key || !same_key(key, index, packet)) {
+	/*
+	 * A stray SYN must not end what is still being drained: the endpoint
+	 * answers it (RFC 5961 section 4), and if the client did start anew it
+	 * resets.
+	 */
+	if (!takes_new(state) && !(same && (life & LIFE(FLOW_ESTABLISHED))))
+		return false;
+	if (!same) {
 		/*
 		 * Another flow of the same tag. Its later packets carry no
 		 * more than the tag, so they would go to this entry's endpoint:
@@ -706,7 +752,9 @@ static __always_inline enum reason forward(struct here *here,
 		       packet->destination_port, packet->protocol);
 	to = assign(here, index, service, packet, hash, &ref);
 	if (!to)
-		return REASON_drop_no_endpoint;
+		return is_no_client(here, packet->source) ?
+			       REASON_drop_source :
+			       REASON_drop_no_endpoint;
 	reason = send_forward(here, packet, to);
 	if (reason == REASON_pass_mtu)
 		return reason;
@@ -750,26 +798,13 @@ static __always_inline void note_return(struct here *here, u32 index,
 
 	if (gained & LIFE(FLOW_SYNACK))
 		sample_rtt(here, index, before, counted);
+	if (packet->protocol == IPPROTO_TCP && (packet->tcp_flags & TCP_SYN) &&
+	    (life & LIFE(FLOW_SYNACK)))
+		expect_ack(flow, life, packet);
 	if ((gained & LIFE(FLOW_ESTABLISHED)) && !(life & LIFE(FLOW_MIDSTREAM)))
 		count_completed(here, service, hash);
 	counted->fins += both_fins(gained, life);
 	counted->resets += !!(gained & LIFE(FLOW_RST));
-}
-
-static __always_inline bool is_direct(const struct packet *packet)
-{
-	struct prefix to = { .length = 8 * sizeof(to.address) };
-
-	__builtin_memcpy(to.address, packet->destination, sizeof(to.address));
-	return direct.lookup(&to) != NULL;
-}
-
-static __always_inline bool is_vip(const struct packet *packet)
-{
-	struct target to = {};
-
-	__builtin_memcpy(to.address, packet->destination, sizeof(to.address));
-	return vips.lookup(&to) != NULL;
 }
 
 /*
@@ -779,7 +814,7 @@ static __always_inline bool is_vip(const struct packet *packet)
  */
 static __always_inline bool would_loop(const struct packet *packet)
 {
-	return is_vip(packet) && !is_direct(packet);
+	return is_vip(packet->destination) && !direct_kind(packet->destination);
 }
 
 /* A packet from an endpoint's address and port. */
@@ -801,11 +836,13 @@ static __always_inline enum reason giveback(struct here *here,
 		       service->vip[V4_WORD], packet->destination_port,
 		       service->port, packet->protocol);
 	place = find_flow(here, hash);
-	if (!place.flow || (u32)place.id != ref_of(index, from->state)) {
-		if (is_direct(packet))
+	if (!place.flow || (u32)place.id != ref_of(index, from->state) ||
+	    idle(here->settings, here->tick,
+		 *(volatile u64 *)&place.flow->life, packet->protocol)) {
+		if (direct_kind(packet->destination))
 			return REASON_pass_direct;
 		/* Neither a client's nor ours to send: it would loop. */
-		if (is_vip(packet))
+		if (is_vip(packet->destination))
 			return REASON_drop_vip_port;
 		place.flow = NULL;
 	}
@@ -856,6 +893,8 @@ static __always_inline enum reason sort(struct here *here,
 		return route(here, packet);
 	case PARSED_NOT_IP:
 		return REASON_pass_not_ip;
+	case PARSED_GROUP:
+		return REASON_pass_other;
 	case PARSED_IPV6:
 		return REASON_pass_ipv6;
 	case PARSED_VLAN:
@@ -892,6 +931,7 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	case REASON_drop_vip_port:
 	case REASON_drop_no_endpoint:
 	case REASON_drop_broken:
+	case REASON_drop_source:
 		return XDP_DROP;
 	case REASON_abort_impossible:
 		return XDP_ABORTED;

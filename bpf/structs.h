@@ -70,8 +70,9 @@ struct settings {
 	__u32 idle_closing_ticks; /* after a FIN or RST */
 	__u32 idle_udp_ticks;
 	__u32 event_ticks;	/* least time between two events of a kind and endpoint */
+	__u64 own_sources;	/* hash_source() bits of VIPs and of this host's addresses */
 };
-_Static_assert(sizeof(struct settings) == 56, "settings");
+_Static_assert(sizeof(struct settings) == 64, "settings");
 
 /* A service's VIP, or an endpoint: where packets are sent to. */
 struct target {
@@ -204,10 +205,11 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(pass_icmp)		/* not steered yet */ \
 	X(pass_fragment)	/* not steered yet */ \
 	X(pass_ttl)		/* TTL would end here: the kernel answers */ \
-	X(pass_mtu)		/* larger than the next hop takes: the kernel answers */ \
+	X(pass_mtu)		/* larger than the next hop takes, as it came */ \
 	X(drop_vip_port)	/* a VIP, but no such service: passing would loop */ \
 	X(drop_no_endpoint)	/* a service without any endpoint */ \
 	X(drop_broken)		/* ours, but malformed */ \
+	X(drop_source)		/* to a service, from where no client can be */ \
 	X(abort_impossible)	/* a map without an entry that must exist */
 
 enum reason {
@@ -265,6 +267,9 @@ struct label {
 	__u32 pad[2];
 };
 _Static_assert(sizeof(struct label) == 64, "label");
+
+/* Value of a direct prefix. */
+#define DIRECT_OWN 2U		/* this host's own address; else 1 */
 
 struct prefix {
 	__u32 length;		/* bits, of the mapped address: 96 + n for IPv4 */

@@ -130,6 +130,7 @@ class Steering:
         self.endpoints: dict[int, Endpoint] = {}
         self.returns: dict[Target, int] = {}
         self.direct: list[IPv4Network] = []
+        self.own: list[str] = []
         self.flows: dict[tuple[int, str, int], Flow] = {}
         self.counted: Counter[tuple[str, int]] = Counter()
 
@@ -156,6 +157,8 @@ class Steering:
         name = (index, packet.source, packet.source_port)
         flow = self.flows.get(name)
         chosen = self._goes_on(packet, index, service, flow) if flow else None
+        if chosen is None and self._is_no_client(packet.source):
+            return Outcome("drop_source")
         if chosen is None:
             chosen = self._start(packet, name, service)
         if chosen is None:
@@ -171,7 +174,7 @@ class Steering:
         if endpoint.down and not (service.keep and "established" in flow.marks):
             return None
         if packet.opens:
-            if not endpoint.takes_new or flow.closing:
+            if flow.closing or not (endpoint.takes_new or "established" in flow.marks):
                 return None
             if "syn-ack" not in flow.marks:
                 flow.marks.add("sent again")
@@ -181,7 +184,8 @@ class Steering:
             gained = {"rst"}
         elif packet.protocol == TCP:
             gained |= {"fin client"} if "F" in packet.flags else set()
-            gained |= {"established"} if "syn-ack" in flow.marks else set()
+            if "A" in packet.flags and "syn-ack" in flow.marks:
+                gained.add("established")
         self._mark(flow, gained, packet, service, packet.source, packet.source_port)
         return flow.endpoint[0]
 
@@ -287,6 +291,10 @@ class Steering:
         if endpoint and endpoint.present and endpoint.generation == reference[1]:
             return endpoint
         return None
+
+    def _is_no_client(self, address: str) -> bool:
+        first = int(address.partition(".")[0])
+        return first in (0, 127) or first >= 224 or address in self.own or self._is_vip(address)
 
     def _is_direct(self, address: str) -> bool:
         return any(IPv4Address(address) in prefix for prefix in self.direct)

@@ -107,21 +107,26 @@ class MapDataplane:
         return netlink.local_addresses()
 
     def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
-        prefixes = {*prefixes, *(IPv4Network(address) for address in netlink.local_addresses())}
+        own = {IPv4Network(address) for address in netlink.local_addresses()}
         with self._writing():
-            keys, _ = libbpf.map_lookup_batch(self._maps.direct, layout.PREFIX, layout.INDEX)
-            there = {key.tobytes() for key in keys}
+            keys, kinds = libbpf.map_lookup_batch(self._maps.direct, layout.PREFIX, layout.INDEX)
+            there = {key.tobytes(): int(kind) for key, kind in zip(keys, kinds, strict=True)}
             wanted = {
-                (96 + p.prefixlen).to_bytes(4, "little") + layout.mapped(p.network_address) for p in prefixes
+                (96 + p.prefixlen).to_bytes(4, "little") + layout.mapped(p.network_address): (
+                    layout.DIRECT_OWN if p in own else 1
+                )
+                for p in {*prefixes, *own}
             }
             if len(wanted) > layout.DIRECT_PREFIXES:
                 raise DataplaneError(
                     f"{len(wanted)} direct prefixes, {layout.DIRECT_PREFIXES} fit: join neighbouring ones"
                 )
-            for key in there - wanted:
+            for key in there.keys() - wanted.keys():
                 libbpf.map_delete(self._maps.direct, key)
-            for key in wanted - there:
-                libbpf.map_update(self._maps.direct, key, (1).to_bytes(4, "little"))
+            for key, kind in wanted.items():
+                if there.get(key) != kind:
+                    libbpf.map_update(self._maps.direct, key, kind.to_bytes(4, "little"))
+            install.mark_own_sources(self._maps)
 
     def renew_hops(self) -> None:
         """Renews the next hops that are missing or about to expire, and has the kernel resolve their

@@ -128,6 +128,18 @@ def _count_vip(maps: Maps, packed: bytes) -> None:
         libbpf.map_update(maps.vips, key, count.to_bytes(4, "little"))
     else:
         libbpf.map_delete(maps.vips, key)
+    mark_own_sources(maps)
+
+
+def mark_own_sources(maps: Maps) -> None:
+    """Tells the program for which sources it has to look whether they are a VIP or this host's own."""
+    vips = maps.services["vip"][steering.present_services(maps)]
+    keys, kinds = libbpf.map_lookup_batch(maps.direct, layout.PREFIX, layout.INDEX)
+    own = keys["address"][kinds == layout.DIRECT_OWN]
+    bits = 0
+    for address in (*vips, *own):
+        bits |= layout.source_bit(address.tobytes())
+    maps.settings["own_sources"] = bits
 
 
 def _free_service(maps: Maps) -> int:

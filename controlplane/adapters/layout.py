@@ -31,6 +31,7 @@ REF_INDEX_MASK = (1 << REF_INDEX_BITS) - 1
 REF_GENERATION_MASK = 0xFFF
 SPILL_ALL = 0xFFFFFFFF
 DIRECT_PREFIXES = 4096
+DIRECT_OWN = 2
 PORTS = 1024
 EVENT_PAGES = 16
 HASH_VERSION = 3
@@ -69,6 +70,7 @@ REASONS = (
     "drop_vip_port",
     "drop_no_endpoint",
     "drop_broken",
+    "drop_source",
     "abort_impossible",
 )
 """In the order of the C macro of this name; the index is the counter's place."""
@@ -84,6 +86,7 @@ SETTINGS = np.dtype(
         ("idle_closing_ticks", "<u4"),
         ("idle_udp_ticks", "<u4"),
         ("event_ticks", "<u4"),
+        ("own_sources", "<u8"),
     ]
 )
 TARGET = np.dtype([("address", "u1", 16), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1")])

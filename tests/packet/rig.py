@@ -90,6 +90,7 @@ class Rig:
         settings["idle_closing_ticks"] = 20
         settings["idle_udp_ticks"] = 240
         settings["event_ticks"] = 4
+        settings["own_sources"] = 0
 
     # ---- what is installed ---------------------------------------------------------------
 
@@ -106,6 +107,7 @@ class Rig:
         row["flags"] = layout.SERVICE_PRESENT | (layout.SERVICE_ON_DOWN_KEEP if keep else 0)
         self.service_targets.put(layout.target(address, port, protocol), index)
         self.put("vips", layout.target(address, 0, 0), index)
+        self.settings["own_sources"] |= np.uint64(layout.source_bit(layout.mapped(address)))
 
     def endpoint(
         self,
@@ -170,6 +172,12 @@ class Rig:
         network = IPv4Network(prefix)
         key = (96 + network.prefixlen).to_bytes(4, "little") + layout.mapped(network.network_address)
         self.put("direct", key, 1)
+
+    def own(self, address: str) -> None:
+        """An address of the access point's own."""
+        mapped = layout.mapped(IPv4Address(address))
+        self.put("direct", (128).to_bytes(4, "little") + mapped, layout.DIRECT_OWN)
+        self.settings["own_sources"] |= np.uint64(layout.source_bit(mapped))
 
     # ---- packets ------------------------------------------------------------------------
 

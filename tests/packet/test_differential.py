@@ -17,7 +17,12 @@ PACKETS = 2000
 BUCKETS = 256
 """So few that now and then a flow lies in its second bucket, and enough that none has to give way."""
 CHANGE_EVERY = 25
-CLIENTS = [f"192.0.2.{i}" for i in range(1, 13)]
+OWN = "192.0.2.200"
+CLIENTS = [
+    *(f"192.0.2.{i}" for i in range(1, 13)),
+    *(OWN, "198.51.100.3", "0.1.2.3", "127.0.0.1", "224.0.0.5", "255.255.255.255"),
+]
+"""The last six are none: the access point itself, a VIP, martians."""
 PORTS = range(40_000, 40_008)
 SERVICES = {
     1: ("198.51.100.1", 80, TCP_NUMBER, False),
@@ -63,6 +68,9 @@ class Both:
         for prefix in ("192.0.2.9/32", "203.0.113.0/24"):
             rig.direct(prefix)
             self.expected.direct.append(IPv4Network(prefix))
+        rig.own(OWN)
+        self.expected.own.append(OWN)
+        self.expected.direct.append(IPv4Network(OWN))
 
     def _endpoint(self, service: int, protocol: int, index: int) -> reference.Reference:
         address, port = f"203.0.113.{index}", 8000 + index

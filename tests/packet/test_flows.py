@@ -137,6 +137,30 @@ class TestAffinity:
         assert pair.counts(1, "offered", "completed") == {"offered": 1, "completed": 1}
 
 
+class TestStraySyn:
+    """One with the tuple of a connection that goes on, from whoever knows the tuple."""
+
+    def test_a_drained_connection_outlives_it(self, pair: Rig) -> None:
+        establish(pair)
+        pair.shadows(1, [layout.reference(3, 1)], 0)
+        pair.state(1, draining=True)
+        assert (to(pair, SYN), to(pair, ACK)) == (A, A)
+        assert pair.counts(1, "offered", "flows") == {"offered": 1, "flows": 1}
+
+    def test_what_was_not_established_leaves_the_draining_endpoint(self, pair: Rig) -> None:
+        pair.send(SYN)
+        pair.shadows(1, [layout.reference(3, 1)], 0)
+        pair.state(1, draining=True)
+        assert to(pair, SYN) == SHADOW
+
+    def test_a_new_connection_after_the_end_leaves_the_draining_endpoint(self, pair: Rig) -> None:
+        establish(pair)
+        pair.send(FIN)
+        pair.shadows(1, [layout.reference(3, 1)], 0)
+        pair.state(1, draining=True)
+        assert to(pair, SYN) == SHADOW
+
+
 class TestSpill:
     def test_a_flow_spills_when_its_bits_are_below_the_spill_and_not_at_it(self, pair: Rig) -> None:
         pick = reference.pick_hash(reference.flow_hash(KEY, CLIENT, VIP, 4000, 80, 6))
@@ -204,6 +228,20 @@ class TestReturns:
         pair.send(SYN)
         assert pair.send(SYNACK).reason == "return_kernel"
 
+    @pytest.mark.parametrize("over", ["closed", "idle"])
+    def test_a_flow_that_is_over_does_not_claim_the_next_direct_one(self, pair: Rig, over: str) -> None:
+        """The access point's own connection from a port that a client used before."""
+        pair.direct("192.0.2.0/24")
+        establish(pair)
+        if over == "closed":
+            pair.send(FIN)
+            pair.send(tcp(A, 8080, CLIENT, 4000, "FA"))
+        assert pair.send(ANSWER).reason == "return_kernel", "it is not over yet"
+        limit = "idle_closing_ticks" if over == "closed" else "idle_established_ticks"
+        pair.age(int(pair.settings[limit][0]) + 1)
+        result = pair.send(SYNACK)
+        assert (result.reason, result.raw) == ("pass_direct", bytes(SYNACK))
+
     @pytest.mark.parametrize("state", [{"down": True}, {"draining": True}, {"present": False}], ids=str)
     def test_an_endpoint_on_its_way_out_still_answers_as_the_vip(self, pair: Rig, state: dict) -> None:
         establish(pair)
@@ -233,6 +271,34 @@ class TestCounters:
         pair.send(SYN)
         pair.send(ACK)
         assert pair.counts(1, "offered", "completed") == {"offered": 1, "completed": 0}
+
+    @pytest.mark.parametrize(
+        ("flags", "number"),
+        [("A", 1000), ("A", 1001 + 65536), ("", 1001), ("P", 1001)],
+        ids=["acknowledges less", "acknowledges what was not sent", "no flag", "no ACK"],
+    )
+    def test_a_packet_that_does_not_acknowledge_the_synack_completes_nothing(
+        self, pair: Rig, flags: str, number: int
+    ) -> None:
+        """SYNACK's sequence number is 1000, so that the client has to acknowledge 1001."""
+        pair.send(SYN)
+        pair.send(SYNACK)
+        forged = tcp(CLIENT, 4000, VIP, 80, flags)
+        forged.payload.payload.ack = number
+        pair.send(forged)
+        assert pair.count(1, "completed") == 0
+        true = ACK.copy()
+        true.payload.payload.ack = 1001
+        pair.send(true)
+        pair.send(ANSWER)
+        assert pair.count(1, "completed") == 1
+
+    def test_the_acknowledgement_may_wrap_around(self, pair: Rig) -> None:
+        answer, ack = SYNACK.copy(), ACK.copy()
+        answer.payload.payload.seq, ack.payload.payload.ack = 0xFFFFFFFF, 0
+        for packet in (SYN, answer, ack):
+            pair.send(packet)
+        assert pair.count(1, "completed") == 1
 
     def test_a_spilled_flow_is_its_live_endpoints_demand(self, pair: Rig) -> None:
         pair.shadows(1, [layout.reference(3, 1)], 1)

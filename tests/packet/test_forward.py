@@ -94,6 +94,8 @@ UNTOUCHED = {
         PASS,
         "pass_fragment",
     ),
+    "a frame to all passes": (Ether(src=LINK.src, dst="ff:ff:ff:ff:ff:ff") / SYN[IP], PASS, "pass_other"),
+    "a multicast frame passes": (Ether(src=LINK.src, dst="01:00:5e:00:00:01") / SYN[IP], PASS, "pass_other"),
     "TTL 1 passes untouched": (tcp(CLIENT, 4000, VIP, 80, "S", ttl=1), PASS, "pass_ttl"),
     "TTL 0 passes untouched": (tcp(CLIENT, 4000, VIP, 80, "S", ttl=0), PASS, "pass_ttl"),
     "an IP header length below 20 to a VIP is dropped": (broken(SYN, 14, 0x44), DROP, "drop_broken"),
@@ -184,6 +186,29 @@ def test_a_vip_that_is_the_access_point_s_own_address_keeps_its_other_ports(stee
     assert steered.send(tcp(CLIENT, 4000, VIP, 22)).reason == "pass_other"
     assert steered.send(LINK / IP(src=CLIENT, dst=VIP, proto=47) / b"12345678").reason == "pass_not_ip"
     assert steered.send(broken(SYN, 14, 0x44)).reason == "pass_other"
+    assert steered.send(SYN).reason == "forward_hop"
+
+
+OWN = "192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    "source", ["0.1.2.3", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", OWN, VIP]
+)
+def test_what_no_client_can_send_starts_no_flow(steered: Rig, source: str) -> None:
+    """A flow of the access point's own address would claim the answers to its health checks."""
+    steered.own(OWN)
+    packet = tcp(source, 4000, VIP, 80, "S")
+    result = steered.send(packet)
+    assert (result.verdict, result.reason, result.raw) == (DROP, "drop_source", bytes(packet))
+    assert steered.flow_count() == 0
+    assert steered.counts(1, "packets", "offered") == {"packets": 0, "offered": 0}
+
+
+def test_a_client_that_shares_an_own_address_s_bit_is_a_client(steered: Rig) -> None:
+    steered.own(OWN)
+    steered.settings["own_sources"] = 0xFFFFFFFFFFFFFFFF
+    steered.direct("192.0.2.0/24")
     assert steered.send(SYN).reason == "forward_hop"
 
 

@@ -45,6 +45,27 @@ def tuple_on_syn(rig: Rig) -> None:
     test_flows.TestAffinity().test_a_syn_of_another_tuple_with_the_same_tag_is_not_this_flow(pair)
 
 
+def unacknowledged(rig: Rig) -> None:
+    pair = test_flows.install_pair(rig)
+    test_flows.TestCounters().test_a_packet_that_does_not_acknowledge_the_synack_completes_nothing(
+        pair, "A", 1000
+    )
+
+
+def stray_syn(rig: Rig) -> None:
+    test_flows.TestStraySyn().test_a_drained_connection_outlives_it(test_flows.install_pair(rig))
+
+
+def idle_answer(rig: Rig) -> None:
+    pair = test_flows.install_pair(rig)
+    test_flows.TestReturns().test_a_flow_that_is_over_does_not_claim_the_next_direct_one(pair, "closed")
+
+
+def own_source(rig: Rig) -> None:
+    steered = test_forward.install_two_services(rig)
+    test_forward.test_what_no_client_can_send_starts_no_flow(steered, test_forward.OWN)
+
+
 def established_victim(rig: Rig) -> None:
     pair = test_flows.one_bucket(test_flows.install_pair(rig))
     test_flows.TestVictims().test_an_established_flow_is_never_a_victim(pair)
@@ -62,6 +83,7 @@ def udp_sum_of_zero(rig: Rig) -> None:
 CHECKS: tuple[Check, ...] = (
     *(differential, spill_limit, one_bit_of_the_tag, tuple_on_syn, established_victim),
     *(udp_without_a_place, udp_sum_of_zero, second_bucket, syn_sent_again),
+    *(unacknowledged, stray_syn, idle_answer, own_source),
 )
 
 
@@ -106,7 +128,22 @@ MUTATIONS = {
         "steer.c", "id >> ID_TAG == tag", "(u16)(id >> ID_TAG) == (u16)tag", one_bit_of_the_tag
     ),
     "a SYN takes any entry of its tag for its own": Mutation(
-        "steer.c", "!key || !same_key(key, index, packet)", "!key", tuple_on_syn
+        "steer.c", "key && same_key(key, index, packet)", "key", tuple_on_syn
+    ),
+    "any acknowledgement completes a handshake": Mutation(
+        "flow.h", "\t\t       ACK_WINDOW;", "\t\t       ~0U;", unacknowledged
+    ),
+    "a stray SYN ends what is drained": Mutation(
+        "steer.c", "(same && (life & LIFE(FLOW_ESTABLISHED)))", "(same && 0)", stray_syn
+    ),
+    "a flow that is over claims answers": Mutation(
+        "steer.c",
+        "\t\t *(volatile u64 *)&place.flow->life, packet->protocol)) {",
+        "\t\t ((u64)here->tick << LIFE_TICK), packet->protocol)) {",
+        idle_answer,
+    ),
+    "this host's own address is a client's": Mutation(
+        "steer.c", "direct_kind(address) == DIRECT_OWN", "0", own_source
     ),
     "the second bucket is never looked at": Mutation(
         "steer.c",
@@ -141,7 +178,9 @@ MUTATIONS = {
     ),
     "a SYN sent again gives a sample": Mutation("steer.c", "life & ~(u64)LIFE_STAMP", "life", syn_sent_again),
     "answers to direct destinations are rewritten": Mutation(
-        "steer.c", "if (is_direct(packet))", "if (is_direct(packet) && 0)"
+        "steer.c",
+        "\t\tif (direct_kind(packet->destination))",
+        "\t\tif (direct_kind(packet->destination) && 0)",
     ),
 }
 
