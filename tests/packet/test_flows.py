@@ -402,6 +402,10 @@ class TestVictims:
             "packets": 14,
         }
 
+    def idle(self, small: Rig, way: int) -> None:
+        ticks = int(small.settings["idle_established_ticks"][0]) + 1
+        small.flows["life"][0, way : way + 1] -= np.uint64(ticks << 32)  # wraps on a machine just booted
+
     def test_the_oldest_unanswered_goes(self, small: Rig) -> None:
         self.fill(small, answered=False)
         oldest = next(way for way in range(4) if small.flow_keys[0, way]["client_port"] == 5002)
@@ -413,7 +417,7 @@ class TestVictims:
         self.fill(small, answered=True)
         small.flows["life"][0, 1] ^= layout.FLOW_ESTABLISHED << 24
         gone = int(small.flow_keys[0, 3]["client_port"])
-        small.flows["life"][0, 3] -= (int(small.settings["idle_established_ticks"][0]) + 1) << 32
+        self.idle(small, way=3)
         small.send(SYN)
         assert self.ports(small) == {5000, 5001, 5002, 5003, 4000} - {gone}
 
@@ -421,7 +425,7 @@ class TestVictims:
         self.fill(small, answered=True)
         gone = int(small.flow_keys[0, 0]["client_port"])
         small.flows["id"][0, 0] ^= 1 << layout.REF_INDEX_BITS
-        small.flows["life"][0, 3] -= (int(small.settings["idle_established_ticks"][0]) + 1) << 32
+        self.idle(small, way=3)
         small.send(SYN)
         assert self.ports(small) == {5000, 5001, 5002, 5003, 4000} - {gone}
 
