@@ -12,7 +12,6 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from controlplane import config_errors, model
+from controlplane import config_errors, config_text, model
 
 NAME_MOST = 36
 """Characters of a name: a label in the maps holds 47, and a shadow's name adds a suffix."""
@@ -146,7 +145,7 @@ class _Shadows(_Section):
     idle: Seconds | None = None
     drain: Seconds | None = None
     timeout: PositiveSeconds | None = None
-    retries: Annotated[int, Strict(), Field(ge=0)] | None = None
+    retries: Annotated[int, Strict(), Field(ge=0, le=1000)] | None = None
     retry_after: PositiveSeconds | None = None
     variables: dict[str, Any] | None = None
 
@@ -172,7 +171,7 @@ class _Service(_Section):
 
 
 class _Host(_Section):
-    slots: Count = 1
+    slots: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 1
     variables: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -191,7 +190,7 @@ class _Idle(_Section):
 
 
 class _Metrics(_Section):
-    address: IPv4Address = IPv4Address("127.0.0.1")
+    address: Annotated[IPv4Address, BeforeValidator(_text)] = IPv4Address("127.0.0.1")
     port: Port = 9464
 
 
@@ -200,7 +199,7 @@ class _Root(_Section):
     mode: model.Mode = model.Mode.ACT
     tick: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.1, le=60)] = 1.0
     interfaces: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=15)], ...], Field(min_length=1)]
-    direct: tuple[IPv4Network, ...] = ()
+    direct: tuple[Annotated[IPv4Network, BeforeValidator(_text)], ...] = ()
     sizes: _Sizes = _Sizes()
     idle: _Idle = _Idle()
     playbooks: Path | None = None
@@ -217,35 +216,12 @@ class _Root(_Section):
         return value
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets a later key replace an earlier one silently: here it is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            try:
-                twice = key in seen
-                seen.add(key)
-            except TypeError:
-                continue
-            if twice:
-                line = key_node.start_mark.line + 1
-                raise ConfigError([f"line {line}: {key!r} stands twice; one of each key is allowed"])
-        return super().construct_mapping(node, deep)
-
-
 def load(path: Path) -> model.Config:
     """Reads a configuration file. Raises ``ConfigError``; nothing else is touched."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError([f"{path}: can't be read: {reason}"]) from None
-    try:
-        return parse(text)
+        return parse(config_text.read(path))
+    except config_text.TextError as error:
+        raise ConfigError([f"{path}: {error}"]) from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {problem}" for problem in error.problems) from None
 
@@ -253,16 +229,9 @@ def load(path: Path) -> model.Config:
 def parse(text: str) -> model.Config:
     """Parses a configuration. Raises ``ConfigError`` with every problem found."""
     try:
-        raw = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError([f"line {line}: not YAML: {error.problem}"]) from None
-    except ConfigError:
-        raise
-    except (RecursionError, ValueError):
-        raise ConfigError(["not YAML: nested too deep, or a number of too many digits"]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError([f"not YAML: {str(error).splitlines()[0]}"]) from None
+        raw = config_text.parse(text)
+    except config_text.TextError as error:
+        raise ConfigError([str(error)]) from None
     if not isinstance(raw, dict):
         held = "nothing" if raw is None else "no mapping"
         raise ConfigError([f"the file holds {held}; a mapping with interfaces and services is allowed"])

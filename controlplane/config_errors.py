@@ -40,7 +40,13 @@ def lines(error: ValidationError, root: type[BaseModel]) -> Iterable[str]:
         if problem["type"] == "too_short" and problem["input"]:
             continue  # what is in it is refused already, a line each
         path = [part for part in problem["loc"] if part != "[key]"]
-        yield f"{'.'.join(map(str, path))}: {_said(problem, path, root)}"
+        yield f"{'.'.join(map(_part, path))}: {_said(problem, path, root)}"
+
+
+def _part(part: int | str) -> str:
+    """A key as the file has it, on one line."""
+    text = str(part)
+    return text if text.isprintable() else repr(text)
 
 
 def _said(problem: Any, path: list[int | str], root: type[BaseModel]) -> str:

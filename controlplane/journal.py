@@ -50,11 +50,10 @@ class Journal:
         """It is over: the next ``once`` is news again."""
         self._said.pop((subject, action), None)
 
-    def trouble(self, part: str, why: str) -> bool:
-        """True if that is news."""
-        news = self._troubles.get(part) is None
+    def trouble(self, part: str, why: str, with_traceback: bool = False) -> None:
+        if part not in self._troubles:
+            _log.error("%s does not work: %s", part, why, exc_info=with_traceback)
         self._troubles[part] = why
-        return news
 
     def well(self, part: str) -> None:
         if self._troubles.pop(part, None) is not None:

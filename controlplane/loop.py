@@ -24,7 +24,7 @@ from controlplane.ports import (
     Store,
 )
 from controlplane.roster import Roster
-from controlplane.status import KEY, Status, samples
+from controlplane.status import Status, samples
 from controlplane.wanted import wanted_steering
 
 _log = logging.getLogger("penumbra")
@@ -46,15 +46,18 @@ class Controller:
         store: Store,
         clock: Clock,
         metrics: Metrics,
+        show: Callable[[str], None],
         load_config: Callable[[], model.Config] | None = None,
     ) -> None:
-        """:param load_config: reads the configuration again; raises ``ValueError`` with every fault."""
+        """:param show: takes every tick's status, as JSON; may raise ``OSError``.
+        :param load_config: reads the configuration again; raises ``ValueError`` with every fault."""
         self._config = config
         self._dataplane = dataplane
         self._prober = prober
         self._store = store
         self._clock = clock
         self._metrics = metrics
+        self._show = show
         self._load_config = load_config
         self._journal = Journal(store, clock)
         self._roster = Roster(config, provisioner, store, clock, self._journal)
@@ -155,8 +158,8 @@ class Controller:
         try:
             result = action()
         except Exception as error:  # whatever an adapter raises
-            if self._journal.trouble(part, f"{type(error).__name__}: {error}"):
-                _log.error("%s does not work: %s", part, error, exc_info=not isinstance(error, RuntimeError))
+            why = f"{type(error).__name__}: {error}"
+            self._journal.trouble(part, why, with_traceback=not isinstance(error, RuntimeError))
             return None
         self._journal.well(part)
         return result
@@ -353,4 +356,8 @@ class Controller:
             ),
         )
         self._metrics.publish([*samples(self._status), *self._happenings.samples()])
-        self._store.put(KEY, self._status.to_json())
+        try:
+            self._show(self._status.to_json())
+            self._journal.well("status")
+        except OSError as error:
+            self._journal.trouble("status", f"can't be written for others to read: {error.strerror}")

@@ -15,6 +15,7 @@ from controlplane.model import RunState, Shadow, ShadowState
 from controlplane.ports import Clock, DamagedRecordsError, Provisioner, Store
 
 _LEAD_TIMES = "lead_times:"
+_WRITTEN = "written"
 _MEASURED = 50
 """Lead times kept per service."""
 _SURVEY_S = 300.0
@@ -117,6 +118,8 @@ class Roster:
         if not self._records_read:
             return
         try:
+            # One that can't be written any more is said before something depends on it.
+            self._store.put(_WRITTEN, str(self._clock.unix_s()))
             stored = self._store.shadows()
         except DamagedRecordsError as error:
             stored = error.readable

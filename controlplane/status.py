@@ -11,9 +11,6 @@ from dataclasses import asdict, dataclass, field
 from controlplane.model import Interface, ShadowState
 from controlplane.ports import Sample
 
-KEY = "status"
-"""The store's row that holds the last status as JSON."""
-
 
 @dataclass(frozen=True, slots=True)
 class ShadowStatus:

@@ -56,6 +56,7 @@ class World:
         self.prober = FakeProber(self.clock)
         self.provisioner = FakeProvisioner(self.clock)
         self.metrics = FakeMetrics()
+        self.shown: list[str] = []
         self.random = np.random.default_rng(seed)
         self.controller = self._controller()
 
@@ -68,6 +69,7 @@ class World:
             self.store,
             self.clock,
             self.metrics,
+            show=self.shown.append,
             load_config=lambda: self.config,
         )
 

@@ -71,7 +71,8 @@ class SqliteStore:
                 raise StoreError(
                     f"{self.path}: of a newer Penumbra (schema {version}, not {SCHEMA}): upgrade this one"
                 )
-            self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={SCHEMA}; COMMIT;")
+            if version < SCHEMA:  # reading must do without writing: the disk may be full
+                self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={SCHEMA}; COMMIT;")
             self._inodes = self._found_inodes()
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from controlplane import config, requests
+from controlplane import config, placement, requests
 from controlplane.cli.instance import Instance, find
 from controlplane.cli.options import InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail, say, warn
@@ -73,9 +73,15 @@ def shadow_add(
     Example: penumbra shadow add web-1 --host spare-1
     """
     at = _with_endpoint(endpoint, instance)
+    store, configured = at.store(), config.load(at.config)
     if host is not None:
-        _known("host", host, config.load(at.config).hosts)
-    requests.request_shadow_add(at.store(), endpoint, host)
+        _known("host", host, configured.hosts)
+    service = next(s for s in configured.services.values() for e in s.endpoints if e.name == endpoint)
+    parent = next(one for one in service.endpoints if one.name == endpoint)
+    allowed = service.shadows.hosts if host is None else (host,)
+    if placement.choose(configured.hosts, allowed, store.shadows().values(), parent) is None:
+        fail(f"no host has a free slot: {', '.join(allowed) or 'services.*.shadows.hosts names none'}")
+    requests.request_shadow_add(store, endpoint, host)
     _told(at, f"a shadow of {endpoint} is ordered with the next tick; see: penumbra status")
 
 

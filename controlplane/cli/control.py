@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from controlplane import config, model, requests
-from controlplane.adapters import loader
+from controlplane.adapters import loader, status_file
 from controlplane.adapters.clock import MachineClock
 from controlplane.cli import instance as instances
 from controlplane.cli import output, wiring
 from controlplane.cli.options import AsJson, ConfigFile, InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail, say, warn
-from controlplane.status import KEY
+from controlplane.ports import StoreError
 
 RELOAD_S = 10.0
 STALE_S = 5.0
@@ -85,7 +85,8 @@ def unload(instance: InstanceName = None) -> None:
 
 
 def run(config_file: ConfigFile) -> None:
-    """Run the controller; loads the program first if need be. Ctrl-C ends it, steering goes on.
+    """Run the controller; loads the program first if need be. Ctrl-C (SIGINT), SIGTERM or SIGHUP ends it,
+    steering goes on.
 
     Example: penumbra run penumbra.yml
     """
@@ -130,11 +131,14 @@ def status(
     Example: penumbra status --json
     """
     at = instances.find(instance)
-    store = at.store()
-    text = store.get(KEY)
+    text = status_file.read(at.name)
     found: dict[str, Any] = json.loads(text) if text else {}
     found["controller_pid"] = at.controller_pid()
-    found["decisions"] = [output.plain(one) for one in store.decisions(decisions)]
+    try:
+        found["decisions"] = [output.plain(one) for one in at.store().decisions(decisions)]
+    except StoreError as error:
+        warn(f"decisions can't be read: {error}")
+        found["decisions"] = []
     if as_json:
         output.document(found)
         return

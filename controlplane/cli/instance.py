@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from controlplane import model
-from controlplane.adapters import ansible_processes
+from controlplane.adapters import ansible_processes, status_file
 from controlplane.adapters.sqlite import SqliteStore
 from controlplane.cli.output import EXIT_USAGE, fail
 
-RUN_DIR = Path("/run/penumbra")
+RUN_DIR = status_file.RUN_DIR
 PIN_ROOT = Path("/sys/fs/bpf/penumbra")
 
 
@@ -58,6 +58,7 @@ def forget(name: str) -> None:
     _record_path(name).unlink(missing_ok=True)
     _lock_path(name).unlink(missing_ok=True)
     clock_path(name).unlink(missing_ok=True)
+    status_file.path_of(name).unlink(missing_ok=True)
     ansible_processes.clear_stale(RUN_DIR / name / "runs", name)
     # Playbooks' folders; not while records of shadows that live on are in them.
     for folder in (RUN_DIR / name / "runs", RUN_DIR / name / "shadows", RUN_DIR / name):

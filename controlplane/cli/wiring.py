@@ -13,7 +13,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from controlplane import config, model, plan, weights
-from controlplane.adapters import layout, libbpf, loader, pins, preflight
+from controlplane.adapters import layout, libbpf, loader, pins, preflight, status_file
 from controlplane.adapters.ansible import AnsibleProvisioner, check_playbooks, shipped_playbooks
 from controlplane.adapters.attach import Attachment
 from controlplane.adapters.clock import MachineClock
@@ -191,16 +191,25 @@ def _run(
         hosts.update(fresh.hosts)
         return fresh
 
-    controller = Controller(configured, dataplane, prober, provisioner, store, clock, metrics, again)
+    def show(text: str) -> None:
+        status_file.write(configured.instance, text)
 
-    def end(_number: int, _frame: object) -> None:
+    controller = Controller(configured, dataplane, prober, provisioner, store, clock, metrics, show, again)
+
+    ended_by: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        ended_by.append(number)
         controller.stop()
         clock.wake()
 
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup(1)
+        ending.append(signal.SIGHUP)
     for number in ending:
         signal.signal(number, end)
     controller.run()
+    _log.info("%s: the controller ends, steering goes on", signal.Signals(ended_by[0]).name)
     for number in ending:  # it ends already: one more must not cut that short, nor change its exit status
         signal.signal(number, signal.SIG_IGN)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from controlplane.adapters import status_file
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.sqlite import SqliteStore
 from controlplane.lab.demo_ending import Ending
@@ -38,7 +39,6 @@ from controlplane.lab.records import Follower, Record
 from controlplane.lab.report import Observation, Requests
 from controlplane.lab.topology import AP, CLIENTS
 from controlplane.ports import StoreError
-from controlplane.status import KEY
 
 PENUMBRA = str(Path(sys.executable).with_name("penumbra"))
 LOOK_S = 0.25
@@ -250,7 +250,8 @@ class _Run:
         self.recording.records += self._follower.read()
 
     def _take_status(self) -> None:
-        if self._store is None or (text := self._store.get(KEY)) is None:
+        text = status_file.read(self._setting.topology.lab)
+        if self._store is None or text is None:
             return
         observation = _observation(json.loads(text), self._start_unix_s)
         seen = self.recording.seen

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import yaml
 
-from controlplane.adapters import loader, pins
+from controlplane.adapters import loader, pins, status_file
 from controlplane.adapters.ansible import shipped_playbooks
 from controlplane.adapters.sqlite import SqliteStore
 from controlplane.cli import instance as instances
@@ -29,7 +29,6 @@ from controlplane.lab.configuration import Choices, LiveEndpoint, written
 from controlplane.lab.lab import Lab
 from controlplane.lab.records import Follower, Record
 from controlplane.lab.topology import AP, Topology
-from controlplane.status import KEY
 
 PENUMBRA = str(Path(sys.executable).with_name("penumbra"))
 INTERVAL_S, TIMEOUT_S, FALL = 0.3, 0.25, 3
@@ -224,13 +223,7 @@ class Steered:
 
     def status(self) -> dict[str, Any]:
         """The last status, read where ``penumbra status`` reads it; empty before the first tick."""
-        if not (self.state_dir / f"{self.instance}.db").exists():
-            return {}
-        store = SqliteStore(self.state_dir, self.instance)
-        try:
-            return dict(json.loads(store.get(KEY) or "{}"))
-        finally:
-            store.close()
+        return dict(json.loads(status_file.read(self.instance) or "{}"))
 
     def group(self) -> dict[str, Any]:
         return dict(self.status()["services"][0]["groups"][0])

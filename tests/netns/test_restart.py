@@ -151,6 +151,20 @@ def test_a_signal_ends_the_controller_and_all_its_children_and_steering_goes_on(
     eventually(lambda: [s["name"] for s in running.group()["shadows"]] == [shadow], 60, running.said)
 
 
+def test_a_shadow_that_no_host_has_room_for_is_refused_at_once(running: Steered, shadow: str) -> None:
+    order = ("shadow", "add", "web-1", "--host", "host3", "--instance", running.instance)
+    for there in (2, 3):
+        assert running.penumbra(*order).returncode == 0
+        eventually(lambda there=there: len(running.group()["shadows"]) == there, 10, running.said)
+    full = running.penumbra(*order)
+    assert (full.returncode, full.stdout) == (1, "")
+    assert full.stderr == "penumbra: no host has a free slot: host3\n"
+    for one in running.group()["shadows"]:
+        if one["name"] != shadow:
+            running.asked("shadow", "remove", one["name"])
+    eventually(lambda: [s["name"] for s in running.group()["shadows"]] == [shadow], 60, running.said)
+
+
 def test_a_second_controller_and_unload_are_refused_while_one_runs(running: Steered) -> None:
     assert running.controller is not None
     pid = running.controller.pid
@@ -194,7 +208,10 @@ def test_a_full_state_disk_costs_no_request_and_is_said(site: Steered) -> None:
         eventually(lambda: "disk is full" in site.said(), 20, site.said)
         eventually(lambda: "penumbra_troubles 0.0" not in site.metrics(), 10, site.metrics)
         shown = site.penumbra("status", "--instance", site.instance)
+        assert shown.returncode == 0, (shown.stdout, shown.stderr)
+        assert "store does not work" in shown.stderr, (shown.stdout, shown.stderr)
         assert "disk is full" in shown.stderr, (shown.stdout, shown.stderr)
+        assert "the last tick was" not in shown.stderr, "the status is as old as the full disk"
         traffic.flows(60)
         (disk / "ballast").unlink()
         eventually(lambda: "penumbra_troubles 0.0" in site.metrics(), 20, site.said)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A configuration is read whole, or refused with the field's path, the value and what is allowed."""
 
+import os
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
-from controlplane import config, model
+from controlplane import config, config_text, model
 
 GOOD = """
 instance: lab
@@ -146,6 +148,13 @@ def test_a_file_that_is_missing_or_unreadable_says_so(tmp_path):
     (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(config.ConfigError, match="not UTF-8"):
         config.load(tmp_path / "binary.yml")
+    os.mkfifo(tmp_path / "pipe.yml")
+    for odd in (tmp_path / "pipe.yml", Path("/dev/zero")):
+        with pytest.raises(config.ConfigError, match="is no regular file"):
+            config.load(odd)
+    (tmp_path / "large.yml").write_bytes(b"#" * (config_text.FILE_MOST + 1))
+    with pytest.raises(config.ConfigError, match="is larger than 16 MiB"):
+        config.load(tmp_path / "large.yml")
 
 
 def test_addresses_of_hosts_are_direct_and_names_are_not():
@@ -170,7 +179,25 @@ def test_merge_keys_are_yaml_too():
     ]
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "port: " + "9" * 6000], ids=["nested deep", "a huge number"])
-def test_what_python_chokes_on_is_a_line_too(text):
-    with pytest.raises(config.ConfigError, match="nested too deep"):
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 5000, "nested too deep"),
+        ("a: 1\nport: " + "9" * 6000, r"line 2: '9{40}\.\.\.' can't be read as int"),
+        ("tick: !!bool x", "line 1: 'x' can't be read as bool"),
+        ("tick: !!timestamp x", "line 1: 'x' can't be read as timestamp"),
+        (BOMB, "line 7: more than 1048576 values with all aliases written out"),
+        ("a: 1\nb: &b [*b]", "line 2: an alias holds itself"),
+    ],
+    ids=["nested deep", "a huge number", "no boolean", "no date", "aliases of aliases", "an alias in itself"],
+)
+def test_what_python_chokes_on_is_a_line_too(text, reason):
+    with pytest.raises(config.ConfigError, match=reason):
         config.parse(text)
+
+
+def test_what_looks_like_a_date_is_a_text():
+    assert config.parse(GOOD.replace("instance: lab", "instance: 2024-01-01")).instance == "2024-01-01"

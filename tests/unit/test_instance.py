@@ -17,6 +17,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pins/web").mkdir(parents=True)
     monkeypatch.setattr(instances, "PIN_ROOT", tmp_path / "pins")
     monkeypatch.setattr(instances, "RUN_DIR", tmp_path)
+    monkeypatch.setattr(instances.status_file, "RUN_DIR", tmp_path)
     return tmp_path
 
 
