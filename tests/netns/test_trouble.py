@@ -146,6 +146,20 @@ def test_signals_however_many_end_it_once_and_steering_goes_on(
     assert_unharmed(traffic.stop())
 
 
+def test_under_nohup_the_end_of_its_terminal_is_not_its_end(running: Steered) -> None:
+    running.end()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup(1) does; children inherit it
+    try:
+        process = running.start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    running.await_tick()
+    assert process.poll() is None, running.said()
+    assert running.end(signal.SIGTERM) == 0
+    assert "SIGTERM: the controller ends, steering goes on" in running.said()
+
+
 def test_stopped_for_long_it_goes_on_and_takes_nobody_for_dead(running: Steered) -> None:
     traffic = running.traffic()
     name = running.add_shadow()
