@@ -5,6 +5,8 @@
 
 #include "structs.h"
 
+#define TAKES_NONE (ENDPOINT_DOWN | ENDPOINT_DRAINING)
+
 static __always_inline u32 ref_index(u32 ref)
 {
 	return ref & REF_INDEX_MASK;
@@ -22,7 +24,16 @@ static __always_inline bool ref_current(u32 ref, u64 state)
 
 static __always_inline bool takes_new(u64 state)
 {
-	return !(state & (ENDPOINT_DOWN | ENDPOINT_DRAINING));
+	return !(state & TAKES_NONE);
+}
+
+/* 0: present, of the reference's generation, and takes new flows. */
+static __always_inline u64 ref_unusable(u32 ref, u64 state)
+{
+	u64 flags = state & (ENDPOINT_PRESENT | TAKES_NONE);
+
+	return (flags ^ ENDPOINT_PRESENT) |
+	       (((state >> 32) & REF_GENERATION_MASK) ^ ref >> REF_INDEX_BITS);
 }
 
 #endif

@@ -13,6 +13,7 @@
 #define PENUMBRA_FLOW_H
 
 #include "endpoint.h"
+#include "hash.h"
 #include "parse.h"
 
 #define LIFE_TICK 32
@@ -84,8 +85,7 @@ static __always_inline u64 first_life(u32 tick, const struct packet *packet)
 static __always_inline bool acknowledges(const struct packet *packet, u64 life)
 {
 	return (packet->tcp_flags & TCP_ACK) &&
-	       ((bpf_ntohl(packet->tcp->ack_seq) - (u32)life) & LIFE_STAMP) <
-		       ACK_WINDOW;
+	       ((packet->acknowledged - (u32)life) & LIFE_STAMP) < ACK_WINDOW;
 }
 
 /* Flags that a client's packet adds. */
@@ -157,7 +157,7 @@ static __always_inline u64 update_life(struct flow *flow, u64 *life, u64 set,
 static __always_inline void expect_ack(struct flow *flow, u64 life,
 				       const struct packet *packet)
 {
-	u32 next = bpf_ntohl(packet->tcp->seq) + 1;
+	u32 next = packet->sequence + 1;
 	u64 seen;
 
 	for (u32 i = 0; i < LIFE_TRIES; i++) {
@@ -197,6 +197,21 @@ static __always_inline u64 victim_rank(const struct settings *settings,
 	if (life & LIFE(FLOW_ESTABLISHED))
 		return RANK_NEVER;
 	return RANK_UNANSWERED + (life >> LIFE_TICK);
+}
+
+/* ---- who it is ----------------------------------------------------------- */
+
+/* From the client's side, whichever way the packet goes. */
+static __always_inline u64 hash_flow(const u64 *key,
+				     const struct packet *packet,
+				     const __be32 *client, const __be32 *vip,
+				     __be16 client_port, __be16 port)
+{
+	if (packet->v6)
+		return hash_v6(key, client, vip, client_port, port,
+			       packet->protocol);
+	return hash_v4(key, client[V4_WORD], vip[V4_WORD], client_port, port,
+		       packet->protocol);
 }
 
 /* ---- the cold 5-tuple ---------------------------------------------------- */

@@ -10,6 +10,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
@@ -19,6 +20,11 @@
 #define IP_OFFSET 0x1fff
 #define IP_WORDS_MIN 5
 #define TCP_WORDS_MIN 5
+#define EXTENSIONS_MAX 4	/* IPv6 extension headers looked past */
+#define EXTENSION_UNIT 8	/* bytes that their length counts in */
+#define CHECK_AT_MASK 0x1f
+#define L3_OFFSET_MASK 0x3f
+#define L4_OFFSET_MASK 0x3fff	/* of TCP and UDP in a frame: 4 extensions reach 8 KiB */
 
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -29,8 +35,7 @@
 enum parsed {
 	PARSED,			/* everything in struct packet is set */
 	PARSED_NOT_IP,		/* nothing is set */
-	PARSED_GROUP,		/* a link-layer broadcast or multicast */
-	PARSED_IPV6,
+	PARSED_OTHER,		/* IP that is never ours */
 	PARSED_VLAN,
 	PARSED_FRAGMENT,	/* addresses are set, from here on */
 	PARSED_ICMP,
@@ -38,30 +43,86 @@ enum parsed {
 	PARSED_BROKEN,
 };
 
+struct ports {			/* at the same place in TCP and UDP */
+	__be16 source;
+	__be16 destination;
+};
+
 struct packet {
 	void *end;
 	struct ethhdr *eth;
-	struct iphdr *ip;
-	union {
-		struct tcphdr *tcp;
-		struct udphdr *udp;
-	};
+	void *l3;		/* header_v4(), header_v6() */
+	struct ports *ports;
+	__sum16 *check;		/* of TCP or UDP */
 	__be32 source[ADDRESS_WORDS];
 	__be32 destination[ADDRESS_WORDS];
 	__be16 source_port;
 	__be16 destination_port;
-	u16 bytes;		/* of the IP packet */
-	u8 protocol;
-	u8 tcp_flags;		/* TCP_*; 0 for UDP */
+	u32 bytes;		/* of the IP packet */
+	u32 sequence;		/* TCP's numbers */
+	u32 acknowledged;
+	u8 ttl;			/* or hop limit */
+	/*
+	 * Read anew wherever a path asks: kept in a register, what one step
+	 * found out would make every later one a story of its own to verify.
+	 */
+	volatile u8 protocol;
+	volatile u8 tcp_flags;	/* TCP_*; 0 for UDP */
+	volatile bool v6;
+	volatile u8 check_at;	/* of the checksum, from the ports on */
+	u32 zero;		/* is 0, which the verifier can't know */
 	u32 out_ifindex;	/* where it is redirected to */
 };
 
-static __always_inline void map_v4(__be32 *mapped, __be32 address)
+/* How far the parsers are. */
+struct cursor {
+	void *at;
+	u32 bytes;		/* of the IP packet, from there on */
+};
+
+/*
+ * Checked where they are used, or every step between would be verified twice,
+ * for IPv4 and for IPv6. NULL: never.
+ */
+static __always_inline struct iphdr *header_v4(const struct packet *packet)
 {
-	mapped[0] = 0;
-	mapped[1] = 0;
-	mapped[2] = V4_MAPPED_PREFIX;
+	struct iphdr *ip = packet->l3;
+
+	return (void *)(ip + 1) > packet->end ? NULL : ip;
+}
+
+static __always_inline struct ipv6hdr *header_v6(const struct packet *packet)
+{
+	struct ipv6hdr *ip = packet->l3;
+
+	return (void *)(ip + 1) > packet->end ? NULL : ip;
+}
+
+static __always_inline void map_v4(__be32 *mapped, __be32 address, u32 zero)
+{
+	mapped[0] = zero;
+	mapped[1] = zero;
+	mapped[2] = V4_MAPPED_PREFIX + zero;
 	mapped[V4_WORD] = address;
+}
+
+static __always_inline bool is_mapped(const __be32 *address)
+{
+	return !address[0] && !address[1] && address[2] == V4_MAPPED_PREFIX;
+}
+
+/*
+ * No host has it beyond its own link: this network, loopback, multicast and
+ * reserved (RFC 6890); for IPv6 also link-local.
+ */
+static __always_inline bool is_martian(const __be32 *address)
+{
+	u32 top = bpf_ntohl(address[is_mapped(address) ? V4_WORD : 0]);
+
+	if (is_mapped(address))
+		return !(top >> 24) || top >> 24 == 127 || top >> 24 >= 224;
+	return top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6 ||
+	       (!address[0] && !address[1] && !address[2]);
 }
 
 /* A SYN that opens a connection. */
@@ -70,70 +131,169 @@ static __always_inline bool opens(const struct packet *packet)
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-static __always_inline enum parsed parse_tcp(struct packet *packet, void *at,
-					     u32 bytes)
+/* The same pointer, of which the verifier knows no more than the mask says. */
+static __always_inline void *forgotten(const struct packet *packet, void *at,
+				       u32 mask)
 {
-	struct tcphdr *tcp = at;
+	void *data = packet->eth;
+	u64 offset = at - data;
 
-	if ((void *)(tcp + 1) > packet->end || bytes < sizeof(*tcp) ||
-	    tcp->doff < TCP_WORDS_MIN || tcp->doff * 4U > bytes)
+	asm volatile("" : "+r"(offset)); /* or the compiler sees through it */
+	return data + (offset & mask);
+}
+
+static __always_inline enum parsed parse_tcp(struct packet *packet,
+					     const struct cursor *cursor)
+{
+	struct tcphdr *tcp = cursor->at;
+
+	if ((void *)(tcp + 1) > packet->end || cursor->bytes < sizeof(*tcp) ||
+	    tcp->doff < TCP_WORDS_MIN || tcp->doff * 4U > cursor->bytes)
 		return PARSED_BROKEN;
-	packet->tcp = tcp;
-	packet->source_port = tcp->source;
-	packet->destination_port = tcp->dest;
+	packet->check_at = __builtin_offsetof(struct tcphdr, check);
 	packet->tcp_flags = ((u8 *)tcp)[TCP_FLAGS_BYTE];
+	packet->sequence = bpf_ntohl(tcp->seq);
+	packet->acknowledged = bpf_ntohl(tcp->ack_seq);
 	return PARSED;
 }
 
-static __always_inline enum parsed parse_udp(struct packet *packet, void *at,
-					     u32 bytes)
+static __always_inline enum parsed parse_udp(struct packet *packet,
+					     const struct cursor *cursor)
 {
-	struct udphdr *udp = at;
+	struct udphdr *udp = cursor->at;
 
-	if ((void *)(udp + 1) > packet->end || bytes < sizeof(*udp) ||
-	    bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > bytes)
+	if ((void *)(udp + 1) > packet->end || cursor->bytes < sizeof(*udp) ||
+	    bpf_ntohs(udp->len) < sizeof(*udp) ||
+	    bpf_ntohs(udp->len) > cursor->bytes)
 		return PARSED_BROKEN;
-	packet->udp = udp;
-	packet->source_port = udp->source;
-	packet->destination_port = udp->dest;
-	packet->tcp_flags = 0;
+	/* RFC 8200 section 8.1: over IPv6 the checksum is no option. */
+	if (packet->v6 && !udp->check)
+		return PARSED_BROKEN;
+	packet->check_at = __builtin_offsetof(struct udphdr, check);
+	packet->tcp_flags = packet->zero;
+	packet->sequence = packet->zero;
+	packet->acknowledged = packet->zero;
 	return PARSED;
 }
 
-static __always_inline enum parsed parse_ipv4(struct packet *packet, void *at)
+static __always_inline enum parsed parse_l4(struct packet *packet,
+					    struct cursor *cursor)
 {
-	struct iphdr *ip = at;
-	u32 header, bytes;
-	void *next;
+	enum parsed found = PARSED_OTHER_PROTOCOL;
+
+	if (packet->protocol == IPPROTO_TCP)
+		found = parse_tcp(packet, cursor);
+	else if (packet->protocol == IPPROTO_UDP)
+		found = parse_udp(packet, cursor);
+	if (found != PARSED)
+		return found;
+	packet->ports = forgotten(packet, cursor->at, L4_OFFSET_MASK);
+	packet->check = cursor->at + (packet->check_at & CHECK_AT_MASK);
+	if ((void *)(packet->ports + 1) > packet->end ||
+	    (void *)(packet->check + 1) > packet->end)
+		return PARSED_BROKEN;	/* never: for the verifier */
+	packet->source_port = packet->ports->source;
+	packet->destination_port = packet->ports->destination;
+	return PARSED;
+}
+
+/* PARSED: the cursor is at what the packet carries. */
+static __always_inline enum parsed parse_ipv4(struct packet *packet,
+					      struct cursor *cursor)
+{
+	struct iphdr *ip = cursor->at;
+	u32 header;
 
 	if ((void *)(ip + 1) > packet->end)
 		return PARSED_NOT_IP;
-	packet->ip = ip;
-	map_v4(packet->source, ip->saddr);
-	map_v4(packet->destination, ip->daddr);
+	packet->v6 = false;
+	packet->ttl = ip->ttl;
+	map_v4(packet->source, ip->saddr, packet->zero);
+	map_v4(packet->destination, ip->daddr, packet->zero);
 	packet->protocol = ip->protocol;
-	bytes = bpf_ntohs(ip->tot_len);
-	packet->bytes = bytes;
+	packet->bytes = bpf_ntohs(ip->tot_len);
 	header = ip->ihl * 4U;
-	if (ip->version != 4 || ip->ihl < IP_WORDS_MIN || bytes < header ||
-	    bytes > (u32)(packet->end - at))
+	if (ip->version != 4 || ip->ihl < IP_WORDS_MIN ||
+	    packet->bytes < header ||
+	    packet->bytes > (u32)(packet->end - cursor->at))
 		return PARSED_BROKEN;
 	if (ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_OFFSET))
 		return PARSED_FRAGMENT;
-	next = at + header;
-	if (ip->protocol == IPPROTO_TCP)
-		return parse_tcp(packet, next, bytes - header);
-	if (ip->protocol == IPPROTO_UDP)
-		return parse_udp(packet, next, bytes - header);
 	if (ip->protocol == IPPROTO_ICMP)
 		return PARSED_ICMP;
-	return PARSED_OTHER_PROTOCOL;
+	cursor->at += header;
+	cursor->bytes = packet->bytes - header;
+	return PARSED;
+}
+
+/* Past the headers that a router need not understand. */
+static __always_inline enum parsed parse_extensions(struct packet *packet,
+						    struct cursor *cursor)
+{
+	struct ipv6_rt_hdr *extension;
+	u32 length;
+
+	for (u32 i = 0; i <= EXTENSIONS_MAX; i++) {
+		switch (packet->protocol) {
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_DSTOPTS:
+		case IPPROTO_ROUTING:
+			break;
+		case IPPROTO_FRAGMENT:
+			return PARSED_FRAGMENT;
+		case IPPROTO_ICMPV6:
+			return PARSED_ICMP;
+		default:
+			return PARSED;
+		}
+		extension = cursor->at;
+		if ((void *)(extension + 1) > packet->end)
+			return PARSED_BROKEN;
+		length = (extension->hdrlen + 1) * EXTENSION_UNIT;
+		if (length > cursor->bytes)
+			return PARSED_BROKEN;
+		/* Another address than the header's is where it ends. */
+		if (packet->protocol == IPPROTO_ROUTING &&
+		    extension->segments_left)
+			return PARSED_OTHER_PROTOCOL;
+		packet->protocol = extension->nexthdr;
+		cursor->at += length;
+		cursor->bytes -= length;
+	}
+	return PARSED_BROKEN;
+}
+
+static __always_inline enum parsed parse_ipv6(struct packet *packet,
+					      struct cursor *cursor)
+{
+	struct ipv6hdr *ip = cursor->at;
+
+	if ((void *)(ip + 1) > packet->end)
+		return PARSED_NOT_IP;
+	packet->v6 = true;
+	packet->ttl = ip->hop_limit;
+	__builtin_memcpy(packet->source, &ip->saddr, sizeof(packet->source));
+	__builtin_memcpy(packet->destination, &ip->daddr,
+			 sizeof(packet->destination));
+	/* Never on the wire (RFC 4942 section 2.2), and they stand for IPv4. */
+	if (is_mapped(packet->source) || is_mapped(packet->destination))
+		return PARSED_OTHER;
+	packet->protocol = ip->nexthdr;
+	cursor->at = ip + 1;
+	cursor->bytes = bpf_ntohs(ip->payload_len);
+	packet->bytes = sizeof(*ip) + cursor->bytes;
+	if (ip->version != 6 ||
+	    cursor->bytes > (u32)(packet->end - cursor->at))
+		return PARSED_BROKEN;
+	return parse_extensions(packet, cursor);
 }
 
 static __always_inline enum parsed parse(struct packet *packet, void *data,
 					 void *end)
 {
 	struct ethhdr *eth = data;
+	struct cursor cursor;
+	enum parsed found;
 
 	packet->end = end;
 	if ((void *)(eth + 1) > end)
@@ -141,15 +301,26 @@ static __always_inline enum parsed parse(struct packet *packet, void *data,
 	packet->eth = eth;
 	/* As the kernel: what goes to many is not forwarded, or each would. */
 	if (eth->h_dest[0] & 1)
-		return PARSED_GROUP;
+		return PARSED_OTHER;
+	cursor.at = packet->l3 = eth + 1;
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		return parse_ipv4(packet, eth + 1);
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
-		return PARSED_IPV6;
-	if (eth->h_proto == bpf_htons(ETH_P_8021Q) ||
-	    eth->h_proto == bpf_htons(ETH_P_8021AD))
+		found = parse_ipv4(packet, &cursor);
+	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+		found = parse_ipv6(packet, &cursor);
+	else if (eth->h_proto == bpf_htons(ETH_P_8021Q) ||
+		 eth->h_proto == bpf_htons(ETH_P_8021AD))
 		return PARSED_VLAN;
-	return PARSED_NOT_IP;
+	else
+		return PARSED_NOT_IP;
+	if (found != PARSED)
+		return found;
+	/*
+	 * Whichever way led here, the packet's path is one story to the
+	 * verifier.
+	 */
+	packet->l3 = forgotten(packet, packet->l3, L3_OFFSET_MASK);
+	cursor.at = forgotten(packet, cursor.at, L4_OFFSET_MASK);
+	return parse_l4(packet, &cursor);
 }
 
 #endif

@@ -8,56 +8,97 @@
 
 static __always_inline void rewrite_l4_check(struct packet *packet, u64 change)
 {
-	if (packet->protocol == IPPROTO_TCP) {
-		packet->tcp->check = csum_apply(packet->tcp->check, change);
-		return;
-	}
+	__sum16 check = *packet->check;
+
 	/* RFC 768: zero means "no checksum", so a sum of zero is all ones. */
-	if (packet->udp->check) {
-		packet->udp->check = csum_apply(packet->udp->check, change);
-		if (!packet->udp->check)
-			packet->udp->check = 0xffff;
+	if (packet->protocol == IPPROTO_UDP && !check)
+		return;
+	check = csum_apply(check, change);
+	if (packet->protocol == IPPROTO_UDP && !check)
+		check = 0xffff;
+	*packet->check = check;
+}
+
+/* Returns the change that checksums over the address have to follow. */
+static __always_inline u64 rewrite_v4(struct packet *packet, bool source,
+				      const __be32 *address)
+{
+	struct iphdr *ip = header_v4(packet);
+	__be32 *at;
+	u64 change;
+
+	if (!ip)
+		return 0;
+	at = source ? &ip->saddr : &ip->daddr;
+	change = csum_change(*at, address[V4_WORD]);
+	ip->check = csum_apply(ip->check, change);
+	*at = address[V4_WORD];
+	return change;
+}
+
+static __always_inline u64 rewrite_v6(struct packet *packet, bool source,
+				      const __be32 *address)
+{
+	struct ipv6hdr *ip = header_v6(packet);
+	u64 change = 0;
+	__be32 *at;
+
+	if (!ip)
+		return 0;
+	at = source ? ip->saddr.in6_u.u6_addr32 : ip->daddr.in6_u.u6_addr32;
+#pragma unroll
+	for (u32 i = 0; i < ADDRESS_WORDS; i++) {
+		change += csum_change(at[i], address[i]);
+		at[i] = address[i];
 	}
+	return change;
 }
 
 static __always_inline void rewrite_destination(struct packet *packet,
 						const __be32 *address,
 						__be16 port)
 {
-	struct iphdr *ip = packet->ip;
-	u64 change = csum_change(ip->daddr, address[V4_WORD]);
+	u64 change = packet->v6 ? rewrite_v6(packet, false, address) :
+				  rewrite_v4(packet, false, address);
 
-	ip->check = csum_apply(ip->check, change);
-	ip->daddr = address[V4_WORD];
 	change += csum_change(packet->destination_port, port);
 	rewrite_l4_check(packet, change);
-	packet->tcp->dest = port;	/* at the same place in TCP and UDP */
+	packet->ports->destination = port;
 }
 
 static __always_inline void rewrite_source(struct packet *packet,
 					   const __be32 *address, __be16 port)
 {
-	struct iphdr *ip = packet->ip;
-	u64 change = csum_change(ip->saddr, address[V4_WORD]);
+	u64 change = packet->v6 ? rewrite_v6(packet, true, address) :
+				  rewrite_v4(packet, true, address);
 
-	ip->check = csum_apply(ip->check, change);
-	ip->saddr = address[V4_WORD];
 	change += csum_change(packet->source_port, port);
 	rewrite_l4_check(packet, change);
-	packet->tcp->source = port;	/* at the same place in TCP and UDP */
+	packet->ports->source = port;
 }
 
 /* What a router does on the way out: TTL and link layer. */
 static __always_inline void rewrite_hop(struct packet *packet, const u8 *dst,
 					const u8 *src)
 {
-	struct iphdr *ip = packet->ip;
-	u16 from = ip->ttl, to = from - 1;
+	u16 from = packet->ttl, to = from - 1;
+	struct ipv6hdr *ip6;
+	struct iphdr *ip;
 
-	/* TTL is the first byte of its 16-bit word. */
-	ip->check = csum_apply(ip->check, csum_change(bpf_htons(from << 8),
-						      bpf_htons(to << 8)));
-	ip->ttl = to;
+	if (packet->v6) {
+		ip6 = header_v6(packet);
+		if (ip6)
+			ip6->hop_limit = to;
+	} else {
+		ip = header_v4(packet);
+		if (ip) {
+			/* TTL is the first byte of its 16-bit word. */
+			ip->check = csum_apply(ip->check,
+					       csum_change(bpf_htons(from << 8),
+							   bpf_htons(to << 8)));
+			ip->ttl = to;
+		}
+	}
 	__builtin_memcpy(packet->eth->h_dest, dst, ETH_ALEN);
 	__builtin_memcpy(packet->eth->h_source, src, ETH_ALEN);
 }

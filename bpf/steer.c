@@ -17,6 +17,7 @@
 #include "route.h"
 #include "target.h"
 
+#define NOWHERE BUCKET_FLOWS
 #define CANDIDATES (2 * BUCKET_FLOWS)	/* entries a flow may lie in */
 #define SLOT_TRIES 16			/* shadow slots looked at for a usable one */
 #define SLOT_STRIDE 53			/* odd: passes over neighbours alike */
@@ -30,21 +31,29 @@ struct here {
 	u32 tick;
 };
 
-/* Where a flow lies, or may lie, in the cache; flow NULL: nowhere. */
+/* Where a flow lies, or may lie, in the cache. */
 struct place {
-	struct flow *flow;
+	struct flow *flow;	/* NULL: nowhere */
 	u64 id;			/* as it was read */
 	u32 bucket;
 	u32 way;
 };
 
-/* The endpoint that a flow was given; to NULL: none. */
+/* The endpoint that a flow was given; ref 0: none. */
 struct choice {
-	struct endpoint *to;
 	u32 ref;
 	u32 live;		/* index that the ring chose; 0: none */
-	bool spilled;
+	u32 spilled;		/* by the live one's slots; else 0 */
 };
+
+/*
+ * The verifier goes down every path once for each constant it knows there:
+ * added to what it can't know, they are one.
+ */
+static __always_inline u64 forget(struct here *here, u64 value)
+{
+	return value + here->settings->zero;
+}
 
 /* Named by ref, and still the same one and present; NULL otherwise. */
 static __always_inline struct endpoint *lookup_present(u32 ref, u64 *state)
@@ -194,16 +203,13 @@ static __always_inline bool is_vip(const __be32 *address)
 }
 
 /*
- * No client is there: this network, loopback, multicast and reserved (what the
- * kernel calls martian), VIPs, and this host's own addresses, whose packets
+ * No client is there: what the kernel calls martian, VIPs, and this host's own addresses, whose packets
  * don't come in from outside. Such a flow would claim the answers to our
  * health checks, or have two services talk to each other for ever.
  */
 static __always_inline bool is_no_client(struct here *here, const __be32 *address)
 {
-	u32 top = bpf_ntohl(address[V4_WORD]) >> 24;
-
-	if (!top || top == 127 || top >= 224)
+	if (is_martian(address))
 		return true;
 	if (!(here->settings->own_sources >> hash_source(address[V4_WORD]) & 1))
 		return false;
@@ -227,48 +233,49 @@ static __always_inline u32 lookup_ring(const struct service *service, u64 pick,
 	return cells ? cells->cell[cell % RING_LINE_CELLS] : 0;
 }
 
-/* The first of a few slots whose member takes new flows. */
-static __always_inline bool pick_slot(struct choice *choice, u32 service,
-				      u64 pick)
+/*
+ * Whether ref names one of the service that takes new flows. In loops: one
+ * branch, where lookup_present() has four to verify in every round.
+ */
+static __always_inline bool usable(struct here *here, u32 ref, u32 service)
 {
-	u32 live = choice->live, at = hash_shadow_slot(pick), ref;
-	struct shadow_slots *slots = shadow_table.lookup(&live);
-	struct endpoint *to;
-	u64 state;
+	u32 index = forget(here, ref_index(ref));
+	struct endpoint *endpoint = endpoints.lookup(&index);
 
-	if (!slots)
-		return false;
-	for (u32 i = 0; i < SLOT_TRIES; i++) {
-		ref = slots->slot[(at + i * SLOT_STRIDE) % SHADOW_SLOTS];
-		to = lookup_present(ref, &state);
-		if (!to || !takes_new(state) || to->service != service)
-			continue;
-		choice->to = to;
-		choice->ref = ref;
-		choice->spilled = true;
-		return true;
-	}
-	return false;
+	return endpoint &&
+	       !(ref_unusable(ref, *(volatile u64 *)&endpoint->state) |
+		 (endpoint->service ^ service));
 }
 
-static __always_inline bool pick_other_live(struct choice *choice,
-					    const struct service *service,
-					    u64 pick)
+/* The first of a few slots whose member takes new flows; 0: none. */
+static __always_inline u32 pick_slot(struct here *here, u32 live, u32 service,
+				     u64 pick)
 {
-	struct endpoint *to;
-	u64 state;
+	struct shadow_slots *slots = shadow_table.lookup(&live);
+	u32 at = hash_shadow_slot(pick), ref;
+
+	if (!slots)
+		return 0;
+	for (u32 i = 0; i < SLOT_TRIES; i++) {
+		ref = slots->slot[(at + i * SLOT_STRIDE) % SHADOW_SLOTS];
+		if (usable(here, ref, service))
+			return ref;
+	}
+	return 0;
+}
+
+static __always_inline u32 pick_other_live(struct here *here, u32 index,
+					   const struct service *service,
+					   u64 pick)
+{
 	u32 ref;
 
 	for (u32 try = 1; try <= RING_TRIES; try++) {
 		ref = lookup_ring(service, pick, try);
-		to = lookup_present(ref, &state);
-		if (!to || !takes_new(state))
-			continue;
-		choice->to = to;
-		choice->ref = ref;
-		return true;
+		if (usable(here, ref, index))
+			return ref;
 	}
-	return false;
+	return 0;
 }
 
 /*
@@ -284,30 +291,31 @@ static __always_inline struct choice pick(struct here *here, u32 index,
 	u64 pick = hash_pick(hash), state = 0;
 	u32 ref = lookup_ring(service, pick, 0), spill = SPILL_ALL;
 	struct endpoint *live = lookup_present(ref, &state);
-	struct choice choice = { .ref = ref };
-	bool able = live && takes_new(state);
+	bool able = live && takes_new(state), spills = false;
+	struct choice choice = {};
 
 	if (live) {
 		choice.live = ref_index(ref);
 		if (able)
 			spill = *(volatile u32 *)&live->spill;
-		if (spill == SPILL_ALL || hash_spill_bits(pick) < spill) {
-			if (pick_slot(&choice, index, pick))
-				say(here, EVENT_REDIRECTED, index, choice.live,
-				    ref_index(choice.ref), packet);
-			else if (!(state & ENDPOINT_DOWN))
-				say(here, EVENT_NO_SHADOW, index, choice.live,
-				    choice.live, packet);
-		}
+		spills = spill == SPILL_ALL || hash_spill_bits(pick) < spill;
+		if (spills)
+			choice.ref = pick_slot(here, choice.live, index, pick);
 	}
-	if (!choice.to && !able)
-		pick_other_live(&choice, service, pick);
-	else if (!choice.to)
-		choice.to = live;
-	if (!choice.to && live) {
-		choice.to = live;
+	choice.ref = forget(here, choice.ref);
+	choice.live = forget(here, choice.live);
+	choice.spilled = choice.ref;
+	if (!choice.ref && !able)
+		choice.ref = pick_other_live(here, index, service, pick);
+	choice.ref = forget(here, choice.ref);
+	if (!choice.ref && live)
 		choice.ref = ref;
-	}
+	if (choice.spilled)
+		say(here, EVENT_REDIRECTED, index, choice.live,
+		    ref_index(choice.ref), packet);
+	else if (spills && !(state & ENDPOINT_DOWN))
+		say(here, EVENT_NO_SHADOW, index, choice.live,
+		    ref_index(choice.ref), packet);
 	if (state & ENDPOINT_DOWN)
 		say(here, EVENT_ENDPOINT_DOWN, index, choice.live,
 		    ref_index(choice.ref), packet);
@@ -316,26 +324,39 @@ static __always_inline struct choice pick(struct here *here, u32 index,
 
 /* ---- the flow cache ------------------------------------------------------ */
 
-static __always_inline bool find_in_bucket(struct place *place, u32 index,
-					   u32 tag)
+/* From bucket and way. */
+static __always_inline struct flow *lookup_flow(const struct place *place)
 {
+	u32 index = place->bucket;
 	struct bucket *bucket = flows.lookup(&index);
 
 	if (!bucket)
-		return false;
-#pragma unroll
-	for (u32 way = 0; way < BUCKET_FLOWS; way++) {
-		u64 id = *(volatile u64 *)&bucket->flow[way].id;
+		return NULL;
+	asm volatile("" : "+r"(bucket));	/* no arithmetic before the check */
+	return &bucket->flow[place->way % BUCKET_FLOWS];
+}
 
-		if (id >> ID_TAG == tag) {
-			place->flow = &bucket->flow[way];
-			place->id = id;
-			place->bucket = index;
-			place->way = way;
-			return true;
+static __always_inline void find_in_bucket(struct here *here,
+					   struct place *place, u32 index,
+					   u32 tag)
+{
+	struct bucket *bucket = flows.lookup(&index);
+	u32 way = NOWHERE;
+
+	place->bucket = index;
+	if (bucket) {
+#pragma unroll
+		for (u32 i = 0; i < BUCKET_FLOWS; i++) {
+			u64 id = *(volatile u64 *)&bucket->flow[i].id;
+
+			if (id >> ID_TAG == tag) {
+				place->id = id;
+				way = i;
+				break;
+			}
 		}
 	}
-	return false;
+	place->way = forget(here, way);
 }
 
 static __always_inline struct place find_flow(struct here *here, u64 hash)
@@ -344,9 +365,12 @@ static __always_inline struct place find_flow(struct here *here, u64 hash)
 	u32 bucket = hash_bucket(hash, mask);
 	struct place place = {};
 
-	if (!find_in_bucket(&place, bucket, tag))
-		find_in_bucket(&place, hash_other_bucket(bucket, tag, mask),
-			       tag);
+	find_in_bucket(here, &place, bucket, tag);
+	if (place.way == NOWHERE)
+		find_in_bucket(here, &place,
+			       hash_other_bucket(bucket, tag, mask), tag);
+	if (place.way != NOWHERE)
+		place.flow = lookup_flow(&place);
 	return place;
 }
 
@@ -356,8 +380,8 @@ static __always_inline struct place find_victim(struct here *here, u64 hash)
 	u32 first = hash_bucket(hash, mask);
 	u32 second = hash_other_bucket(first, hash_tag(hash), mask);
 	u32 start = hash >> (64 - 2), way;
-	u64 best = RANK_NEVER, id, rank, state;
-	struct place place = {};
+	u64 best = forget(here, RANK_NEVER), id, rank, state;
+	struct place place = { .bucket = first, .way = start };
 	struct bucket *bucket;
 	struct flow *flow;
 
@@ -377,14 +401,16 @@ static __always_inline struct place find_victim(struct here *here, u64 hash)
 		rank = victim_rank(here->settings, here->tick, id,
 				   *(volatile u64 *)&flow->life,
 				   lookup_present((u32)id, &state));
+		rank = forget(here, rank);
 		if (rank >= best)
 			continue;
 		best = rank;
-		place.flow = flow;
 		place.id = id;
 		place.bucket = index;
 		place.way = way;
 	}
+	if (best != RANK_NEVER)
+		place.flow = lookup_flow(&place);
 	return place;
 }
 
@@ -449,11 +475,15 @@ static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 				    const struct packet *packet,
 				    const struct place *old)
 {
-	struct place place = old->flow ? *old : find_victim(here, hash);
+	struct place place = *old;
 	u64 id = (u64)hash_tag(hash) << ID_TAG | ref;
 	struct flow_key *key;
 	struct place found;
 
+	if (place.way == NOWHERE)
+		place = find_victim(here, hash);
+	else
+		place.flow = lookup_flow(&place);
 	if (!place.flow)
 		return 0;
 	if (__sync_val_compare_and_swap(&place.flow->id, place.id, id) !=
@@ -506,8 +536,8 @@ static __always_inline enum reason send_forward(struct here *here,
 		packet->out_ifindex = to->hop_ifindex;
 		return REASON_forward_hop;
 	}
-	found = lookup_route(here->ctx, packet, packet->source[V4_WORD],
-			     to->address[V4_WORD], &route);
+	found = lookup_route(here->ctx, packet, packet->source, to->address,
+			     &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
 	rewrite_destination(packet, to->address, to->port);
@@ -523,8 +553,8 @@ static __always_inline enum reason send_return(struct here *here,
 					       const struct service *service)
 {
 	struct bpf_fib_lookup route;
-	long found = lookup_route(here->ctx, packet, service->vip[V4_WORD],
-				  packet->destination[V4_WORD], &route);
+	long found = lookup_route(here->ctx, packet, service->vip,
+				  packet->destination, &route);
 
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
@@ -598,13 +628,13 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 {
 	struct choice choice = {};
 	struct endpoint *other;
-	u32 kept = 0;
+	u32 kept = 0, at;
 	u64 state;
 
 	if (is_no_client(here, packet->source))
 		return NULL;
 	choice = pick(here, index, service, packet, hash);
-	if (!choice.to)
+	if (!choice.ref)
 		return NULL;
 	*ref = choice.ref;
 	/* The RST of an unknown flow is its end: nothing to remember. */
@@ -626,7 +656,8 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 	else
 		count_new(here, choice.live, ref_index(choice.ref),
 			  choice.spilled, kept);
-	return choice.to;
+	at = ref_index(choice.ref);
+	return endpoints.lookup(&at);
 }
 
 /* A SYN that met an entry of its tag; false: it opens a new flow. */
@@ -745,11 +776,11 @@ static __always_inline enum reason forward(struct here *here,
 	u32 ref = 0;
 	u64 hash;
 
-	if (packet->ip->ttl <= 1)
+	if (packet->ttl <= 1)
 		return REASON_pass_ttl;
-	hash = hash_v4(here->settings->hash_key, packet->source[V4_WORD],
-		       packet->destination[V4_WORD], packet->source_port,
-		       packet->destination_port, packet->protocol);
+	hash = hash_flow(here->settings->hash_key, packet, packet->source,
+			 packet->destination, packet->source_port,
+			 packet->destination_port);
 	to = assign(here, index, service, packet, hash, &ref);
 	if (!to)
 		return is_no_client(here, packet->source) ?
@@ -832,9 +863,8 @@ static __always_inline enum reason giveback(struct here *here,
 	counted = lookup_counters(here->cpu, index);
 	if (!service || !counted)
 		return REASON_abort_impossible;
-	hash = hash_v4(here->settings->hash_key, packet->destination[V4_WORD],
-		       service->vip[V4_WORD], packet->destination_port,
-		       service->port, packet->protocol);
+	hash = hash_flow(here->settings->hash_key, packet, packet->destination,
+			 service->vip, packet->destination_port, service->port);
 	place = find_flow(here, hash);
 	if (!place.flow || (u32)place.id != ref_of(index, from->state) ||
 	    idle(here->settings, here->tick,
@@ -846,7 +876,7 @@ static __always_inline enum reason giveback(struct here *here,
 			return REASON_drop_vip_port;
 		place.flow = NULL;
 	}
-	if (packet->ip->ttl <= 1)
+	if (packet->ttl <= 1)
 		return REASON_pass_ttl;
 	reason = send_return(here, packet, service);
 	if (reason == REASON_pass_mtu)
@@ -888,15 +918,14 @@ static __always_inline enum reason sort(struct here *here,
 	void *data = (void *)(long)here->ctx->data;
 	void *end = (void *)(long)here->ctx->data_end;
 
+	packet->zero = forget(here, 0);
 	switch (parse(packet, data, end)) {
 	case PARSED:
 		return route(here, packet);
 	case PARSED_NOT_IP:
 		return REASON_pass_not_ip;
-	case PARSED_GROUP:
+	case PARSED_OTHER:
 		return REASON_pass_other;
-	case PARSED_IPV6:
-		return REASON_pass_ipv6;
 	case PARSED_VLAN:
 		return REASON_pass_vlan;
 	case PARSED_FRAGMENT:

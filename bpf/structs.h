@@ -71,8 +71,9 @@ struct settings {
 	__u32 idle_udp_ticks;
 	__u32 event_ticks;	/* least time between two events of a kind and endpoint */
 	__u64 own_sources;	/* hash_source() bits of VIPs and of this host's addresses */
+	__u64 zero;		/* is 0, which the verifier can't know: forget() */
 };
-_Static_assert(sizeof(struct settings) == 64, "settings");
+_Static_assert(sizeof(struct settings) == 72, "settings");
 
 /* A service's VIP, or an endpoint: where packets are sent to. */
 struct target {
@@ -199,8 +200,7 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(return_kernel)	/* rewritten, then left to the kernel to forward */ \
 	X(pass_other)		/* neither to a VIP nor a return */ \
 	X(pass_direct)		/* from an endpoint to a direct destination */ \
-	X(pass_not_ip)		/* neither IPv4 nor a protocol named below */ \
-	X(pass_ipv6)		/* not steered yet */ \
+	X(pass_not_ip)		/* neither IP nor a protocol named below */ \
 	X(pass_vlan)		/* not steered yet */ \
 	X(pass_icmp)		/* not steered yet */ \
 	X(pass_fragment)	/* not steered yet */ \

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 U64 = (1 << 64) - 1
 SLOTS, SLOT_TRIES, SLOT_STRIDE, RING_TRIES = 128, 16, 53, 8
@@ -94,13 +94,29 @@ def mix(value: int) -> int:
 
 
 def flow_hash(key: tuple[int, int], client: str, vip: str, client_port: int, port: int, protocol: int) -> int:
-    value = int(IPv4Address(client)) << 32 | int(IPv4Address(vip))
-    value = (value ^ key[0]) * (key[1] | 1) & U64
+    one, other = int(ip_address(client)), int(ip_address(vip))
+    if ":" in client:
+        value = (one >> 64 ^ key[0]) * (key[1] | 1) & U64
+        value ^= value >> 32
+        value = (value ^ one & U64) * (key[0] | 1) & U64
+        value ^= value >> 29
+        folded = (other >> 64) * 0xD6E8FEB86659FD93 + (other & U64) & U64
+        value = (value ^ folded) * (key[1] | 1) & U64
+    else:
+        value = ((one << 32 | other) ^ key[0]) * (key[1] | 1) & U64
     value ^= value >> 32
     value = (value ^ (protocol << 32 | port << 16 | client_port)) * (key[0] | 1) & U64
     value ^= value >> 29
     value = value * 0x9E3779B97F4A7C15 & U64
     return value ^ value >> 32
+
+
+def is_martian(address: str) -> bool:
+    if ":" not in address:
+        first = int(address.partition(".")[0])
+        return first in (0, 127) or first >= 224
+    number = int(ip_address(address))
+    return number >> 120 == 0xFF or number >> 118 == 0xFE80 >> 6 or number >> 32 == 0
 
 
 def pick_hash(value: int) -> int:
@@ -129,7 +145,7 @@ class Steering:
         self.services: dict[int, Service] = {}
         self.endpoints: dict[int, Endpoint] = {}
         self.returns: dict[Target, int] = {}
-        self.direct: list[IPv4Network] = []
+        self.direct: list[IPv4Network | IPv6Network] = []
         self.own: list[str] = []
         self.flows: dict[tuple[int, str, int], Flow] = {}
         self.counted: Counter[tuple[str, int]] = Counter()
@@ -293,11 +309,10 @@ class Steering:
         return None
 
     def _is_no_client(self, address: str) -> bool:
-        first = int(address.partition(".")[0])
-        return first in (0, 127) or first >= 224 or address in self.own or self._is_vip(address)
+        return is_martian(address) or address in self.own or self._is_vip(address)
 
     def _is_direct(self, address: str) -> bool:
-        return any(IPv4Address(address) in prefix for prefix in self.direct)
+        return any(ip_address(address) in prefix for prefix in self.direct)
 
     def _is_vip(self, address: str) -> bool:
         return any(service.vip == address for service in self.services.values())

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 import numpy as np
 import numpy.typing as npt
 
 from controlplane.adapters import layout, steering
 from controlplane.adapters.maps import Array, Maps
+from controlplane.addresses import Address
 from controlplane.model import Protocol
 
 _CLOSING = layout.FLOW_FIN_CLIENT | layout.FLOW_FIN_ENDPOINT | layout.FLOW_RST
@@ -19,7 +19,7 @@ _BOTH_FINS = layout.FLOW_FIN_CLIENT | layout.FLOW_FIN_ENDPOINT
 
 @dataclass(frozen=True, slots=True)
 class FlowRow:
-    client: IPv4Address
+    client: Address
     client_port: int
     service: str
     endpoint: str
@@ -92,8 +92,8 @@ def rows(maps: Maps, now_tick: int, limit: int) -> list[FlowRow]:
     services = maps.services[np.where(known, keys["service"], 0)]
     hashes = flow_hash(
         maps.settings["hash_key"],
-        _numbers(keys["client"]),
-        _numbers(services["vip"]),
+        _words(keys["client"]),
+        _words(services["vip"]),
         keys["client_port"].astype(np.uint64),
         services["port"].astype(np.uint64),
         services["protocol"].astype(np.uint64),
@@ -106,7 +106,7 @@ def rows(maps: Maps, now_tick: int, limit: int) -> list[FlowRow]:
     tick_s = (1 << layout.TICK_SHIFT) / 1e9
     return [
         FlowRow(
-            client=IPv4Address(keys["client"][i].tobytes()[12:]),
+            client=layout.unmapped(keys["client"][i].tobytes()),
             client_port=int(keys["client_port"][i]),
             service=vips[int(keys["service"][i])],
             endpoint=names[int(entries.endpoints[i])],
@@ -125,18 +125,30 @@ def _state(flags: int, udp: bool) -> str:
     return "established" if flags & layout.FLOW_ESTABLISHED else "opening"
 
 
-def _numbers(addresses: Array) -> npt.NDArray[np.uint64]:
-    """The IPv4 addresses of mapped ones, as numbers."""
-    return np.ascontiguousarray(addresses[:, 12:]).view(">u4").reshape(-1).astype(np.uint64)
+def _words(addresses: Array) -> npt.NDArray[np.uint64]:
+    """(n, 16) bytes of addresses as (n, 2) numbers."""
+    return np.ascontiguousarray(addresses).view(">u8").astype(np.uint64)
 
 
 def flow_hash(
     key: Array, client: Array, vip: Array, client_port: Array, port: Array, protocol: Array
 ) -> npt.NDArray[np.uint64]:
-    """``hash_v4`` of bpf/hash.h; all arguments uint64, addresses and ports as numbers."""
+    """``hash_v4`` or ``hash_v6`` of bpf/hash.h.
+
+    :param client: (n, 2) of uint64, the halves of mapped addresses as numbers; so is ``vip``.
+    :param client_port: (n,) of uint64, as are ``port`` and ``protocol``.
+    """
     one, bits = np.uint64(1), [np.uint64(n) for n in range(64)]
     key = np.asarray(key, np.uint64)
-    hashes = ((client << bits[32] | vip) ^ key[0]) * (key[1] | one)
+    low = np.uint64(0xFFFFFFFF)
+    first = ((client[:, 1] << bits[32] | vip[:, 1] & low) ^ key[0]) * (key[1] | one)
+    wide = (client[:, 0] ^ key[0]) * (key[1] | one)
+    wide ^= wide >> bits[32]
+    wide = (wide ^ client[:, 1]) * (key[0] | one)
+    wide ^= wide >> bits[29]
+    wide = (wide ^ (vip[:, 0] * np.uint64(0xD6E8FEB86659FD93) + vip[:, 1])) * (key[1] | one)
+    mapped = (client[:, 0] == 0) & (client[:, 1] >> bits[32] == 0xFFFF)
+    hashes = np.where(mapped, first, wide)
     hashes ^= hashes >> bits[32]
     hashes = (hashes ^ (protocol << bits[32] | port << bits[16] | client_port)) * (key[0] | one)
     hashes ^= hashes >> bits[29]

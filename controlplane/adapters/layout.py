@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import numpy as np
 
 from controlplane.adapters.libbpf import MapType
+from controlplane.addresses import Address, Network
 from controlplane.model import Sizes
 
 BUCKET_FLOWS = 4
@@ -32,9 +33,10 @@ REF_GENERATION_MASK = 0xFFF
 SPILL_ALL = 0xFFFFFFFF
 DIRECT_PREFIXES = 4096
 DIRECT_OWN = 2
+_MAPPED = bytes(10) + b"\xff\xff"
 PORTS = 1024
 EVENT_PAGES = 16
-HASH_VERSION = 3
+HASH_VERSION = 4
 """Of the formulas in bpf/hash.h, which says when to raise it."""
 
 ENDPOINT_PRESENT = 1 << 0
@@ -61,7 +63,6 @@ REASONS = (
     "pass_other",
     "pass_direct",
     "pass_not_ip",
-    "pass_ipv6",
     "pass_vlan",
     "pass_icmp",
     "pass_fragment",
@@ -87,6 +88,7 @@ SETTINGS = np.dtype(
         ("idle_udp_ticks", "<u4"),
         ("event_ticks", "<u4"),
         ("own_sources", "<u8"),
+        ("zero", "<u8"),
     ]
 )
 TARGET = np.dtype([("address", "u1", 16), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1")])
@@ -279,12 +281,23 @@ def layout_hash() -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def mapped(address: IPv4Address) -> bytes:
-    """The 16 bytes of an IPv4-mapped address (RFC 4291 section 2.5.5.2)."""
-    return bytes(10) + b"\xff\xff" + address.packed
+def mapped(address: Address) -> bytes:
+    """16 bytes: IPv6 as it is, IPv4 mapped (RFC 4291 section 2.5.5.2)."""
+    return _MAPPED + address.packed if isinstance(address, IPv4Address) else address.packed
 
 
-def target(address: IPv4Address, port: int, protocol: int) -> bytes:
+def unmapped(packed: bytes) -> Address:
+    """The address that 16 bytes stand for."""
+    return IPv4Address(packed[12:]) if packed.startswith(_MAPPED) else IPv6Address(packed)
+
+
+def prefix(network: Network) -> bytes:
+    """A ``struct prefix``, the key of ``direct``."""
+    bits = network.prefixlen + (96 if isinstance(network, IPv4Network) else 0)
+    return bits.to_bytes(4, "little") + mapped(network.network_address)
+
+
+def target(address: Address, port: int, protocol: int) -> bytes:
     """A ``struct target``; port and protocol 0 for the key of ``vips``."""
     return mapped(address) + port.to_bytes(2, "big") + bytes([protocol, 0])
 

@@ -242,6 +242,8 @@ class ProgramInfo:
     tag: str
     """Hash of the instructions, hexadecimal."""
     type: int
+    verified: int
+    """Instructions that the verifier looked at, of at most a million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +281,13 @@ def prog_info(fd: int) -> ProgramInfo:
     info = RawProgInfo()
     length = c_uint32(ctypes.sizeof(info))
     call("program info", "bpf_obj_get_info_by_fd", fd, byref(info), byref(length))
-    return ProgramInfo(id=info.id, name=info.name.decode(), tag=bytes(info.tag).hex(), type=info.type)
+    return ProgramInfo(
+        id=info.id,
+        name=info.name.decode(),
+        tag=bytes(info.tag).hex(),
+        type=info.type,
+        verified=info.verified_insns,
+    )
 
 
 def prog_maps(fd: int) -> frozenset[int]:

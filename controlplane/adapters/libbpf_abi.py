@@ -163,6 +163,9 @@ class RawProgInfo(ctypes.Structure):
         ("nr_map_ids", c_uint32),
         ("map_ids", c_uint64),
         ("name", c_char * 16),
+        ("unread", c_uint8 * 136),
+        ("verified_insns", c_uint32),  # at byte 216; Linux 5.16, 0 before
+        ("unread_more", c_uint32),
     )
 
 

@@ -49,6 +49,8 @@ def measure() -> Mapping[str, Figure]:
                 else:
                     figures[f"dataplane.cold_{name}"] = Figure(took["cold"] - took["empty"], "ns")
                 figures[f"dataplane.hit_{name}"] = Figure(took["steer"] - took["empty"], "ns")
+            verified = libbpf.prog_info(compiled.program_fd).verified
+            figures["dataplane.verified"] = Figure(verified, "instructions")
             figures["dataplane.new"] = Figure(_new_flows(harness, compiled), "ns")
         finally:
             harness.close()

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import numpy as np
 from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
@@ -101,7 +102,7 @@ class Rig:
         self, index: int, vip: str, port: int, protocol: int = TCP_NUMBER, *, keep: bool = False
     ) -> None:
         row = self.services[index : index + 1]
-        address = IPv4Address(vip)
+        address = ip_address(vip)
         row["vip"] = np.frombuffer(layout.mapped(address), np.uint8)
         row["port"], row["protocol"] = port, protocol
         row["flags"] = layout.SERVICE_PRESENT | (layout.SERVICE_ON_DOWN_KEEP if keep else 0)
@@ -124,7 +125,7 @@ class Rig:
         """Returns its reference."""
         row = self.endpoints[index : index + 1]
         protocol = int(self.services[service]["protocol"])
-        row["address"] = np.frombuffer(layout.mapped(IPv4Address(address)), np.uint8)
+        row["address"] = np.frombuffer(layout.mapped(ip_address(address)), np.uint8)
         row["port"], row["protocol"], row["service"] = port, protocol, service
         row["role"] = 1 if parent is None else 2
         row["parent"] = index if parent is None else parent
@@ -133,7 +134,7 @@ class Rig:
         row["hop_dst"] = np.frombuffer(bytes.fromhex(HOP_DST.replace(":", "")), np.uint8)
         row["hop_src"] = np.frombuffer(bytes.fromhex(HOP_SRC.replace(":", "")), np.uint8)
         row["state"] = generation << 32 | layout.ENDPOINT_PRESENT
-        self.endpoint_targets.put(layout.target(IPv4Address(address), port, protocol), index)
+        self.endpoint_targets.put(layout.target(ip_address(address), port, protocol), index)
         return layout.reference(index, generation)
 
     def ring(self, service: int, references: Sequence[int]) -> None:
@@ -169,15 +170,12 @@ class Rig:
         self.endpoints[live : live + 1]["spill"] = layout.SPILL_ALL if spill == 1 else int(spill * 2**32)
 
     def direct(self, prefix: str) -> None:
-        network = IPv4Network(prefix)
-        key = (96 + network.prefixlen).to_bytes(4, "little") + layout.mapped(network.network_address)
-        self.put("direct", key, 1)
+        self.put("direct", layout.prefix(ip_network(prefix)), 1)
 
     def own(self, address: str) -> None:
         """An address of the access point's own."""
-        mapped = layout.mapped(IPv4Address(address))
-        self.put("direct", (128).to_bytes(4, "little") + mapped, layout.DIRECT_OWN)
-        self.settings["own_sources"] |= np.uint64(layout.source_bit(mapped))
+        self.put("direct", layout.prefix(ip_network(address)), layout.DIRECT_OWN)
+        self.settings["own_sources"] |= np.uint64(layout.source_bit(layout.mapped(ip_address(address))))
 
     # ---- packets ------------------------------------------------------------------------
 
@@ -212,6 +210,13 @@ class Rig:
 # ---- frames ---------------------------------------------------------------------------------
 
 
+def _ip(source: str, destination: str, ttl: int) -> Packet:
+    link = Ether(src="02:00:00:00:0c:01", dst="02:00:00:00:0a:02")
+    if ":" in source:
+        return link / IPv6(src=source, dst=destination, hlim=ttl, fl=0x12345, tc=0x28)
+    return link / IP(src=source, dst=destination, ttl=ttl, id=7)
+
+
 def tcp(
     source: str,
     source_port: int,
@@ -222,8 +227,7 @@ def tcp(
     ttl: int = 64,
 ) -> Packet:
     return (
-        Ether(src="02:00:00:00:0c:01", dst="02:00:00:00:0a:02")
-        / IP(src=source, dst=destination, ttl=ttl, id=7)
+        _ip(source, destination, ttl)
         / TCP(sport=source_port, dport=port, flags=flags, seq=1000, ack=2000)
         / payload
     )
@@ -232,12 +236,7 @@ def tcp(
 def udp(
     source: str, source_port: int, destination: str, port: int, payload: bytes = b"", ttl: int = 64
 ) -> Packet:
-    return (
-        Ether(src="02:00:00:00:0c:01", dst="02:00:00:00:0a:02")
-        / IP(src=source, dst=destination, ttl=ttl, id=7)
-        / UDP(sport=source_port, dport=port)
-        / payload
-    )
+    return _ip(source, destination, ttl) / UDP(sport=source_port, dport=port) / payload
 
 
 def rewritten(
@@ -250,13 +249,18 @@ def rewritten(
     """The packet as it must leave, its checksums computed anew by scapy; with a hop, as a router sends it."""
     out = packet.copy()
     layer = out[TCP] if TCP in out else out[UDP]
+    network = out[IPv6] if IPv6 in out else out[IP]
     if source:
-        out[IP].src, layer.sport = source
+        network.src, layer.sport = source
     if destination:
-        out[IP].dst, layer.dport = destination
+        network.dst, layer.dport = destination
     if hop:
         out[Ether].dst, out[Ether].src = hop
-        out[IP].ttl -= 1
-    del out[IP].chksum
+        if IPv6 in out:
+            network.hlim -= 1
+        else:
+            network.ttl -= 1
+    if IP in out:
+        del network.chksum
     del layer.chksum
     return bytes(out)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 
 import pytest
 from scapy.layers.l2 import Ether
@@ -13,21 +13,28 @@ from controlplane.adapters import layout
 from tests import reference
 from tests.packet.rig import KEY, TCP_NUMBER, UDP_NUMBER, Rig, rewritten, tcp, udp
 
-PACKETS = 2000
+PACKETS = 4000
 BUCKETS = 256
 """So few that now and then a flow lies in its second bucket, and enough that none has to give way."""
 CHANGE_EVERY = 25
-OWN = "192.0.2.200"
+OWN, OWN6 = "192.0.2.200", "2001:db8::200"
 CLIENTS = [
     *(f"192.0.2.{i}" for i in range(1, 13)),
     *(OWN, "198.51.100.3", "0.1.2.3", "127.0.0.1", "224.0.0.5", "255.255.255.255"),
 ]
 """The last six are none: the access point itself, a VIP, martians."""
-PORTS = range(40_000, 40_008)
+CLIENTS6 = [
+    *(f"2001:db8:0:{i}::{i * 7:x}" for i in range(1, 13)),
+    *(OWN6, "2001:db8:1::6", "::1", "fe80::1", "ff02::1", "::192.0.2.1"),
+]
+PORTS = range(40_000, 40_003)
 SERVICES = {
     1: ("198.51.100.1", 80, TCP_NUMBER, False),
     2: ("198.51.100.1", 53, UDP_NUMBER, False),
     3: ("198.51.100.3", 443, TCP_NUMBER, True),
+    4: ("2001:db8:1::4", 80, TCP_NUMBER, False),
+    5: ("2001:db8:1::4", 53, UDP_NUMBER, False),
+    6: ("2001:db8:1::6", 443, TCP_NUMBER, True),
 }
 LIVE, SHADOWS, RING = 4, 3, 61
 TCP_FLAGS = ["S", "S", "SA", "A", "A", "PA", "PA", "FA", "R", "RA", "F", "SR"]
@@ -65,15 +72,17 @@ class Both:
             self.expected.services[index] = reference.Service(vip, port, protocol, ring, keep)
             for member in live:
                 self._slots(member[0], shadows)
-        for prefix in ("192.0.2.9/32", "203.0.113.0/24"):
+        for prefix in ("192.0.2.9/32", "203.0.113.0/24", "2001:db8:0:9::/64", "2001:db8:2::/96"):
             rig.direct(prefix)
-            self.expected.direct.append(IPv4Network(prefix))
-        rig.own(OWN)
-        self.expected.own.append(OWN)
-        self.expected.direct.append(IPv4Network(OWN))
+            self.expected.direct.append(ip_network(prefix))
+        for own in (OWN, OWN6):
+            rig.own(own)
+            self.expected.own.append(own)
+            self.expected.direct.append(ip_network(own))
 
     def _endpoint(self, service: int, protocol: int, index: int) -> reference.Reference:
-        address, port = f"203.0.113.{index}", 8000 + index
+        v6 = ":" in SERVICES[service][0]
+        address, port = (f"2001:db8:2::{index:x}" if v6 else f"203.0.113.{index}"), 8000 + index
         self.rig.endpoint(index, service, address, port)
         self.expected.endpoints[index] = reference.Endpoint(address, port, protocol, service)
         self.expected.returns[address, port, protocol] = index
@@ -112,14 +121,18 @@ class Both:
 
     def packet(self) -> reference.Packet:
         vip, port, protocol, _ = SERVICES[self.random.choice(list(SERVICES))]
-        client, client_port = self.random.choice(CLIENTS), self.random.choice(PORTS)
+        clients = CLIENTS6 if ":" in vip else CLIENTS
+        client, client_port = self.random.choice(clients), self.random.choice(PORTS)
         flags = self.random.choice(TCP_FLAGS) if protocol == TCP_NUMBER else ""
         ttl = self.random.choice([64] * 20 + [2, 1])
         if self.random.random() < 0.4 and self.expected.flows:
             (_, client, client_port), flow = self.random.choice(list(self.expected.flows.items()))
             index = flow.endpoint[0]
             if self.random.random() < 0.1:
-                index = self.random.choice(list(self.expected.endpoints))
+                alike = [
+                    i for i, e in self.expected.endpoints.items() if (":" in e.address) == (":" in client)
+                ]
+                index = self.random.choice(alike)
             sender = self.expected.endpoints[index]
             protocol = sender.protocol
             flags = self.random.choice(["SA", "SA", "A", "PA", "FA", "R"]) if protocol == TCP_NUMBER else ""
@@ -128,7 +141,10 @@ class Both:
         if self.random.random() < 0.05:
             port += 1
         if self.random.random() < 0.03:
-            vip = self.random.choice(["203.0.113.77", "198.51.100.99"])
+            v6 = ":" in vip
+            vip = self.random.choice(
+                ["2001:db8:2::77", "2001:db8:1::99"] if v6 else ["203.0.113.77", "198.51.100.99"]
+            )
         return reference.Packet(client, client_port, vip, port, protocol, flags, ttl)
 
 

@@ -34,9 +34,11 @@ def mix(values: U64) -> U64:
 
 
 def picks(key: Key, clients: U64, ports: U64) -> U64:
-    vip = np.uint64(int(IPv4Address(VIP)))
+    mapped = np.uint64(0xFFFF << 32)
+    words = np.stack([np.zeros_like(clients), clients | mapped], axis=1)
+    vip = np.array([[0, int(IPv4Address(VIP)) | 0xFFFF << 32]], np.uint64)
     service = (np.uint64(PORT), np.uint64(TCP_NUMBER))
-    hashes = flow_table.flow_hash(np.array(key, np.uint64), clients, vip, ports, *service)
+    hashes = flow_table.flow_hash(np.array(key, np.uint64), words, vip, ports, *service)
     return mix(hashes ^ np.uint64(0xD6E8FEB86659FD93))
 
 

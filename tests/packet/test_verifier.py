@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel's verifier has to look at: a million instructions is the limit, of any kernel."""
+
+from __future__ import annotations
+
+from controlplane.adapters import libbpf
+from tests.packet.rig import Rig
+
+MOST = 150_000
+"""Other versions of clang and of the verifier may need a multiple of what these do."""
+
+
+def test_the_verifier_sees_few_instructions(rig: Rig) -> None:
+    verified = libbpf.prog_info(rig.compiled.program_fd).verified
+    print(f"{verified} instructions verified, {rig.compiled.instructions} in the program")
+    assert rig.compiled.instructions <= verified <= MOST
