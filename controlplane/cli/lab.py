@@ -13,12 +13,13 @@ from typing import Annotated
 import typer
 
 from controlplane.adapters import loader
+from controlplane.addresses import with_port
 from controlplane.cli import instance as instances
 from controlplane.cli import lab_send, output
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_FAILED, EXIT_USAGE, fail, say
 from controlplane.lab.configuration import Choices, LiveEndpoint, written
-from controlplane.lab.lab import Lab
+from controlplane.lab.lab import Lab, topology_of
 from controlplane.lab.network import LabError
 from controlplane.lab.topology import AP, CLIENTS, Topology
 
@@ -41,12 +42,15 @@ FLOWS_PER_REQUEST = 0.53
 
 
 @app.command()
-def up(name: LabName = "lab") -> None:
+def up(
+    name: LabName = "lab",
+    ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 addresses everywhere, instead of IPv4")] = False,
+) -> None:
     """Make the lab with one endpoint on host1, and a configuration for it. It stays until down.
 
     Example: penumbra lab up
     """
-    lab = _lab(name)
+    lab = _lab(name, 6 if ipv6 else 4)
     try:
         if lab.status().abandoned:
             _remove(lab)
@@ -109,7 +113,7 @@ def traffic(
         fail(f"lab {name} is not up: penumbra lab up --name {name}")
     topology = lab.topology
     argv = [sys.executable, "-m", "controlplane.lab.traffic", "--trace", trace, "--seed", str(seed)]
-    argv += ["--target", f"{topology.vip}:{topology.vip_port}"]
+    argv += ["--target", with_port(topology.vip, topology.vip_port)]
     argv += ["--duration", str(duration), "--peak", str(peak)]
     sender = ["setpriv", "--pdeathsig", "TERM", *lab.argv(CLIENTS, argv)]
     # In a session of its own, so that a terminal's Ctrl-C reaches it by way of this process only.
@@ -126,11 +130,13 @@ def _ended(child: subprocess.Popen[bytes]) -> int:
             child.terminate()
 
 
-def _lab(name: str) -> Lab:
+def _lab(name: str, ip_version: int | None = None) -> Lab:
+    """:param ip_version: None: as the lab was made."""
     if os.geteuid() != 0:
         fail("a lab needs root (network namespaces): run it with sudo")
     try:
-        return Lab(Topology(name), stay=True)
+        topology = topology_of(name) if ip_version is None else Topology(name, ip_version=ip_version)
+        return Lab(topology, stay=True)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
 

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from controlplane.addresses import Address
 from controlplane.cli.output import EXIT_USAGE, fail, say
-from controlplane.lab.lab import Lab
+from controlplane.lab.lab import Lab, topology_of
 from controlplane.lab.network import LabError
-from controlplane.lab.topology import CLIENTS, Topology
+from controlplane.lab.topology import CLIENTS
 
 if TYPE_CHECKING:
     from scapy.packet import Packet
@@ -43,7 +44,7 @@ def send(
     from controlplane.lab import packets  # scapy takes half a second to import: other commands don't wait
 
     try:
-        lab = Lab(Topology(name), stay=True)
+        lab = Lab(topology_of(name), stay=True)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
     topology = lab.topology
@@ -69,15 +70,15 @@ def send(
         with packets.catching(lab, source) as caught:
             packets.send(lab, source, crafted)
             while (seen := caught.until(lambda packet: _is_of(packet, ports), ANSWER_S)) is not None:
-                say(seen["IP"].summary())
+                say((seen.getlayer("IPv6") or seen["IP"]).summary())
     except LabError as error:
         fail(str(error))
 
 
-def _target(text: str) -> tuple[IPv4Address, int]:
+def _target(text: str) -> tuple[Address, int]:
     address, _, port = text.rpartition(":")
     try:
-        found = IPv4Address(address), int(port)
+        found = ip_address(address.removeprefix("[").removesuffix("]")), int(port)
         if not 1 <= found[1] <= 65535:
             raise ValueError(port)
     except ValueError:

@@ -50,7 +50,8 @@ class Client:
     seed: int = 1
 
     def head(self, persistent: bool) -> bytes:
-        host = self.address if self.port == 80 else f"{self.address}:{self.port}"
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        host += "" if self.port == 80 else f":{self.port}"
         option = "keep-alive" if persistent else "close"
         return f"GET {self.path} HTTP/1.1\r\nHost: {host}\r\nConnection: {option}\r\n\r\n".encode()
 
@@ -68,7 +69,8 @@ class Connection:
         self.closed = False
         self.buffer = b""
         self.began_s = generator.loop.time()
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        family = socket.AF_INET6 if ":" in generator.client.address else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def open(self, request: Request) -> None:

@@ -38,6 +38,13 @@ class Status:
     pids: tuple[int, ...]
 
 
+def topology_of(name: str) -> Topology:
+    """Of a lab as it was made; as usual where there is none. ``ValueError``: no lab has such a name."""
+    usual = Topology(name)
+    present = state.read(name)
+    return Topology(name, ip_version=present.ip_version) if present else usual
+
+
 class Lab:
     """``with Lab(Topology("name")) as lab``: Ctrl-C, SIGTERM and SIGHUP take it down; after a kill -9 the
     next ``up`` or ``down`` of that name does. ``stay=True`` (for ``penumbra lab up``): after ``leave`` it
@@ -68,6 +75,7 @@ class Lab:
                 owner=processes.myself(),
                 namespaces=self.topology.namespaces,
                 folder=str(self.folder),
+                ip_version=self.topology.ip_version,
             )
             if present:
                 _remove(present)

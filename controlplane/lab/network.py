@@ -60,15 +60,19 @@ def build(topology: Topology) -> None:
     """Raises ``LabError``, with some of it made."""
     ap = topology.namespace(AP)
     run(["ip", "-batch", "-"], "".join(f"netns add {name}\n" for name in topology.namespaces))
-    _settings(ap, "net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0")
+    v6 = topology.ip_version == 6
+    forwarding = "net.ipv6.conf.all.forwarding=1" if v6 else "net.ipv4.ip_forward=1"
+    _settings(ap, v6, forwarding, "net.ipv4.conf.all.send_redirects=0")
     for node in topology.leaves:
-        _settings(topology.namespace(node.name))
+        _settings(topology.namespace(node.name), v6)
+    # An address that is still looked for twice can't be bound yet (RFC 4862 section 5.4).
+    now = " nodad" if v6 else ""
     run(
         ["ip", "-n", ap, "-batch", "-"],
         "link set lo up\n"
         + "".join(
             f"link add {node.name} type veth peer name {UPLINK} netns {topology.namespace(node.name)}\n"
-            f"address add {node.gateway} dev {node.name}\n"
+            f"address add {node.gateway} dev {node.name}{now}\n"
             f"link set {node.name} up\n"
             for node in topology.leaves
         ),
@@ -77,21 +81,23 @@ def build(topology: Topology) -> None:
         namespace = topology.namespace(node.name)
         run(
             ["ip", "-n", namespace, "-batch", "-"],
-            f"link set lo up\naddress add {node.interface} dev {UPLINK}\nlink set {UPLINK} up\n"
+            f"link set lo up\naddress add {node.interface} dev {UPLINK}{now}\nlink set {UPLINK} up\n"
             f"route add default via {node.gateway.ip}\n",
         )
         # Checksums are complete before XDP sees the packet; GRO on a redirect's target, or frames are lost.
         run([*inside(namespace), "ethtool", "-K", UPLINK, "tx", "off", "gro", "on"])
 
 
-def _settings(namespace: str, *more: str) -> None:
+def _settings(namespace: str, v6: bool, *more: str) -> None:
     """Set before any link exists, so that every interface inherits them."""
     wanted = ["net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0", *more]
     wanted += ["net.ipv4.conf.default.send_redirects=0"]
     # A connection per request leaves its port in TIME_WAIT for a minute.
     wanted += ["net.ipv4.ip_local_port_range=10240 65000"]
     if Path("/proc/sys/net/ipv6").exists():
-        wanted += ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"]
+        off = int(not v6)
+        wanted += [f"net.ipv6.conf.all.disable_ipv6={off}", f"net.ipv6.conf.default.disable_ipv6={off}"]
+        wanted += ["net.ipv6.conf.default.accept_ra=0", "net.ipv6.conf.default.router_solicitations=0"]
     run([*inside(namespace), "sysctl", "-q", "-w", *wanted])
 
 

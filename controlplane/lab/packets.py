@@ -10,12 +10,13 @@ import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Address
 
 from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
+from controlplane.addresses import Address
 from controlplane.lab.lab import Lab
 from controlplane.lab.network import LabError
 from controlplane.lab.topology import UPLINK
@@ -25,14 +26,19 @@ PAUSE_S = 0.05
 
 
 def tcp(
-    source: IPv4Address, target: IPv4Address, sport: int, dport: int, flags: str = "S", payload: bytes = b""
+    source: Address, target: Address, sport: int, dport: int, flags: str = "S", payload: bytes = b""
 ) -> Packet:
     """A TCP packet, by default a SYN; ``flags`` as scapy names them: S, SA, A, R, F, ..."""
-    return IP(src=str(source), dst=str(target)) / TCP(sport=sport, dport=dport, flags=flags) / payload
+    return _ip(source, target) / TCP(sport=sport, dport=dport, flags=flags) / payload
 
 
-def udp(source: IPv4Address, target: IPv4Address, sport: int, dport: int, payload: bytes = b"") -> Packet:
-    return IP(src=str(source), dst=str(target)) / UDP(sport=sport, dport=dport) / payload
+def udp(source: Address, target: Address, sport: int, dport: int, payload: bytes = b"") -> Packet:
+    return _ip(source, target) / UDP(sport=sport, dport=dport) / payload
+
+
+def _ip(source: Address, target: Address) -> Packet:
+    kind = IPv6 if target.version == 6 else IP
+    return kind(src=str(source), dst=str(target))
 
 
 def send(lab: Lab, node: str, packets: Sequence[Packet]) -> None:
@@ -45,13 +51,15 @@ def send(lab: Lab, node: str, packets: Sequence[Packet]) -> None:
             out.send(bytes(head / packet))
 
 
-def _gateway_mac(lab: Lab, node: str, gateway: IPv4Address) -> str:
+def _gateway_mac(lab: Lab, node: str, gateway: Address) -> str:
     """From the node's neighbours; a datagram to the discard port (RFC 863) makes the kernel ask for it."""
     for _ in range(int(2.0 / PAUSE_S)):
-        words = lab.run(node, ["ip", "-4", "neigh", "show", str(gateway), "dev", UPLINK]).split()
+        show = ["ip", f"-{gateway.version}", "neigh", "show", str(gateway), "dev", UPLINK]
+        words = lab.run(node, show).split()
         if "lladdr" in words:
             return words[words.index("lladdr") + 1]
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        family = socket.AF_INET6 if gateway.version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as asking:
             asking.sendto(b"", (str(gateway), 9))
         select.select((), (), (), PAUSE_S)
     raise LabError(f"{node} finds no neighbour {gateway}: is the lab up, and the access point's link too?")

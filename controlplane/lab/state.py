@@ -30,6 +30,7 @@ class State:
     namespaces: tuple[str, ...] = ()
     folder: str = ""
     processes: tuple[Identity, ...] = ()
+    ip_version: int = 4
 
     @property
     def abandoned(self) -> bool:
@@ -60,6 +61,7 @@ def read(lab: str) -> State | None:
         namespaces=tuple(raw["namespaces"]),
         folder=raw["folder"],
         processes=tuple(Identity(**one) for one in raw["processes"]),
+        ip_version=raw.get("ip_version", 4),
     )
 
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+
+from controlplane.addresses import Address
 
 AP = "ap"
 CLIENTS = "clients"
 UPLINK = "uplink"
 """The interface towards the access point, in clients and hosts."""
-VIP = IPv4Address("203.0.113.10")
+_VIPS = {4: "203.0.113.10", 6: "2001:db8:f::10"}
+_CLIENTS = {4: "198.51.100.{}/24", 6: "2001:db8:c::{}/64"}
+_HOSTS = {4: "10.201.{}.{}/24", 6: "2001:db8:a:{}::{}/64"}
+"""Host's number, then 1: the access point's end, 2: the other."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?")
 
 
@@ -24,11 +29,11 @@ class Node:
     """A network namespace with one link to the access point, whose end there has the node's name."""
 
     name: str
-    interface: IPv4Interface
-    gateway: IPv4Interface
+    interface: IPv4Interface | IPv6Interface
+    gateway: IPv4Interface | IPv6Interface
 
     @property
-    def address(self) -> IPv4Address:
+    def address(self) -> Address:
         return self.interface.ip
 
 
@@ -39,7 +44,7 @@ class Topology:
 
     lab: str = "lab"
     hosts_count: int = 3
-    vip: IPv4Address = VIP
+    ip_version: int = 4
     vip_port: int = 80
 
     def __post_init__(self) -> None:
@@ -48,14 +53,23 @@ class Topology:
         if not 1 <= self.hosts_count <= 200:
             raise ValueError(f"{self.hosts_count} hosts: 1 to 200 are allowed")
 
+        if self.ip_version not in _VIPS:
+            raise ValueError(f"IP version {self.ip_version}: 4 or 6 is allowed")
+
+    @property
+    def vip(self) -> Address:
+        return ip_address(_VIPS[self.ip_version])
+
     @property
     def clients(self) -> Node:
-        return Node(CLIENTS, IPv4Interface("198.51.100.2/24"), IPv4Interface("198.51.100.1/24"))
+        text = _CLIENTS[self.ip_version]
+        return Node(CLIENTS, ip_interface(text.format(2)), ip_interface(text.format(1)))
 
     @property
     def hosts(self) -> tuple[Node, ...]:
+        text = _HOSTS[self.ip_version]
         return tuple(
-            Node(f"host{i}", IPv4Interface(f"10.201.{i}.2/24"), IPv4Interface(f"10.201.{i}.1/24"))
+            Node(f"host{i}", ip_interface(text.format(i, 2)), ip_interface(text.format(i, 1)))
             for i in range(1, self.hosts_count + 1)
         )
 

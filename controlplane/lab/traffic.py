@@ -103,8 +103,9 @@ def course_of(arguments: argparse.Namespace) -> trace.Trace:
 def target(text: str) -> tuple[str, int]:
     address, colon, port = text.rpartition(":")
     if not colon or not port.isdigit():
-        raise argparse.ArgumentTypeError(f"{text}: ADDRESS:PORT is allowed, e.g. 203.0.113.10:80")
-    return address, int(port)
+        allowed = "ADDRESS:PORT is allowed, e.g. 203.0.113.10:80 or [2001:db8:f::10]:80"
+        raise argparse.ArgumentTypeError(f"{text}: {allowed}")
+    return address.removeprefix("[").removesuffix("]"), int(port)
 
 
 def share(text: str) -> float:

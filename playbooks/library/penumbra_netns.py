@@ -69,7 +69,7 @@ def rewritten(
     """
     result: list[str] = []
     found: set[str] = set()
-    pair = re.compile(rf"(?<![\d.]){re.escape(old['address'])}:{old['port']}(?!\d)")
+    pair = re.compile(rf"(?<![\d.]){re.escape(_host(old['address']))}:{old['port']}(?!\d)")
     for index, argument in enumerate(argv):
         before = argv[index - 1] if index else ""
         option, equals, value = argument.partition("=")
@@ -80,11 +80,15 @@ def rewritten(
             elif equals and option in names and value == old[what]:
                 argument = f"{option}={new[what]}"
                 found.add(what)
-        argument, count = pair.subn(f"{new['address']}:{new['port']}", argument)
+        argument, count = pair.subn(f"{_host(new['address'])}:{new['port']}", argument)
         if count:
             found |= {"address", "port"}
         result.append(argument)
     return result, found
+
+
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def filled(text: str, new: dict[str, str]) -> str:
@@ -206,7 +210,8 @@ def find_original(p: dict) -> proc.Identity:
 
 
 def own_address(p: dict) -> str:
-    addresses = proc.local_addresses("self")
+    v6 = ":" in p["parent"]["address"]
+    addresses = [one for one in proc.local_addresses("self") if (":" in one) == v6]
     where = f"network namespace {p['netns']}" if p["netns"] else "the host"
     if p["address"]:
         if p["address"] not in addresses:

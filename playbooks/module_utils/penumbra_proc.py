@@ -152,7 +152,8 @@ def listeners(pid: int | str, protocol: str, port: int) -> list[tuple[str, int]]
 
 
 def local_addresses(pid: int | str) -> list[str]:
-    """The IPv4 addresses of the network namespace of a process, loopback left out."""
+    """The addresses of the network namespace of a process, IPv4 before IPv6; neither loopback nor
+    link-local ones."""
     addresses: list[str] = []
     last = ""
     for line in (PROC / str(pid) / "net/fib_trie").read_text().splitlines():
@@ -161,7 +162,16 @@ def local_addresses(pid: int | str) -> list[str]:
             last = words[1]
         elif words[:3] == ["/32", "host", "LOCAL"] and not last.startswith("127.") and last not in addresses:
             addresses.append(last)
-    return addresses
+    return addresses + _local_ipv6(pid)
+
+
+def _local_ipv6(pid: int | str) -> list[str]:
+    try:
+        lines = (PROC / str(pid) / "net/if_inet6").read_text().splitlines()
+    except OSError:  # a kernel without IPv6
+        return []
+    found = [IPv6Address(bytes.fromhex(line.split()[0])) for line in lines]
+    return [str(one) for one in found if not one.is_loopback and not one.is_link_local]
 
 
 def _open_files(pid: int) -> Iterator[str]:
@@ -204,7 +214,8 @@ def serving(spaces: dict[int, list[int]], protocol: str, address: str, port: int
 def is_free(protocol: str, address: str, port: int) -> bool:
     """Whether an address and port of our own network namespace can be bound."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-    with socket.socket(socket.AF_INET, kind) as probe:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, kind) as probe:
         if kind == socket.SOCK_STREAM:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -24,6 +24,7 @@ import yaml
 from controlplane.adapters import loader, pins, status_file
 from controlplane.adapters.ansible import shipped_playbooks
 from controlplane.adapters.sqlite import SqliteStore
+from controlplane.addresses import with_port
 from controlplane.cli import instance as instances
 from controlplane.lab.configuration import Choices, LiveEndpoint, written
 from controlplane.lab.lab import Lab
@@ -277,7 +278,7 @@ class Steered:
             csv.writer(file).writerows([("timestamp", "value"), (0, rate), (300, rate)])
         path = self.folder / f"{label}.jsonl"
         argv = [sys.executable, "-m", "controlplane.lab.traffic", "--trace", str(trace)]
-        argv += ["--target", f"{self.lab.topology.vip}:{self.lab.topology.vip_port}"]
+        argv += ["--target", with_port(self.lab.topology.vip, self.lab.topology.vip_port)]
         argv += ["--timeout", "3", "--records", str(path), "--summary", str(self.folder / label), *more]
         running = Traffic(self.lab.popen("clients", argv, label=label), path, self.lab, label)
         eventually(lambda: running.now(), 15, lambda: self.lab.tail(label))
@@ -305,9 +306,9 @@ class Steered:
 
 
 @contextmanager
-def steered(folder: Path) -> Iterator[Steered]:
+def steered(folder: Path, ip_version: int = 4) -> Iterator[Steered]:
     """A lab with a name of its own, and web-1 on host1; no program is loaded yet."""
-    with Steered(folder, Lab(Topology(f"s{uuid.uuid4().hex[:8]}"))) as made:
+    with Steered(folder, Lab(Topology(f"s{uuid.uuid4().hex[:8]}", ip_version=ip_version))) as made:
         made.configure(made.configuration())
         made.start_endpoint()
         yield made

@@ -192,3 +192,14 @@ def test_a_clone_that_ended_before_anybody_looked_is_not_waited_for_nor_taken_fo
     with pytest.raises(netns.RefusedError, match="ended right after its start"):
         netns.await_listening(asked, records, record)
     assert records.read("web-1-s1") is None
+
+
+def test_arguments_with_an_ipv6_address_are_rewritten(netns: ModuleType) -> None:
+    old = {"name": "web-1", "address": "2001:db8::1", "port": "80"}
+    new = {"name": "web-1-s1", "address": "2001:db8::2", "port": "8081"}
+    argv = ["serve", "--listen", "[2001:db8::1]:80", "--peer", "[2001:db8::11]:80", "--bind", "2001:db8::1"]
+    made, found = netns.rewritten(argv, old, new, {"name": [], "address": ["--bind"], "port": []})
+    assert made == [
+        *("serve", "--listen", "[2001:db8::2]:8081", "--peer", "[2001:db8::11]:80", "--bind", "2001:db8::2")
+    ]
+    assert found == {"address", "port"}
