@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from controlplane import model, shadows
+from controlplane.addresses import with_port
 from controlplane.model import Found, Shadow, ShadowState
 
 _EXPECTED = frozenset({ShadowState.WARMING, ShadowState.READY, ShadowState.DRAINING})
@@ -131,8 +132,12 @@ def _met(record: Shadow, there: list[Found], asked_unix_s: float, now_unix_s: fl
         return shadows.failed(moved, now_unix_s, f"found on {there[0].host}, not on {record.host}")
     if at_home[0].address is None or (at_home[0].address, at_home[0].port) == (record.address, record.port):
         return record
-    where = f"{at_home[0].address}:{at_home[0].port}"
-    return shadows.failed(record, now_unix_s, f"found at {where}, not at {record.address}:{record.port}")
+    where = _at(at_home[0])
+    return shadows.failed(record, now_unix_s, f"found at {where}, not at {_at(record)}")
+
+
+def _at(one: Shadow | Found) -> str:
+    return with_port(one.address, one.port) if one.address and one.port else "an unknown address"
 
 
 def _missing(record: Shadow, now_unix_s: float) -> Shadow:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    IPvAnyAddress,
+    IPvAnyNetwork,
     Strict,
     ValidationError,
     field_validator,
@@ -25,6 +27,7 @@ from pydantic import (
 )
 
 from controlplane import config_errors, config_text, model
+from controlplane.addresses import MAPPED, Address, Network, of_one_host
 
 NAME_MOST = 36
 """Characters of a name: a label in the maps holds 47, and a shadow's name adds a suffix."""
@@ -33,7 +36,6 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)")
 _CAPACITY = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*flows/s")
 _URL_PATH = re.compile(r"/[!-~]*")
-_THIS_NETWORK = IPv4Network("0.0.0.0/8")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -81,18 +83,23 @@ def _power_of_two(value: int) -> int:
     return value
 
 
-def _host_address(value: IPv4Address) -> IPv4Address:
-    odd = value.is_multicast or value.is_loopback or value.is_reserved or value.is_link_local
-    if odd or value in _THIS_NETWORK:
+def _host_address(value: Address) -> Address:
+    if not of_one_host(value):
         raise ValueError(
-            "a unicast IPv4 address is allowed (not loopback, link-local, multicast or reserved)"
+            "a unicast address is allowed (not loopback, link-local, multicast, reserved or IPv4-mapped)"
         )
+    return value
+
+
+def _not_both(value: Network) -> Network:
+    if isinstance(value, IPv6Network) and MAPPED.subnet_of(value):
+        raise ValueError(f"it holds {MAPPED}, which stands for IPv4; longer prefixes are allowed")
     return value
 
 
 def _text(value: object) -> object:
     if not isinstance(value, str):
-        raise ValueError("an IPv4 address as text is allowed, e.g. 10.0.1.10")
+        raise ValueError("an address as text is allowed, e.g. 10.0.1.10 or 2001:db8::10")
     return value
 
 
@@ -104,7 +111,7 @@ Number = Annotated[float, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 Share = Annotated[float, Strict(), Field(gt=0, lt=1)]
-Address = Annotated[IPv4Address, BeforeValidator(_text), AfterValidator(_host_address)]
+HostAddress = Annotated[IPvAnyAddress, BeforeValidator(_text), AfterValidator(_host_address)]
 
 
 class _Section(BaseModel):
@@ -151,7 +158,7 @@ class _Shadows(_Section):
 
 
 class _Endpoint(_Section):
-    address: Address
+    address: HostAddress
     port: Port
     weight: Annotated[float, Strict(), Field(ge=0.001, le=1000)] = 1.0
     capacity: Annotated[float, BeforeValidator(_flows_per_s)] | None = None
@@ -159,7 +166,7 @@ class _Endpoint(_Section):
 
 
 class _Service(_Section):
-    vip: Address
+    vip: HostAddress
     port: Port
     protocol: Literal["tcp", "udp"] = "tcp"
     on_down: model.OnDown = model.OnDown.RESET
@@ -190,7 +197,7 @@ class _Idle(_Section):
 
 
 class _Metrics(_Section):
-    address: Annotated[IPv4Address, BeforeValidator(_text)] = IPv4Address("127.0.0.1")
+    address: Annotated[IPvAnyAddress, BeforeValidator(_text)] = IPv4Address("127.0.0.1")
     port: Port = 9464
 
 
@@ -199,7 +206,7 @@ class _Root(_Section):
     mode: model.Mode = model.Mode.ACT
     tick: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.1, le=60)] = 1.0
     interfaces: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=15)], ...], Field(min_length=1)]
-    direct: tuple[Annotated[IPv4Network, BeforeValidator(_text)], ...] = ()
+    direct: tuple[Annotated[IPvAnyNetwork, BeforeValidator(_text), AfterValidator(_not_both)], ...] = ()
     sizes: _Sizes = _Sizes()
     idle: _Idle = _Idle()
     playbooks: Path | None = None
@@ -285,7 +292,7 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
 def _across_services(root: _Root) -> Iterable[str]:
     """VIPs, endpoints' targets and names: what may stand only once in the whole configuration."""
     vips = {service.vip: name for name, service in root.services.items()}
-    targets: dict[tuple[IPv4Address, str, int], str] = {}
+    targets: dict[tuple[Address, str, int], str] = {}
     names: dict[str, str] = {}
     for service_name, service in root.services.items():
         where = f"services.{service_name}"
@@ -298,6 +305,11 @@ def _across_services(root: _Root) -> Iterable[str]:
             if name in names:
                 yield f"{path}: the name is that of {names[name]}; names must differ across services"
             names.setdefault(name, path)
+            if endpoint.address.version != service.vip.version:
+                yield (
+                    f"{path}.address: {endpoint.address} is not of the IP version of its service's vip "
+                    f"({service.vip}); one of the same version is allowed"
+                )
             if endpoint.address in vips:
                 yield (
                     f"{path}.address: {endpoint.address} is the vip of services.{vips[endpoint.address]}; "
@@ -309,7 +321,7 @@ def _across_services(root: _Root) -> Iterable[str]:
             targets.setdefault(target, path)
 
 
-def _target(key: tuple[IPv4Address, str, int]) -> str:
+def _target(key: tuple[Address, str, int]) -> str:
     return f"{key[0]} {key[1]} port {key[2]}"
 
 
@@ -340,12 +352,12 @@ def _to_model(root: _Root) -> model.Config:
     )
 
 
-def _host_addresses(hosts: Mapping[str, _Host]) -> Iterable[IPv4Network]:
+def _host_addresses(hosts: Mapping[str, _Host]) -> Iterable[Network]:
     """What a shadow-to-be copies from its parent goes to its host before it is a member."""
     for host in hosts.values():
         for key in ("address", "ansible_host"):
             try:
-                yield IPv4Network(str(host.variables.get(key)))
+                yield ip_network(str(host.variables.get(key)))
             except ValueError:
                 continue  # a name, or none
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from controlplane import model
+from controlplane.addresses import with_port
 from controlplane.ports import Clock, Store
 
 _log = logging.getLogger("penumbra")
@@ -66,7 +67,7 @@ class Journal:
         """A step that was taken, if people care."""
         match step:
             case model.InstallMember(member):
-                at = f"{member.address}:{member.port}"
+                at = with_port(member.address, member.port)
                 self.say(
                     member.name,
                     "install",

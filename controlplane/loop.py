@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 from typing import TypeVar
 
 from controlplane import model, policy, requests, shadows
+from controlplane.addresses import Address, Network
 from controlplane.fleet import Fleet
 from controlplane.happenings import Happenings
 from controlplane.journal import Journal
@@ -71,10 +72,10 @@ class Controller:
         self._started_s = clock.now_s()
         self._seen_fresh_s: dict[str, float] = {}
         self._ring_changed_s: dict[str, float] = {}
-        self._direct: frozenset[IPv4Network] = frozenset()
+        self._direct: frozenset[Network] = frozenset()
         self._direct_due_s = 0.0
         self._interfaces: Sequence[model.Interface] = ()
-        self._own_addresses: Collection[IPv4Address] = ()
+        self._own_addresses: Collection[Address] = ()
         self._own_due_s = 0.0
         self._stopping = False
         self._overruns = 0
@@ -321,7 +322,7 @@ class Controller:
     def _set_direct(self, steering: model.Steering, now_s: float) -> None:
         """Before members are there: what they send to each other and to probes is theirs, not a VIP's.
         Renewed now and then, since the access point's own addresses may change."""
-        members = (IPv4Network(member.address) for member in steering.members.values())
+        members = (ip_network(member.address) for member in steering.members.values())
         direct = frozenset((*self._config.direct, *members))
         if direct != self._direct or now_s >= self._direct_due_s:
             self._dataplane.set_direct(direct)

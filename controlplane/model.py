@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+
+from controlplane.addresses import Address, Network
 
 
 class Protocol(Enum):
@@ -133,7 +134,7 @@ class Endpoint:
 
     name: str
     service: str
-    address: IPv4Address
+    address: Address
     port: int
     weight: float = 1.0
     capacity: float | None = None
@@ -144,7 +145,7 @@ class Endpoint:
 @dataclass(frozen=True, slots=True)
 class Service:
     name: str
-    vip: IPv4Address
+    vip: Address
     port: int
     protocol: Protocol
     endpoints: tuple[Endpoint, ...]
@@ -196,7 +197,7 @@ class Config:
     hosts: Mapping[str, Host] = field(default_factory=dict)
     mode: Mode = Mode.ACT
     tick_s: float = 1.0
-    direct: tuple[IPv4Network, ...] = ()
+    direct: tuple[Network, ...] = ()
     """More destinations that endpoints answer as themselves."""
     sizes: Sizes = Sizes()
     idle: Idle = Idle()
@@ -216,7 +217,7 @@ class Member:
 
     name: str
     service: str
-    address: IPv4Address
+    address: Address
     port: int
     role: Role
     parent: str | None = None
@@ -234,7 +235,7 @@ class VirtualService:
     """A service as installed in the data plane."""
 
     name: str
-    vip: IPv4Address
+    vip: Address
     port: int
     protocol: Protocol
     on_down: OnDown
@@ -334,7 +335,7 @@ class Shadow:
     requested_unix_s: float
     changed_unix_s: float
     """When ``state`` was entered."""
-    address: IPv4Address | None = None
+    address: Address | None = None
     port: int | None = None
     healthy_unix_s: float | None = None
     ready_unix_s: float | None = None
@@ -373,7 +374,7 @@ class RunResult:
 
     shadow: str
     state: RunState
-    address: IPv4Address | None = None
+    address: Address | None = None
     port: int | None = None
     reason: str = ""
     """Why it failed, one line."""
@@ -390,7 +391,7 @@ class Found:
     target: str
     service: str
     parent: str
-    address: IPv4Address | None
+    address: Address | None
     port: int | None
 
 

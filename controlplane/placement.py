@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
 
+from controlplane.addresses import Address, of_one_host, with_port
 from controlplane.model import Endpoint, Host, Service, Shadow
-
-_THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
 def choose(
@@ -45,7 +43,7 @@ def unusable(
     shadow: Shadow,
     services: Mapping[str, Service],
     others: Iterable[Shadow],
-    own_addresses: Collection[IPv4Address],
+    own_addresses: Collection[Address],
 ) -> str | None:
     """Why packets can't be sent to where a shadow is said to serve; None: they can.
 
@@ -55,11 +53,13 @@ def unusable(
     address, port, service = shadow.address, shadow.port, services.get(shadow.service)
     if address is None or port is None or service is None:
         return None
-    where = f"{address}:{port}"
+    where = with_port(address, port)
     if not 1 <= port <= 65535:
         return f"{where}: no port; 1 to 65535 are allowed"
-    if address.is_loopback or address.is_multicast or address.is_reserved or address in _THIS_NETWORK:
+    if not of_one_host(address):
         return f"{where}: no address of one host in a network"
+    if address.version != service.vip.version:
+        return f"{where}: not of the IP version of its service's vip {service.vip}"
     if address in own_addresses:
         return f"{where}: an address of the access point itself"
     for name, one in services.items():

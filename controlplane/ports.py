@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from controlplane import model
+from controlplane.addresses import Address, Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class Dataplane(Protocol):
     def interfaces(self, names: Collection[str]) -> Sequence[model.Interface]:
         """Whether the program is attached to what has these names now."""
 
-    def own_addresses(self) -> Collection[IPv4Address]:
+    def own_addresses(self) -> Collection[Address]:
         """This host's own: nobody that is steered to can be there."""
 
-    def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
+    def set_direct(self, prefixes: Collection[Network]) -> None:
         """Replaces the destinations that endpoints answer as themselves, beside this host's addresses."""
 
     def renew_hops(self) -> None:

@@ -10,6 +10,7 @@ from enum import Enum
 from ipaddress import IPv4Address
 
 from controlplane import census, model, placement, policy, shadows
+from controlplane.addresses import Address
 from controlplane.journal import Journal
 from controlplane.model import RunState, Shadow, ShadowState
 from controlplane.ports import Clock, DamagedRecordsError, Provisioner, Store
@@ -52,7 +53,7 @@ class Roster:
         self._records_read = False
         """Until then nothing is written over them, and nothing is started."""
         self._damaged: frozenset[str] = frozenset()
-        self._own_addresses: Collection[IPv4Address] = ()
+        self._own_addresses: Collection[Address] = ()
         self._adopted: set[str] = set()
         """Their lead time was not measured."""
         self._forgotten_unix_s: dict[str, float] = {}
@@ -212,7 +213,7 @@ class Roster:
 
     # ---- what happens ---------------------------------------------------------------------
 
-    def advance(self, own_addresses: Collection[IPv4Address]) -> None:
+    def advance(self, own_addresses: Collection[Address]) -> None:
         """Takes ended runs, drops what lost its parent or can't be steered to, and saves what could not
         be saved.
 

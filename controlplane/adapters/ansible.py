@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 
 import yaml
@@ -233,9 +233,9 @@ class AnsibleProvisioner:
         address, port, reason = None, None, outcome.reason
         if not reason and job.playbook == PROVISION:
             try:
-                address = IPv4Address(str(outcome.data["address"]))
+                address = ip_address(str(outcome.data["address"]))
                 port = int(str(outcome.data["port"]))
-            except (KeyError, AddressValueError, ValueError):
+            except (KeyError, ValueError):
                 told = f"{PROVISION} handed back no address and port (set_stats): {dict(outcome.data)}"
                 reason = one_line(told)
         return model.RunResult(
@@ -289,6 +289,6 @@ def _found(row: Mapping[str, object], host: str, target: str) -> model.Found:
         target=target,
         service=str(row["service"]),
         parent=str(row["parent"]),
-        address=IPv4Address(str(address)) if address else None,
+        address=ip_address(str(address)) if address else None,
         port=int(str(port)) if port else None,
     )

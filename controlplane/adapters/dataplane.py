@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from controlplane.adapters.event_ring import EventRing
 from controlplane.adapters.flow_table import FlowRow
 from controlplane.adapters.libbpf import XdpMode
 from controlplane.adapters.maps import Maps, open_instance
+from controlplane.addresses import Address, Network, with_port
 from controlplane.ports import Clock, Counters, DataplaneError
 
 HOP_LIFE_S = 5.0
@@ -103,19 +104,17 @@ class MapDataplane:
         for kind in (model.SetRing, model.SetSlots, model.SetSpill):
             self._asked.pop((kind, name), None)
 
-    def own_addresses(self) -> Collection[IPv4Address]:
+    def own_addresses(self) -> Collection[Address]:
         return netlink.local_addresses()
 
-    def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
-        own = {IPv4Network(address) for address in netlink.local_addresses()}
+    def set_direct(self, prefixes: Collection[Network]) -> None:
+        own = {ip_network(address) for address in netlink.local_addresses()}
         with self._writing():
             keys, kinds = libbpf.map_lookup_batch(self._maps.direct, layout.PREFIX, layout.INDEX)
             there = {key.tobytes(): int(kind) for key, kind in zip(keys, kinds, strict=True)}
             wanted = {
-                (96 + p.prefixlen).to_bytes(4, "little") + layout.mapped(p.network_address): (
-                    layout.DIRECT_OWN if p in own else 1
-                )
-                for p in {*prefixes, *own}
+                layout.prefix(network): layout.DIRECT_OWN if network in own else 1
+                for network in {*prefixes, *own}
             }
             if len(wanted) > layout.DIRECT_PREFIXES:
                 raise DataplaneError(
@@ -144,7 +143,7 @@ class MapDataplane:
             install.reap(maps, now)
             unmanaged = {}
             for index in self._hops_due(now).tolist():
-                hop = routing.hop(IPv4Address(maps.endpoints["address"][index].tobytes()[12:]))
+                hop = routing.hop(layout.unmapped(maps.endpoints["address"][index].tobytes()))
                 _write_hop(maps, index, hop, now + layout.ticks(HOP_LIFE_S))
                 if hop is not None and not hop.managed:
                     unmanaged[hop.ifindex, hop.neighbour] = hop
@@ -186,7 +185,7 @@ class MapDataplane:
                 service=steering.service_name(self._maps, int(event["service"])),
                 endpoint=steering.endpoint_name(self._maps, int(event["endpoint"])),
                 chosen=steering.endpoint_name(self._maps, int(event["chosen"])),
-                client=f"{IPv4Address(event['client'].tobytes()[12:])}:{event['client_port']}",
+                client=with_port(layout.unmapped(event["client"].tobytes()), int(event["client_port"])),
             )
             for event in self._events.read(keep=keep)
             if event["kind"] in kinds

@@ -19,6 +19,7 @@ from controlplane import model, ring
 from controlplane.adapters import layout, libbpf, slot_table, steering
 from controlplane.adapters.layout import ENDPOINT_DOWN, ENDPOINT_DRAINING, ENDPOINT_PRESENT, SERVICE_PRESENT
 from controlplane.adapters.maps import Maps
+from controlplane.addresses import with_port
 from controlplane.model import Role
 from controlplane.ports import DataplaneError
 
@@ -104,7 +105,7 @@ def _install_service(maps: Maps, service: model.VirtualService) -> None:
     maps.services["flags"][index] = flags
     key = layout.target(service.vip, service.port, service.protocol.value)
     maps.service_targets.put(key, index)
-    _count_vip(maps, service.vip.packed)
+    _count_vip(maps, layout.mapped(service.vip))
 
 
 def _remove_service(maps: Maps, name: str) -> None:
@@ -116,14 +117,14 @@ def _remove_service(maps: Maps, name: str) -> None:
     key = vip + int(found["port"]).to_bytes(2, "big") + bytes([found["protocol"], 0])
     maps.service_targets.delete(key)
     maps.services["flags"][index] = 0
-    _count_vip(maps, vip[12:])
+    _count_vip(maps, vip)
 
 
-def _count_vip(maps: Maps, packed: bytes) -> None:
+def _count_vip(maps: Maps, mapped: bytes) -> None:
     """``vips`` holds how many services a VIP has, and none when there are none."""
     present = steering.present_services(maps)
-    count = int((maps.services["vip"][present][:, 12:] == np.frombuffer(packed, "u1")).all(axis=1).sum())
-    key = bytes(10) + b"\xff\xff" + packed + bytes(4)
+    count = int((maps.services["vip"][present] == np.frombuffer(mapped, "u1")).all(axis=1).sum())
+    key = mapped + bytes(4)
     if count:
         libbpf.map_update(maps.vips, key, count.to_bytes(4, "little"))
     else:
@@ -241,7 +242,8 @@ def _free_endpoint(maps: Maps, member: model.Member, key: bytes) -> int:
         if int(state[index]) & ENDPOINT_PRESENT:
             other = steering.endpoint_name(maps, index)
             raise DataplaneError(
-                f"member {member.name!r}: {member.address}:{member.port} is {other!r}: remove that first"
+                f"member {member.name!r}: {with_port(member.address, member.port)} is {other!r}: "
+                "remove that first"
             )
         return index
     present = state & np.uint64(ENDPOINT_PRESENT) != 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from controlplane.adapters.netlink import Routing
 
 _NATIVE_MTU_BYTES = 3498
 """A page less headroom and skb_shared_info: more wants XDP with fragments."""
+
+
+_FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +33,25 @@ class Problem:
     """False: a thing to look at, for it can't be seen from here."""
 
 
-def problems(interfaces: Sequence[str]) -> list[Problem]:
-    """No certain one: nothing known is in the way of steering at these interfaces."""
+def problems(interfaces: Sequence[str], ip_versions: Collection[int] = (4,)) -> list[Problem]:
+    """No certain one: nothing known is in the way of steering at these interfaces.
+
+    :param ip_versions: of the services.
+    """
     found: list[Problem] = []
-    if _setting("ip_forward") == "0":
-        found.append(
-            Problem(
-                "net.ipv4.ip_forward is 0: nothing without a known next hop is forwarded, returns among it",
-                "sysctl -w net.ipv4.ip_forward=1",
+    for version in sorted(ip_versions):
+        key = _FORWARDING[version]
+        if _setting(key) == "0":
+            name = f"net.{key.replace('/', '.')}"
+            found.append(
+                Problem(
+                    f"{name} is 0: nothing without a known next hop is forwarded, returns among it",
+                    f"sysctl -w {name}=1",
+                )
             )
-        )
     found += _firewall()
     links = {link.name: link for link in netlink.routing().links.values()}
-    everywhere = int(_setting("conf/all/rp_filter") or 0)
+    everywhere = int(_setting("ipv4/conf/all/rp_filter") or 0)
     for name in interfaces:
         link = links.get(name)
         if link is None:
@@ -50,7 +59,7 @@ def problems(interfaces: Sequence[str]) -> list[Problem]:
             continue
         if not link.up:
             found.append(Problem(f"interface {name} is down", f"ip link set {name} up"))
-        if max(everywhere, int(_setting(f"conf/{name}/rp_filter") or 0)) == 1:
+        if max(everywhere, int(_setting(f"ipv4/conf/{name}/rp_filter") or 0)) == 1:
             key = "all" if everywhere == 1 else name
             found.append(
                 Problem(
@@ -122,8 +131,8 @@ def _misplaced_vip(where: str, service: model.Service, routing: Routing) -> Iter
     if link is not None:
         yield Problem(
             f"{where} lies in {route.network}, which {link.name} is connected to: its neighbours ask for "
-            "the VIP by ARP, and nobody answers",
-            f"ip address add {service.vip}/32 dev {link.name}",
+            "the VIP by ARP or neighbour discovery, and nobody answers",
+            f"ip address add {service.vip}/{service.vip.max_prefixlen} dev {link.name}",
         )
 
 
@@ -166,8 +175,8 @@ def _available_bytes() -> int:
 
 
 def _setting(path: str) -> str | None:
-    """Of /proc/sys/net/ipv4; dots in interface names stay."""
+    """Of /proc/sys/net; dots in interface names stay."""
     try:
-        return (Path("/proc/sys/net/ipv4") / path).read_text().strip()
+        return (Path("/proc/sys/net") / path).read_text().strip()
     except OSError:
         return None

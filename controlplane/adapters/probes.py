@@ -12,10 +12,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address
 
 import aiohttp
 
 from controlplane import model
+from controlplane.addresses import with_port
 
 Target = tuple[str, int, model.Probe]
 
@@ -94,7 +96,7 @@ class NetworkProber:
     async def _get(self, address: str, port: int, probe: model.Probe) -> str:
         """Why it is unhealthy, or nothing. A new connection each time: making it is half the check."""
         connector = aiohttp.TCPConnector(force_close=True, limit=1)
-        url = f"http://{address}:{port}{probe.path}"
+        url = f"http://{with_port(ip_address(address), port)}{probe.path}"
         async with (
             aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
             session.get(url, allow_redirects=False, headers={"User-Agent": "penumbra"}) as response,

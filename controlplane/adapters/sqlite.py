@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from enum import Enum
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote
 
 from controlplane import model
+from controlplane.addresses import Address
 from controlplane.ports import DamagedRecordsError, StoreError
 
 SCHEMA = 1
@@ -188,7 +189,7 @@ def _decoded(record: str) -> model.Shadow:
     return replace(
         shadow,
         state=model.ShadowState(shadow.state),
-        address=None if shadow.address is None else IPv4Address(shadow.address),
+        address=None if shadow.address is None else ip_address(shadow.address),
     )
 
 
@@ -200,4 +201,4 @@ def _encoded(shadow: model.Shadow) -> str:
 def _plain(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
-    return str(value) if isinstance(value, IPv4Address) else value
+    return str(value) if isinstance(value, Address) else value

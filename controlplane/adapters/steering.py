@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from ipaddress import IPv4Address
 
 import numpy as np
 
@@ -88,7 +87,7 @@ def _member(maps: Maps, name: str, index: int, rows: Mapping[str, int]) -> Membe
     return Member(
         name=name,
         service=service_name(maps, int(endpoint["service"])),
-        address=IPv4Address(endpoint["address"].tobytes()[12:]),
+        address=layout.unmapped(endpoint["address"].tobytes()),
         port=int(endpoint["port"]),
         role=role,
         parent=endpoint_name(maps, int(endpoint["parent"])) if role is Role.SHADOW else None,
@@ -132,7 +131,7 @@ def _service(maps: Maps, name: str, index: int, rows: Mapping[str, int]) -> Virt
     service = maps.services[index]
     return VirtualService(
         name=name,
-        vip=IPv4Address(service["vip"].tobytes()[12:]),
+        vip=layout.unmapped(service["vip"].tobytes()),
         port=int(service["port"]),
         protocol=Protocol(int(service["protocol"])),
         on_down=OnDown.KEEP if service["flags"] & layout.SERVICE_ON_DOWN_KEEP else OnDown.RESET,

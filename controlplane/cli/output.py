@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
+
+from controlplane.addresses import Address, Network
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -67,7 +68,7 @@ def plain(value: object) -> object:
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, IPv4Address | IPv4Network | Path):
+    if isinstance(value, Address | Network | Path):
         return str(value)
     if isinstance(value, Mapping):
         return dict(value)

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from ipaddress import IPv4Network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from controlplane import config, model, plan, weights
@@ -22,6 +22,7 @@ from controlplane.adapters.libbpf import XdpMode
 from controlplane.adapters.patient_store import PatientStore
 from controlplane.adapters.probes import NetworkProber
 from controlplane.adapters.prometheus import PrometheusMetrics
+from controlplane.addresses import with_port
 from controlplane.cli.instance import Instance, clock_path, forget, hold_controller_lock, remember
 from controlplane.cli.instance import loaded as loaded_instances
 from controlplane.cli.output import fail
@@ -81,7 +82,9 @@ def prepare() -> None:
 def hints(configured: model.Config) -> list[str]:
     """What of this machine stands in the way of steered traffic, with the command that mends it."""
     found = (
-        *preflight.problems(configured.interfaces),
+        *preflight.problems(
+            configured.interfaces, {service.vip.version for service in configured.services.values()}
+        ),
         *preflight.misplaced(configured),
         *preflight.memory(configured.sizes, libbpf.possible_cpus()),
     )
@@ -102,7 +105,7 @@ def load(configured: model.Config, path: Path) -> loader.Loaded:
         if loaded.fresh or not dataplane.installed().services:
             # Before any VIP is: one may be this host's own address, with other ports behind it.
             members = (one.address for service in configured.services.values() for one in service.endpoints)
-            dataplane.set_direct({*configured.direct, *map(IPv4Network, members)})
+            dataplane.set_direct({*configured.direct, *map(ip_network, members)})
             for step in plan.plan(model.Steering(), as_configured(configured)):
                 dataplane.apply(step)
             dataplane.renew_hops()
@@ -169,7 +172,7 @@ def _run(
     try:
         metrics = PrometheusMetrics(configured.metrics_address, configured.metrics_port)
     except OSError as error:
-        where = f"{configured.metrics_address}:{configured.metrics_port}"
+        where = with_port(ip_address(configured.metrics_address), configured.metrics_port)
         fail(f"metrics.port: {where}: {os.strerror(error.errno or 0)}; traffic goes on, take another port")
     closing.append(metrics.close)
     dataplane = MapDataplane.open(configured.instance, clock)

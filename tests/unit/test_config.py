@@ -2,7 +2,7 @@
 """A configuration is read whole, or refused with the field's path, the value and what is allowed."""
 
 import os
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -108,7 +108,7 @@ BAD = {
     "no YAML at all": (("web-1: {", "web-1: {{"), "line 12: not YAML"),
     "a VIP that is no text": (
         ("vip: 198.51.100.1\n", "vip: true\n"),
-        "services.web.vip: True: an IPv4 address as",
+        "services.web.vip: True: an address as",
     ),
     "a text where a section belongs": (
         ("port: 80\n", "port: 80\n    probe: http\n"),
@@ -120,9 +120,20 @@ BAD = {
     ),
     "a duration too short": (("instance: lab", "instance: lab\ntick: 10ms"), "tick: '10ms': 0.1 s or more"),
     "no interfaces": (("[a, b]", "[]"), "interfaces: []: 1 or more in it"),
-    "an address that is reserved": (("10.0.0.2", "240.0.0.1"), "address: '240.0.0.1': a unicast IPv4"),
+    "an address that is reserved": (("10.0.0.2", "240.0.0.1"), "address: '240.0.0.1': a unicast address"),
     "a duration of too many digits": (("500ms", "9" * 400 + "s"), "lead_time: '9999"),
-    "a loopback address": (("10.0.0.2", "127.0.0.1"), "address: '127.0.0.1': a unicast IPv4"),
+    "an endpoint of another IP version than its VIP": (
+        ("10.0.0.2", "2001:db8::2"),
+        "services.web.endpoints.web-1.address: 2001:db8::2 is not of the IP version of its service's vip",
+    ),
+    "an IPv4-mapped address": (("10.0.0.2", "'::ffff:10.0.0.2'"), "'::ffff:10.0.0.2': a unicast address"),
+    "an address of a link": (("10.0.0.2", "fe80::2"), "address: 'fe80::2': a unicast address"),
+    "an address with a zone": (("10.0.0.2", "2001:db8::2%eth0"), "'2001:db8::2%eth0': a unicast address"),
+    "a prefix that holds all of IPv4 too": (
+        ("instance: lab", "instance: lab\ndirect: ['::/0']"),
+        "direct.0: '::/0': it holds ::ffff:0:0/96, which stands for IPv4",
+    ),
+    "a loopback address": (("10.0.0.2", "127.0.0.1"), "address: '127.0.0.1': a unicast address"),
 }
 
 
@@ -162,6 +173,13 @@ def test_addresses_of_hosts_are_direct_and_names_are_not():
     text = GOOD.replace("h2: {slots: 2}", hosts)
     parsed = config.parse("direct: [192.0.2.0/24]" + text)
     assert [str(one) for one in parsed.direct] == ["192.0.2.0/24", "10.9.0.1/32"]
+
+
+def test_ipv6_is_as_good():
+    six = GOOD.replace("198.51.100.1", "2001:db8:f::1").replace("10.0.0.2", "2001:db8::2")
+    service = config.parse("direct: ['2001:db8:9::/48']" + six).services["web"]
+    assert service.vip == IPv6Address("2001:db8:f::1")
+    assert [one.address for one in service.endpoints] == [IPv6Address("2001:db8::2")]
 
 
 def test_a_section_whose_keys_are_all_comments_is_as_one_that_is_absent():
