@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from controlplane.cli import lab_send, output
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_FAILED, EXIT_USAGE, fail, say
 from controlplane.lab.configuration import Choices, LiveEndpoint, written
-from controlplane.lab.lab import Lab, topology_of
+from controlplane.lab.lab import ENDINGS, Lab, topology_of
 from controlplane.lab.network import LabError
 from controlplane.lab.topology import AP, CLIENTS, Topology
 
@@ -57,6 +58,8 @@ def up(
         with lab:
             lab.endpoint("host1", name=ENDPOINT, service_time_s=SERVICE_TIME_S, concurrency=CONCURRENCY)
             config = _write_config(lab)
+            for number in ENDINGS:  # from here on it is done: what stays is told, with exit status 0
+                signal.signal(number, signal.SIG_IGN)
             lab.leave()
     except LabError as error:
         fail(str(error))

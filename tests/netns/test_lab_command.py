@@ -36,12 +36,17 @@ def name() -> Iterator[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("part", ["host1", "web-1"])
 def test_cut_short_lab_up_leaves_nothing(name: str, number: signal.Signals, part: str) -> None:
-    maker = subprocess.Popen([PENUMBRA, "lab", "up", "--name", name], start_new_session=True)
     begun = {"host1": processes.NETNS / f"{name}-host1", "web-1": state.RUN / f"lab-{name}/web-1.log"}
-    eventually(begun[part].exists)
-    os.killpg(maker.pid, number)
-    assert maker.wait(20) != 0
-    assert remains(name) == []
+    for _ in range(5):
+        maker = subprocess.Popen([PENUMBRA, "lab", "up", "--name", name], start_new_session=True)
+        eventually(begun[part].exists)
+        os.killpg(maker.pid, number)
+        if maker.wait(20) != 0:
+            assert remains(name) == []
+            return
+        # The signal came when it was done: then it is up, as it said.
+        assert penumbra("lab", "down", "--name", name).returncode == 0
+    pytest.fail("no signal came in time")
 
 
 def test_a_killed_lab_up_is_no_obstacle_to_the_next(name: str) -> None:

@@ -355,7 +355,9 @@ NO_ADDRESS = "provision.yml handed back no address and port (set_stats):"
             "provision.yml handed back no address and port",
             id="a playbook that hands nothing back",
         ),
-        pytest.param(HANDS_BACK.format("fd00::1", 80), f"{NO_ADDRESS} {{'address': 'fd00::1'", id="IPv6"),
+        pytest.param(
+            HANDS_BACK.format("fd00::g", 80), f"{NO_ADDRESS} {{'address': 'fd00::g'", id="no address"
+        ),
         pytest.param(HANDS_BACK.format("10.77.1.2", "http"), NO_ADDRESS, id="a port in words"),
         pytest.param(
             HANDS_BACK.format("{{ 'x' * 3000000 }}", 80), NO_ADDRESS, id="an address of three megabytes"
