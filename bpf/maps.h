@@ -39,11 +39,14 @@ BPF_F_TABLE("array", u32, struct histogram, rtt, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Destinations that endpoints may answer as themselves; user space; program. */
 BPF_F_TABLE("lpm_trie", struct prefix, u32, direct, 4096, BPF_F_NO_PREALLOC);
 /*
- * Ifindex -> 1: interfaces that take redirected frames. A fib lookup that names
- * another one (a bridge, a veth whose peer has neither XDP nor GRO) leaves the
- * packet to the kernel, for redirecting it would lose it; user space; program.
+ * Ifindex -> how frames leave by it: interfaces that take redirected frames, and
+ * VLAN devices on top of them. A fib lookup that names another one (a bridge, a
+ * veth whose peer has neither XDP nor GRO) leaves the packet to the kernel, for
+ * redirecting it would lose it; user space; program.
  */
-BPF_TABLE("hash", u32, u32, ports, 1024);
+BPF_TABLE("hash", u32, struct port, ports, 1024);
+/* Interface and tags -> index of the VLAN device on top of it; user space; program. */
+BPF_TABLE("hash", struct port_key, u32, vlans, 1024);
 /* [cpu] coarse clock; program; program. */
 BPF_F_TABLE("array", u32, struct cpu_clock, clocks, MAX_CPUS, BPF_F_MMAPABLE);
 /* Rate limit of events per endpoint; program; program. */

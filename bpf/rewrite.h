@@ -78,9 +78,11 @@ static __always_inline void rewrite_source(struct packet *packet,
 }
 
 /* What a router does on the way out: TTL and link layer. */
-static __always_inline void rewrite_hop(struct packet *packet, const u8 *dst,
+static __always_inline void rewrite_hop(struct xdp_md *ctx,
+					struct packet *packet, const u8 *dst,
 					const u8 *src)
 {
+	struct ethhdr *eth = (void *)(long)ctx->data;
 	u16 from = packet->ttl, to = from - 1;
 	struct ipv6hdr *ip6;
 	struct iphdr *ip;
@@ -99,8 +101,48 @@ static __always_inline void rewrite_hop(struct packet *packet, const u8 *dst,
 			ip->ttl = to;
 		}
 	}
-	__builtin_memcpy(packet->eth->h_dest, dst, ETH_ALEN);
-	__builtin_memcpy(packet->eth->h_source, src, ETH_ALEN);
+	if ((void *)(eth + 1) > packet->end)
+		return;		/* never: for the verifier */
+	__builtin_memcpy(eth->h_dest, dst, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, src, ETH_ALEN);
+}
+
+/*
+ * The frame with the tags of the port that it leaves by; its pointers are void
+ * after that. False: there is no room for them.
+ */
+static __always_inline bool retag(struct xdp_md *ctx, struct packet *packet)
+{
+	u32 want = !!packet->out.vlan[0] + !!packet->out.vlan[1];
+	__be16 protocol = packet->v6 ? bpf_htons(ETH_P_IPV6) :
+				       bpf_htons(ETH_P_IP);
+	u8 addresses[2 * ETH_ALEN];
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct tag *tag;
+
+	if ((void *)(eth + 1) > end)
+		return false;
+	__builtin_memcpy(addresses, eth->h_dest, sizeof(addresses));
+	if (bpf_xdp_adjust_head(ctx, ((int)packet->tags - (int)want) *
+					     (int)sizeof(*tag)))
+		return false;
+	eth = (void *)(long)ctx->data;
+	end = (void *)(long)ctx->data_end;
+	if ((void *)(eth + 1) + TAGS_MAX * sizeof(*tag) > end)
+		return false;
+	__builtin_memcpy(eth->h_dest, addresses, sizeof(addresses));
+	tag = (void *)&eth->h_proto;
+#pragma unroll
+	for (u32 i = 0; i < TAGS_MAX; i++) {
+		if (!packet->out.vlan[i])
+			break;
+		tag->protocol = packet->out.protocol[i];
+		tag->control = packet->out.vlan[i];
+		tag++;
+	}
+	tag->protocol = protocol;
+	return true;
 }
 
 #endif

@@ -15,6 +15,7 @@
  */
 static __always_inline long lookup_route(struct xdp_md *ctx,
 					 const struct packet *packet,
+					 u32 ingress_ifindex,
 					 const __be32 *source,
 					 const __be32 *destination,
 					 struct bpf_fib_lookup *route)
@@ -38,7 +39,7 @@ static __always_inline long lookup_route(struct xdp_md *ctx,
 		route->ipv4_src = source[V4_WORD];
 		route->ipv4_dst = destination[V4_WORD];
 	}
-	route->ifindex = ctx->ingress_ifindex;
+	route->ifindex = ingress_ifindex;
 	return bpf_fib_lookup(ctx, route, sizeof(*route), 0);
 }
 

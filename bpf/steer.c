@@ -29,6 +29,8 @@ struct here {
 	struct settings *settings;
 	u32 cpu;
 	u32 tick;
+	u32 ifindex;		/* what the packet came in by, a VLAN's device too */
+	volatile bool no_client; /* the packet's source is none */
 };
 
 /* Where a flow lies, or may lie, in the cache. */
@@ -516,9 +518,15 @@ static __always_inline void count_completed(struct here *here,
 
 /* ---- leaving ------------------------------------------------------------- */
 
-static __always_inline bool takes_redirects(u32 ifindex)
+/* By a device of this host's; false: it takes no redirects. */
+static __always_inline bool leave_by(struct packet *packet, u32 ifindex)
 {
-	return ports.lookup(&ifindex) != NULL;
+	struct port *port = ports.lookup(&ifindex);
+
+	if (!port)
+		return false;
+	packet->out = *port;
+	return true;
 }
 
 static __always_inline enum reason send_forward(struct here *here,
@@ -528,23 +536,24 @@ static __always_inline enum reason send_forward(struct here *here,
 	struct bpf_fib_lookup route;
 	long found;
 
-	if (here->tick < to->hop_expires && !to->hop_vlan) {
+	if (here->tick < to->hop_expires) {
 		if (to->hop_mtu && packet->bytes > to->hop_mtu)
 			return REASON_pass_mtu;
 		rewrite_destination(packet, to->address, to->port);
-		rewrite_hop(packet, to->hop_dst, to->hop_src);
-		packet->out_ifindex = to->hop_ifindex;
+		rewrite_hop(here->ctx, packet, to->hop_dst, to->hop_src);
+		packet->out.ifindex = to->hop_ifindex;
+		packet->out.vlan[0] = to->hop_vlan;
+		packet->out.protocol[0] = bpf_htons(ETH_P_8021Q);
 		return REASON_forward_hop;
 	}
-	found = lookup_route(here->ctx, packet, packet->source, to->address,
-			     &route);
+	found = lookup_route(here->ctx, packet, here->ifindex, packet->source,
+			     to->address, &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
 	rewrite_destination(packet, to->address, to->port);
-	if (found != BPF_FIB_LKUP_RET_SUCCESS || !takes_redirects(route.ifindex))
+	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
 		return REASON_forward_kernel;
-	rewrite_hop(packet, route.dmac, route.smac);
-	packet->out_ifindex = route.ifindex;
+	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
 	return REASON_forward_fib;
 }
 
@@ -553,16 +562,15 @@ static __always_inline enum reason send_return(struct here *here,
 					       const struct service *service)
 {
 	struct bpf_fib_lookup route;
-	long found = lookup_route(here->ctx, packet, service->vip,
-				  packet->destination, &route);
+	long found = lookup_route(here->ctx, packet, here->ifindex,
+				  service->vip, packet->destination, &route);
 
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
 	rewrite_source(packet, service->vip, service->port);
-	if (found != BPF_FIB_LKUP_RET_SUCCESS || !takes_redirects(route.ifindex))
+	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
 		return REASON_return_kernel;
-	rewrite_hop(packet, route.dmac, route.smac);
-	packet->out_ifindex = route.ifindex;
+	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
 	return REASON_return_fib;
 }
 
@@ -631,8 +639,10 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 	u32 kept = 0, at;
 	u64 state;
 
-	if (is_no_client(here, packet->source))
+	if (is_no_client(here, packet->source)) {
+		here->no_client = true;
 		return NULL;
+	}
 	choice = pick(here, index, service, packet, hash);
 	if (!choice.ref)
 		return NULL;
@@ -783,7 +793,7 @@ static __always_inline enum reason forward(struct here *here,
 			 packet->destination_port);
 	to = assign(here, index, service, packet, hash, &ref);
 	if (!to)
-		return is_no_client(here, packet->source) ?
+		return here->no_client ?
 			       REASON_drop_source :
 			       REASON_drop_no_endpoint;
 	reason = send_forward(here, packet, to);
@@ -912,14 +922,37 @@ static __always_inline enum reason route(struct here *here,
 	return would_loop(packet) ? REASON_drop_vip_port : REASON_pass_other;
 }
 
+/* Whether the frame is one of this host's: untagged, or of a VLAN that it has. */
+static __always_inline bool arrive(struct here *here,
+				   const struct packet *packet)
+{
+	struct port_key key = { .ifindex = here->ctx->ingress_ifindex };
+	u32 *device;
+
+	here->ifindex = key.ifindex;
+	if (!packet->tags || !(packet->vlan[0] | packet->vlan[1]))
+		return true;
+	key.vlan[0] = packet->vlan[0];
+	key.vlan[1] = packet->vlan[1];
+	device = vlans.lookup(&key);
+	if (!device)
+		return false;
+	here->ifindex = *device;
+	return true;
+}
+
 static __always_inline enum reason sort(struct here *here,
 					struct packet *packet)
 {
 	void *data = (void *)(long)here->ctx->data;
 	void *end = (void *)(long)here->ctx->data_end;
+	enum parsed found;
 
 	packet->zero = forget(here, 0);
-	switch (parse(packet, data, end)) {
+	found = parse(packet, data, end);
+	if (found != PARSED_NOT_IP && !arrive(here, packet))
+		return REASON_pass_vlan;
+	switch (found) {
 	case PARSED:
 		return route(here, packet);
 	case PARSED_NOT_IP:
@@ -942,6 +975,12 @@ static __always_inline enum reason sort(struct here *here,
 	return REASON_abort_impossible;
 }
 
+static __always_inline bool is_redirect(enum reason reason)
+{
+	return reason == REASON_forward_hop || reason == REASON_forward_fib ||
+	       reason == REASON_return_fib;
+}
+
 /* The one way out: counts the reason and names the verdict. */
 static __always_inline int leave(struct here *here, struct packet *packet,
 				 enum reason reason)
@@ -951,12 +990,15 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 
 	if (!counted)
 		return XDP_ABORTED;
+	if (is_redirect(reason) && (packet->tags | packet->out.vlan[0]) &&
+	    !retag(here->ctx, packet))
+		reason = REASON_abort_impossible;
 	counted->count[reason % REASON_SLOTS]++;
 	switch (reason) {
 	case REASON_forward_hop:
 	case REASON_forward_fib:
 	case REASON_return_fib:
-		return bpf_redirect(packet->out_ifindex, 0);
+		return bpf_redirect(packet->out.ifindex, 0);
 	case REASON_drop_vip_port:
 	case REASON_drop_no_endpoint:
 	case REASON_drop_broken:

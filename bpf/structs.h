@@ -128,6 +128,23 @@ struct endpoint {
 };
 _Static_assert(sizeof(struct endpoint) == 64, "endpoint");
 
+#define TAGS_MAX 2		/* VLAN tags of a frame: 802.1Q, QinQ */
+
+/* Where frames that came with these tags belong: to a VLAN device of this host. */
+struct port_key {
+	__u32 ifindex;		/* what they came in by */
+	__be16 vlan[TAGS_MAX];	/* VID, outer first; 0: none */
+};
+_Static_assert(sizeof(struct port_key) == 8, "port_key");
+
+/* How frames leave by a device: by which interface, with which tags. */
+struct port {
+	__u32 ifindex;
+	__be16 vlan[TAGS_MAX];	/* VID, outer first; 0: none */
+	__be16 protocol[TAGS_MAX]; /* of the tags: 802.1Q or 802.1ad */
+};
+_Static_assert(sizeof(struct port) == 12, "port");
+
 struct ring_line {
 	__u32 cell[RING_LINE_CELLS]; /* references of live endpoints */
 };
@@ -201,7 +218,7 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(pass_other)		/* neither to a VIP nor a return */ \
 	X(pass_direct)		/* from an endpoint to a direct destination */ \
 	X(pass_not_ip)		/* neither IP nor a protocol named below */ \
-	X(pass_vlan)		/* not steered yet */ \
+	X(pass_vlan)		/* a VLAN that this host has no device for */ \
 	X(pass_icmp)		/* not steered yet */ \
 	X(pass_fragment)	/* not steered yet */ \
 	X(pass_ttl)		/* TTL would end here: the kernel answers */ \

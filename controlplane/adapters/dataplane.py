@@ -17,6 +17,7 @@ import numpy as np
 from controlplane import model
 from controlplane.adapters import (
     attach,
+    devices,
     flow_table,
     install,
     layout,
@@ -141,12 +142,16 @@ class MapDataplane:
         routing = netlink.routing()
         with self._writing():
             install.reap(maps, now)
+            interfaces = devices.attached(maps)
+            devices.write(maps, interfaces, routing)
             unmanaged = {}
             for index in self._hops_due(now).tolist():
                 hop = routing.hop(layout.unmapped(maps.endpoints["address"][index].tobytes()))
+                if hop is not None and hop.ifindex not in interfaces:
+                    hop = None  # a frame that is redirected there may be lost
                 _write_hop(maps, index, hop, now + layout.ticks(HOP_LIFE_S))
                 if hop is not None and not hop.managed:
-                    unmanaged[hop.ifindex, hop.neighbour] = hop
+                    unmanaged[hop.device, hop.neighbour] = hop
         if unmanaged:
             netlink.manage_neighbours(unmanaged.values())
 
@@ -249,7 +254,7 @@ def _write_hop(maps: Maps, index: int, hop: netlink.Hop | None, expires_tick: in
     if hop is None or hop.neighbour_mac is None:
         maps.endpoints["hop_expires"][index] = 0
         return
-    wanted = (hop.ifindex, hop.neighbour_mac, hop.source_mac, 0, min(hop.mtu, 0xFFFF))
+    wanted = (hop.ifindex, hop.neighbour_mac, hop.source_mac, hop.vlan, min(hop.mtu, 0xFFFF))
     found = (row["hop_ifindex"], row["hop_dst"].tobytes(), row["hop_src"].tobytes())
     if (*found, row["hop_vlan"], row["hop_mtu"]) != wanted:
         maps.endpoints["hop_expires"][index] = 0
@@ -257,5 +262,5 @@ def _write_hop(maps: Maps, index: int, hop: netlink.Hop | None, expires_tick: in
         cell["hop_ifindex"] = hop.ifindex
         cell["hop_dst"] = np.frombuffer(hop.neighbour_mac, "u1")
         cell["hop_src"] = np.frombuffer(hop.source_mac, "u1")
-        cell["hop_vlan"], cell["hop_mtu"] = 0, wanted[-1]
+        cell["hop_vlan"], cell["hop_mtu"] = wanted[-2:]
     maps.endpoints["hop_expires"][index] = expires_tick

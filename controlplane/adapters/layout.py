@@ -22,6 +22,7 @@ BUCKET_FLOWS = 4
 RING_LINE_CELLS = 16
 SHADOW_SLOTS = 128
 TARGET_WAYS = 8
+TAGS_MAX = 2
 HISTOGRAM_SUB = 16
 HISTOGRAM_BUCKETS = 336
 REASON_SLOTS = 64
@@ -166,6 +167,8 @@ EVENT = np.dtype(
 CPU_CLOCK = np.dtype([("jiffies", "<u8"), ("tick", "<u4"), ("pad", "<u4", 13)])
 EVENT_GATE = np.dtype([("tick", "<u4", 4)])
 LABEL = np.dtype([("name", f"S{NAME_BYTES}"), ("weight", "<u4"), ("removed_tick", "<u4"), ("pad", "<u4", 2)])
+PORT_KEY = np.dtype([("ifindex", "<u4"), ("vlan", ">u2", TAGS_MAX)])
+PORT = np.dtype([("ifindex", "<u4"), ("vlan", ">u2", TAGS_MAX), ("protocol", ">u2", TAGS_MAX)])
 PREFIX = np.dtype([("length", "<u4"), ("address", "u1", 16)])
 INDEX = np.dtype("<u4")
 
@@ -189,6 +192,8 @@ STRUCTS = {
     "event_gate": EVENT_GATE,
     "label": LABEL,
     "prefix": PREFIX,
+    "port_key": PORT_KEY,
+    "port": PORT,
 }
 """Name of the struct in C -> dtype."""
 
@@ -244,7 +249,8 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "reasons": array(REASON_COUNTS, cpus),
         "rtt": array(HISTOGRAM, sizes.endpoints),
         "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, DIRECT_PREFIXES),
-        "ports": indices(INDEX, PORTS),
+        "ports": MapLayout(MapType.HASH, INDEX, PORT, PORTS),
+        "vlans": indices(PORT_KEY, PORTS),
         "clocks": array(CPU_CLOCK, cpus),
         "event_gates": array(EVENT_GATE, sizes.endpoints),
         "endpoint_labels": array(LABEL, sizes.endpoints),

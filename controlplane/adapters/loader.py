@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from controlplane import model
-from controlplane.adapters import attach, layout, libbpf, pins
+from controlplane.adapters import attach, devices, layout, libbpf, netlink, pins
 from controlplane.adapters.attach import Attachment
 from controlplane.adapters.bcc import PROGRAM, Compiled, ProgramSizes, compile_program, source_hash
 from controlplane.adapters.libbpf import BpfError, Kind, XdpMode
@@ -200,11 +200,8 @@ def _attach_again(
 def _attach_all(config: model.Config, maps: Maps, program_fd: int) -> tuple[Attachment, ...]:
     attachments = tuple(attach.attach(config.instance, program_fd, name) for name in config.interfaces)
     wanted = {attachment.ifindex for attachment in attachments}
-    for key in list(libbpf.map_keys(maps.ports, 4)):
-        if int.from_bytes(key, "little") not in wanted:
-            libbpf.map_delete(maps.ports, key)
+    devices.write(maps, wanted, netlink.routing())
     for attachment in attachments:
-        libbpf.map_update(maps.ports, attachment.ifindex.to_bytes(4, "little"), (1).to_bytes(4, "little"))
         if attachment.mode != XdpMode.NATIVE:
             log.warning(
                 "interface %s: GENERIC mode, several times slower than native: %s",

@@ -57,10 +57,11 @@ class Maps:
     endpoint_targets: TargetTable
     direct: int
     ports: int
+    vlans: int
     events: int
 
     def close(self) -> None:
-        for fd in (self.vips, self.direct, self.ports, self.events):
+        for fd in (self.vips, self.direct, self.ports, self.vlans, self.events):
             os.close(fd)
 
 
@@ -84,7 +85,7 @@ def open_instance(instance: str) -> Maps:
         for fd in fds.values():
             os.close(fd)
         raise
-    kept = {maps.vips, maps.direct, maps.ports, maps.events}
+    kept = {maps.vips, maps.direct, maps.ports, maps.vlans, maps.events}
     for fd in set(fds.values()) - kept:
         os.close(fd)
     return maps
@@ -197,5 +198,6 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         endpoint_targets=TargetTable(view("endpoint_targets")["entry"], endpoints, "address", settings),
         direct=fds["direct"],
         ports=fds["ports"],
+        vlans=fds["vlans"],
         events=fds["events"],
     )

@@ -16,6 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from controlplane.addresses import Address, Network
 
 _AF_INET, _AF_INET6 = 2, 10
+ETH_P_8021Q = 0x8100
 UNICAST, LOCAL = 1, 2
 """Kinds of routes: RTN_* of linux/rtnetlink.h."""
 REFUSING = frozenset({6, 7, 8})
@@ -30,6 +31,14 @@ _NO_REDIRECT = {"bridge", "bond", "team", "vlan", "vxlan", "macvlan", "ipvlan", 
 
 
 @dataclass(frozen=True, slots=True)
+class Tag:
+    vlan: int
+    """VID."""
+    protocol: int
+    """EtherType: 802.1Q's or 802.1ad's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     ifindex: int
     name: str
@@ -38,6 +47,10 @@ class Link:
     kind: str
     """veth, bridge, ...; empty for hardware."""
     up: bool
+    below: int | None = None
+    """Index of the interface that a VLAN device is on top of."""
+    tag: Tag | None = None
+    """Of a VLAN device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +79,18 @@ class Hop:
     """How packets leave for an address."""
 
     ifindex: int
+    """What frames leave by."""
     source_mac: bytes
+    device: int
+    """Whose neighbour it is: ``ifindex``, or a VLAN device on top of that."""
     neighbour: Address
     neighbour_mac: bytes | None
     """None: not resolved yet."""
     managed: bool
     """The kernel keeps the neighbour resolved by itself (NTF_MANAGED)."""
     mtu: int
+    vlan: int = 0
+    """VID of the 802.1Q tag that frames carry; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +115,28 @@ class Routing:
         if self.policy_rules or route is None or route.kind != UNICAST or route.ifindex is None:
             return None
         link = self.links.get(route.ifindex)
-        if link is None or not link.up or link.kind in _NO_REDIRECT or len(link.mac) != 6:
+        if link is None or not link.up or len(link.mac) != 6:
+            return None
+        carrier, tags = self.carrier(link)
+        if carrier is None or carrier.kind in _NO_REDIRECT or len(tags) > 1:
+            return None
+        if tags and tags[0].protocol != ETH_P_8021Q:
             return None
         via = route.gateway or address
         neighbour = self.neighbours.get((link.ifindex, via), Neighbour(None, False))
         mtu = min(link.mtu, route.mtu or link.mtu)
-        return Hop(link.ifindex, link.mac, via, neighbour.mac, neighbour.managed, mtu)
+        vlan = tags[0].vlan if tags else 0
+        return Hop(carrier.ifindex, link.mac, link.ifindex, via, neighbour.mac, neighbour.managed, mtu, vlan)
+
+    def carrier(self, link: Link) -> tuple[Link | None, tuple[Tag, ...]]:
+        """The interface that a device's frames leave by, and the tags that they have then, outer first;
+        (itself, ()) for what is no VLAN device. None: not in this network namespace."""
+        tags: tuple[Tag, ...] = ()
+        below: Link | None = link
+        while below is not None and below.tag is not None:
+            tags = (below.tag, *tags)
+            below = self.links.get(below.below or 0)
+        return below, tags
 
 
 def routing() -> Routing:
@@ -135,14 +169,22 @@ def _mac(text: str | None) -> bytes:
 
 def _link(message: Any) -> Link:
     information = message.get_attr("IFLA_LINKINFO")
+    kind = (information.get_attr("IFLA_INFO_KIND") if information else None) or ""
+    tag = _tag(information.get_attr("IFLA_INFO_DATA")) if kind == "vlan" else None
     return Link(
         ifindex=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
         mac=_mac(message.get_attr("IFLA_ADDRESS")),
         mtu=message.get_attr("IFLA_MTU") or 0,
-        kind=(information.get_attr("IFLA_INFO_KIND") if information else None) or "",
+        kind=kind,
         up=bool(message["flags"] & 1),
+        below=message.get_attr("IFLA_LINK") if tag else None,
+        tag=tag,
     )
+
+
+def _tag(data: Any) -> Tag:
+    return Tag(data.get_attr("IFLA_VLAN_ID"), data.get_attr("IFLA_VLAN_PROTOCOL") or ETH_P_8021Q)
 
 
 def _route(message: Any) -> Route:
@@ -181,7 +223,7 @@ def manage_neighbours(hops: Iterable[Hop]) -> None:
                     "replace",
                     family=_AF_INET6 if hop.neighbour.version == 6 else _AF_INET,
                     dst=str(hop.neighbour),
-                    ifindex=hop.ifindex,
+                    ifindex=hop.device,
                     state=0,
                     flags_ext=_NTF_EXT_MANAGED,
                 )

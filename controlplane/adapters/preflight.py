@@ -14,7 +14,7 @@ from pathlib import Path
 
 from controlplane import model
 from controlplane.adapters import layout, netlink
-from controlplane.adapters.netlink import Routing
+from controlplane.adapters.netlink import Link, Routing
 
 _NATIVE_MTU_BYTES = 3498
 """A page less headroom and skb_shared_info: more wants XDP with fragments."""
@@ -75,6 +75,7 @@ def problems(interfaces: Sequence[str], ip_versions: Collection[int] = (4,)) -> 
                 )
             )
         found += _veth_problems(name, link.kind)
+        found += _vlan_problems(name, link, links.values())
     return found
 
 
@@ -107,6 +108,15 @@ def _veth_problems(name: str, kind: str) -> list[Problem]:
             certain=False,
         )
     ]
+
+
+def _vlan_problems(name: str, link: Link, links: Iterable[Link]) -> Iterator[Problem]:
+    if not link.kind and any(other.tag and other.below == link.ifindex for other in links):
+        yield Problem(
+            f"{name} carries VLANs: a card that strips tags hides them from the program",
+            f"ethtool -K {name} rxvlan off",
+            certain=False,
+        )
 
 
 def misplaced(config: model.Config) -> list[Problem]:
@@ -152,7 +162,8 @@ def _misplaced_endpoint(
         yield Problem(f"{where} is a broadcast or multicast address: nobody there can answer", ask)
     else:
         link = routing.links.get(route.ifindex or 0)
-        if link is not None and link.name not in interfaces:
+        carrier = routing.carrier(link)[0] if link is not None else None
+        if link is not None and not {link.name, carrier.name if carrier else None} & set(interfaces):
             yield Problem(
                 f"{where} is reached by {link.name}, which is not in interfaces: its replies come in there "
                 "without passing the program",

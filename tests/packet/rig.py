@@ -80,8 +80,9 @@ class Rig:
         for name, size in (("vips", 20), ("direct", 20)):
             for key in list(libbpf.map_keys(self.compiled.maps[name], size)):
                 libbpf.map_delete(self.compiled.maps[name], key)
-        for key in list(libbpf.map_keys(self.compiled.maps["ports"], 4)):
-            libbpf.map_delete(self.compiled.maps["ports"], key)
+        for name, size in (("ports", 4), ("vlans", 8)):
+            for key in list(libbpf.map_keys(self.compiled.maps[name], size)):
+                libbpf.map_delete(self.compiled.maps[name], key)
         self.next_cell = 0
         settings = self.settings[0]
         settings["hash_key"] = KEY
@@ -176,6 +177,24 @@ class Rig:
         """An address of the access point's own."""
         self.put("direct", layout.prefix(ip_network(address)), layout.DIRECT_OWN)
         self.settings["own_sources"] |= np.uint64(layout.source_bit(layout.mapped(ip_address(address))))
+
+    def port(
+        self,
+        device: int,
+        ifindex: int | None = None,
+        vlans: Sequence[int] = (),
+        protocols: Sequence[int] = (),
+    ) -> None:
+        """A device that frames may leave by; with VLANs also one that they come in by."""
+        key, port = np.zeros((), layout.PORT_KEY), np.zeros((), layout.PORT)
+        key["ifindex"] = port["ifindex"] = device if ifindex is None else ifindex
+        for at, vlan in enumerate(vlans):
+            key["vlan"][at] = port["vlan"][at] = vlan
+            port["protocol"][at] = protocols[at] if protocols else 0x8100
+        index = device.to_bytes(4, "little")
+        libbpf.map_update(self.compiled.maps["ports"], index, port.tobytes())
+        if vlans:
+            libbpf.map_update(self.compiled.maps["vlans"], key.tobytes(), index)
 
     # ---- packets ------------------------------------------------------------------------
 

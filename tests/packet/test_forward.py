@@ -86,7 +86,11 @@ UNTOUCHED = {
     ),
     "ARP passes": (LINK / ARP(), PASS, "pass_not_ip"),
     "IPv6 to somebody else passes": (LINK / IPv6() / TCP(), PASS, "pass_other"),
-    "a VLAN tag passes": (LINK / Dot1Q(vlan=5) / SYN[IP], PASS, "pass_vlan"),
+    "a tag of a VLAN that this host does not have passes": (
+        LINK / Dot1Q(vlan=5) / SYN[IP],
+        PASS,
+        "pass_vlan",
+    ),
     "ICMP to a VIP passes": (LINK / IP(src=CLIENT, dst=VIP) / ICMP(), PASS, "pass_icmp"),
     "a first fragment passes": (LINK / IP(src=CLIENT, dst=VIP, flags="MF") / TCP(), PASS, "pass_fragment"),
     "a later fragment passes": (

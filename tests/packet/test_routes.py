@@ -19,6 +19,7 @@ VIP, CLIENT, ENDPOINT = "198.51.100.10", "192.0.2.7", "203.0.113.5"
 CLIENT_MAC, ENDPOINT_MAC = "02:00:00:00:0c:01", "02:00:00:00:0e:01"
 CLIENT_SIDE_MAC, ENDPOINT_SIDE_MAC = "02:00:00:00:0a:01", "02:00:00:00:0a:02"
 CLONE_NEWNET = 0x40000000
+TAG_7 = b"\x81\x00\x00\x07"
 SYN = tcp(CLIENT, 4000, VIP, 80, "S")
 SYNACK = tcp(ENDPOINT, 8080, CLIENT, 4000, "SA")
 
@@ -60,7 +61,7 @@ def routed(rig: Rig, namespace: str) -> Iterator[Send]:
     rig.ring(1, [rig.endpoint(1, 1, ENDPOINT, 8080, hop=False)] * 7)
     ingress = index_of(namespace, "c")
     for device in ("c", "e"):
-        rig.put("ports", index_of(namespace, device).to_bytes(4, "little"), 1)
+        rig.port(index_of(namespace, device))
 
     def enter() -> None:
         fd = os.open(Path("/run/netns") / namespace, os.O_RDONLY)
@@ -84,6 +85,19 @@ def test_an_answer_leaves_by_the_kernels_route(routed: Send) -> None:
     result = routed(SYNACK)
     assert (result.verdict, result.reason) == (REDIRECT, "return_fib")
     assert result.raw == rewritten(SYNACK, source=(VIP, 80), hop=(CLIENT_MAC, CLIENT_SIDE_MAC))
+
+
+def test_a_client_in_a_vlan_is_answered_with_its_tag(routed: Send, rig: Rig, namespace: str) -> None:
+    """As if c were a VLAN device: what the kernel's route names decides on interface and tag."""
+    rig.port(index_of(namespace, "c"), index_of(namespace, "c"), [7])
+    frame = bytes(SYN)
+    result = routed(frame[:12] + TAG_7 + frame[12:])
+    assert (result.verdict, result.reason) == (REDIRECT, "forward_fib")
+    assert result.raw == rewritten(SYN, destination=(ENDPOINT, 8080), hop=(ENDPOINT_MAC, ENDPOINT_SIDE_MAC))
+    result = routed(SYNACK)
+    assert (result.verdict, result.reason) == (REDIRECT, "return_fib")
+    wanted = rewritten(SYNACK, source=(VIP, 80), hop=(CLIENT_MAC, CLIENT_SIDE_MAC))
+    assert result.raw == wanted[:12] + TAG_7 + wanted[12:]
 
 
 def test_an_interface_that_takes_no_redirects_gets_it_by_the_kernel(
