@@ -202,16 +202,14 @@ static __always_inline u64 victim_rank(const struct settings *settings,
 /* ---- who it is ----------------------------------------------------------- */
 
 /* From the client's side, whichever way the packet goes. */
-static __always_inline u64 hash_flow(const u64 *key,
-				     const struct packet *packet,
+static __always_inline u64 hash_flow(const u64 *key, bool v6, u8 protocol,
 				     const __be32 *client, const __be32 *vip,
 				     __be16 client_port, __be16 port)
 {
-	if (packet->v6)
-		return hash_v6(key, client, vip, client_port, port,
-			       packet->protocol);
+	if (v6)
+		return hash_v6(key, client, vip, client_port, port, protocol);
 	return hash_v4(key, client[V4_WORD], vip[V4_WORD], client_port, port,
-		       packet->protocol);
+		       protocol);
 }
 
 /* ---- the cold 5-tuple ---------------------------------------------------- */

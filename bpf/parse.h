@@ -39,7 +39,7 @@ enum parsed {
 	PARSED_OTHER,		/* IP that is never ours */
 	PARSED_VLAN,		/* more tags than TAGS_MAX */
 	PARSED_FRAGMENT,	/* addresses are set, from here on */
-	PARSED_ICMP,
+	PARSED_ICMP,		/* packet->l4 is its header */
 	PARSED_OTHER_PROTOCOL,
 	PARSED_BROKEN,
 };
@@ -59,6 +59,7 @@ struct packet {
 	void *end;
 	struct ethhdr *eth;
 	void *l3;		/* header_v4(), header_v6() */
+	void *l4;		/* what it carries */
 	struct ports *ports;
 	__sum16 *check;		/* of TCP or UDP */
 	__be32 source[ADDRESS_WORDS] __attribute__((aligned(8)));
@@ -235,11 +236,9 @@ static __always_inline enum parsed parse_ipv4(struct packet *packet,
 		return PARSED_BROKEN;
 	if (ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_OFFSET))
 		return PARSED_FRAGMENT;
-	if (ip->protocol == IPPROTO_ICMP)
-		return PARSED_ICMP;
 	cursor->at += header;
 	cursor->bytes = packet->bytes - header;
-	return PARSED;
+	return ip->protocol == IPPROTO_ICMP ? PARSED_ICMP : PARSED;
 }
 
 /* Past the headers that a router need not understand. */
@@ -358,7 +357,7 @@ static __always_inline enum parsed parse(struct packet *packet, void *data,
 		found = parse_ipv6(packet, &cursor);
 	else
 		return is_tag(protocol) ? PARSED_VLAN : PARSED_NOT_IP;
-	if (found != PARSED)
+	if (found != PARSED && found != PARSED_ICMP)
 		return found;
 	/*
 	 * Whichever way led here, the packet's path is one story to the
@@ -366,7 +365,8 @@ static __always_inline enum parsed parse(struct packet *packet, void *data,
 	 */
 	packet->l3 = forgotten(packet, packet->l3, L3_OFFSET_MASK);
 	cursor.at = forgotten(packet, cursor.at, L4_OFFSET_MASK);
-	return parse_l4(packet, &cursor);
+	packet->l4 = cursor.at;
+	return found == PARSED ? parse_l4(packet, &cursor) : found;
 }
 
 #endif

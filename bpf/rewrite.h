@@ -77,30 +77,36 @@ static __always_inline void rewrite_source(struct packet *packet,
 	packet->ports->source = port;
 }
 
+static __always_inline void rewrite_ttl(struct packet *packet, u8 to)
+{
+	struct ipv6hdr *ip6;
+	struct iphdr *ip;
+	u16 from;
+
+	if (packet->v6) {
+		ip6 = header_v6(packet);
+		if (ip6)
+			ip6->hop_limit = to;
+		return;
+	}
+	ip = header_v4(packet);
+	if (!ip)
+		return;
+	/* TTL is the first byte of its 16-bit word. */
+	from = ip->ttl;
+	ip->check = csum_apply(ip->check, csum_change(bpf_htons(from << 8),
+						      bpf_htons((u16)to << 8)));
+	ip->ttl = to;
+}
+
 /* What a router does on the way out: TTL and link layer. */
 static __always_inline void rewrite_hop(struct xdp_md *ctx,
 					struct packet *packet, const u8 *dst,
 					const u8 *src)
 {
 	struct ethhdr *eth = (void *)(long)ctx->data;
-	u16 from = packet->ttl, to = from - 1;
-	struct ipv6hdr *ip6;
-	struct iphdr *ip;
 
-	if (packet->v6) {
-		ip6 = header_v6(packet);
-		if (ip6)
-			ip6->hop_limit = to;
-	} else {
-		ip = header_v4(packet);
-		if (ip) {
-			/* TTL is the first byte of its 16-bit word. */
-			ip->check = csum_apply(ip->check,
-					       csum_change(bpf_htons(from << 8),
-							   bpf_htons(to << 8)));
-			ip->ttl = to;
-		}
-	}
+	rewrite_ttl(packet, packet->ttl - 1);
 	if ((void *)(eth + 1) > packet->end)
 		return;		/* never: for the verifier */
 	__builtin_memcpy(eth->h_dest, dst, ETH_ALEN);

@@ -13,6 +13,7 @@
 #include "flow.h"
 #include "hash.h"
 #include "histogram.h"
+#include "icmp.h"
 #include "rewrite.h"
 #include "route.h"
 #include "target.h"
@@ -529,8 +530,20 @@ static __always_inline bool leave_by(struct packet *packet, u32 ifindex)
 	return true;
 }
 
+static __always_inline void rewrite_to(struct packet *packet,
+				       struct embedded *about,
+				       const struct endpoint *to)
+{
+	if (about)
+		rewrite_error(packet, about, true, to->address, to->port);
+	else
+		rewrite_destination(packet, to->address, to->port);
+}
+
+/* :about is what the packet is an ICMP error about; NULL: it is none. */
 static __always_inline enum reason send_forward(struct here *here,
 						struct packet *packet,
+						struct embedded *about,
 						const struct endpoint *to)
 {
 	struct bpf_fib_lookup route;
@@ -539,7 +552,7 @@ static __always_inline enum reason send_forward(struct here *here,
 	if (here->tick < to->hop_expires) {
 		if (to->hop_mtu && packet->bytes > to->hop_mtu)
 			return REASON_pass_mtu;
-		rewrite_destination(packet, to->address, to->port);
+		rewrite_to(packet, about, to);
 		rewrite_hop(here->ctx, packet, to->hop_dst, to->hop_src);
 		packet->out.ifindex = to->hop_ifindex;
 		packet->out.vlan[0] = to->hop_vlan;
@@ -550,7 +563,7 @@ static __always_inline enum reason send_forward(struct here *here,
 			     to->address, &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
-	rewrite_destination(packet, to->address, to->port);
+	rewrite_to(packet, about, to);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
 		return REASON_forward_kernel;
 	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
@@ -559,6 +572,7 @@ static __always_inline enum reason send_forward(struct here *here,
 
 static __always_inline enum reason send_return(struct here *here,
 					       struct packet *packet,
+					       struct embedded *about,
 					       const struct service *service)
 {
 	struct bpf_fib_lookup route;
@@ -567,7 +581,10 @@ static __always_inline enum reason send_return(struct here *here,
 
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
-	rewrite_source(packet, service->vip, service->port);
+	if (about)
+		rewrite_error(packet, about, false, service->vip, service->port);
+	else
+		rewrite_source(packet, service->vip, service->port);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
 		return REASON_return_kernel;
 	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
@@ -788,15 +805,15 @@ static __always_inline enum reason forward(struct here *here,
 
 	if (packet->ttl <= 1)
 		return REASON_pass_ttl;
-	hash = hash_flow(here->settings->hash_key, packet, packet->source,
-			 packet->destination, packet->source_port,
-			 packet->destination_port);
+	hash = hash_flow(here->settings->hash_key, packet->v6, packet->protocol,
+			 packet->source, packet->destination,
+			 packet->source_port, packet->destination_port);
 	to = assign(here, index, service, packet, hash, &ref);
 	if (!to)
 		return here->no_client ?
 			       REASON_drop_source :
 			       REASON_drop_no_endpoint;
-	reason = send_forward(here, packet, to);
+	reason = send_forward(here, packet, NULL, to);
 	if (reason == REASON_pass_mtu)
 		return reason;
 	counted = lookup_counters(here->cpu, ref_index(ref));
@@ -873,8 +890,9 @@ static __always_inline enum reason giveback(struct here *here,
 	counted = lookup_counters(here->cpu, index);
 	if (!service || !counted)
 		return REASON_abort_impossible;
-	hash = hash_flow(here->settings->hash_key, packet, packet->destination,
-			 service->vip, packet->destination_port, service->port);
+	hash = hash_flow(here->settings->hash_key, packet->v6, packet->protocol,
+			 packet->destination, service->vip,
+			 packet->destination_port, service->port);
 	place = find_flow(here, hash);
 	if (!place.flow || (u32)place.id != ref_of(index, from->state) ||
 	    idle(here->settings, here->tick,
@@ -888,7 +906,7 @@ static __always_inline enum reason giveback(struct here *here,
 	}
 	if (packet->ttl <= 1)
 		return REASON_pass_ttl;
-	reason = send_return(here, packet, service);
+	reason = send_return(here, packet, NULL, service);
 	if (reason == REASON_pass_mtu)
 		return reason;
 	if (place.flow)
@@ -896,6 +914,109 @@ static __always_inline enum reason giveback(struct here *here,
 			    counted);
 	counted->return_packets++;
 	counted->return_bytes += packet->bytes;
+	return reason;
+}
+
+/* ---- ICMP errors --------------------------------------------------------- */
+
+/* From the client's side, about an answer that left with the VIP for its source. */
+static __always_inline enum reason follow_to_endpoint(struct here *here,
+						      struct packet *packet,
+						      struct embedded *about)
+{
+	struct target target;
+	struct service *service;
+	struct endpoint *to;
+	struct place place;
+	u32 index;
+	u64 state;
+
+	target_of(&target, about->source, about->source_port, about->protocol);
+	service = lookup_service(here, &target, &index);
+	if (!service || !(service->flags & SERVICE_PRESENT))
+		return REASON_pass_icmp;
+	place = find_flow(here, hash_flow(here->settings->hash_key, packet->v6,
+					  about->protocol, about->destination,
+					  about->source, about->destination_port,
+					  about->source_port));
+	if (!place.flow)
+		return REASON_pass_icmp;
+	to = lookup_present(place.id, &state);
+	if (!to || to->service != index)
+		return REASON_pass_icmp;
+	return send_forward(here, packet, about, to);
+}
+
+/* From the endpoint's side, about what a client sent. */
+static __always_inline enum reason follow_to_client(struct here *here,
+						    struct packet *packet,
+						    struct embedded *about)
+{
+	struct target target;
+	struct service *service;
+	struct endpoint *from;
+	struct place place;
+	u32 index, at;
+
+	target_of(&target, about->destination, about->destination_port,
+		  about->protocol);
+	from = lookup_sender(here, &target, &index);
+	if (!from)
+		return REASON_pass_icmp;
+	at = from->service;
+	service = services.lookup(&at);
+	if (!service)
+		return REASON_abort_impossible;
+	place = find_flow(here, hash_flow(here->settings->hash_key, packet->v6,
+					  about->protocol, about->source,
+					  service->vip, about->source_port,
+					  service->port));
+	if (!place.flow || (u32)place.id != ref_of(index, from->state))
+		return REASON_pass_icmp;
+	return send_return(here, packet, about, service);
+}
+
+static __always_inline bool same_address(const __be32 *one, const __be32 *other)
+{
+	return one[0] == other[0] && one[1] == other[1] && one[2] == other[2] &&
+	       one[3] == other[3];
+}
+
+/* Follows the flow that it is about, or is the kernel's. */
+static __always_inline enum reason follow(struct here *here,
+					  struct packet *packet)
+{
+	struct embedded about;
+	enum reason reason;
+
+	if (!parse_embedded(packet, &about) || packet->ttl <= 1 ||
+	    !same_address(packet->destination, about.source))
+		return REASON_pass_icmp;
+	reason = follow_to_endpoint(here, packet, &about);
+	if (reason == REASON_pass_icmp)
+		reason = follow_to_client(here, packet, &about);
+	return reason;
+}
+
+/* To a VIP that nobody else would answer for. */
+static __always_inline enum reason answer(struct here *here,
+					  struct packet *packet)
+{
+	if (!is_echo_request(packet))
+		return REASON_drop_vip_port;
+	if (is_no_client(here, packet->source))
+		return REASON_drop_source;
+	rewrite_echo(here->ctx, packet);
+	return REASON_reply_echo;
+}
+
+static __always_inline enum reason icmp(struct here *here,
+					struct packet *packet)
+{
+	enum reason reason = follow(here, packet);
+
+	if (reason == REASON_pass_icmp && would_loop(packet))
+		reason = answer(here, packet);
 	return reason;
 }
 
@@ -964,7 +1085,7 @@ static __always_inline enum reason sort(struct here *here,
 	case PARSED_FRAGMENT:
 		return REASON_pass_fragment;
 	case PARSED_ICMP:
-		return REASON_pass_icmp;
+		return icmp(here, packet);
 	case PARSED_OTHER_PROTOCOL:
 		return would_loop(packet) ? REASON_drop_vip_port :
 					    REASON_pass_not_ip;
@@ -999,6 +1120,9 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	case REASON_forward_fib:
 	case REASON_return_fib:
 		return bpf_redirect(packet->out.ifindex, 0);
+	case REASON_reply_echo:
+		/* XDP_TX would wait in a veth whose peer has GRO only. */
+		return bpf_redirect(here->ctx->ingress_ifindex, 0);
 	case REASON_drop_vip_port:
 	case REASON_drop_no_endpoint:
 	case REASON_drop_broken:

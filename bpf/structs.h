@@ -215,11 +215,12 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(forward_kernel)	/* rewritten, then left to the kernel to forward */ \
 	X(return_fib)		/* to a client by fib lookup */ \
 	X(return_kernel)	/* rewritten, then left to the kernel to forward */ \
+	X(reply_echo)		/* a VIP's answer to an echo request */ \
 	X(pass_other)		/* neither to a VIP nor a return */ \
 	X(pass_direct)		/* from an endpoint to a direct destination */ \
 	X(pass_not_ip)		/* neither IP nor a protocol named below */ \
 	X(pass_vlan)		/* a VLAN that this host has no device for */ \
-	X(pass_icmp)		/* not steered yet */ \
+	X(pass_icmp)		/* not to a VIP, nor an error about a steered flow */ \
 	X(pass_fragment)	/* not steered yet */ \
 	X(pass_ttl)		/* TTL would end here: the kernel answers */ \
 	X(pass_mtu)		/* larger than the next hop takes, as it came */ \

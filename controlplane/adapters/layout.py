@@ -61,6 +61,7 @@ REASONS = (
     "forward_kernel",
     "return_fib",
     "return_kernel",
+    "reply_echo",
     "pass_other",
     "pass_direct",
     "pass_not_ip",

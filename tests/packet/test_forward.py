@@ -91,7 +91,12 @@ UNTOUCHED = {
         PASS,
         "pass_vlan",
     ),
-    "ICMP to a VIP passes": (LINK / IP(src=CLIENT, dst=VIP) / ICMP(), PASS, "pass_icmp"),
+    "ICMP to somebody else passes": (LINK / IP(src=CLIENT, dst=OTHER) / ICMP(), PASS, "pass_icmp"),
+    "an ICMP timestamp request to a VIP is dropped": (
+        LINK / IP(src=CLIENT, dst=VIP) / ICMP(type=13),
+        DROP,
+        "drop_vip_port",
+    ),
     "a first fragment passes": (LINK / IP(src=CLIENT, dst=VIP, flags="MF") / TCP(), PASS, "pass_fragment"),
     "a later fragment passes": (
         LINK / IP(src=CLIENT, dst=VIP, frag=10) / (b"x" * 40),

@@ -83,7 +83,7 @@ UNTOUCHED = {
         DROP,
         "drop_vip_port",
     ),
-    "ICMPv6 to a VIP passes": (chained(ends=ICMPv6EchoRequest()), PASS, "pass_icmp"),
+    "ICMPv6 to somebody else passes": (chained(ends=ICMPv6EchoRequest(), to=OTHER), PASS, "pass_icmp"),
     "neighbour discovery passes": (
         LINK / IPv6(src="fe80::1", dst="ff02::1:ff00:10") / ICMPv6ND_NS(tgt=VIP),
         PASS,

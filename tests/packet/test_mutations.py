@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.adapters.bcc import compile_program
-from tests.packet import test_differential, test_flows, test_forward
+from tests.packet import test_differential, test_flows, test_forward, test_icmp
 from tests.packet.rig import BPF_DIR, SIZES, Rig
 
 Check = Callable[[Rig], object]
@@ -43,6 +43,18 @@ def syn_sent_again(rig: Rig) -> None:
 def tuple_on_syn(rig: Rig) -> None:
     pair = test_flows.install_pair(rig)
     test_flows.TestAffinity().test_a_syn_of_another_tuple_with_the_same_tag_is_not_this_flow(pair)
+
+
+def error_to_endpoint(rig: Rig) -> None:
+    steered = test_icmp.install(rig)
+    test_icmp.test_an_error_about_an_answer_goes_to_the_endpoint(steered, 6, "TCP", (2, 0))
+
+
+def error_to_another(rig: Rig) -> None:
+    steered = test_icmp.install(rig)
+    test_icmp.TestNotOurs().test_an_error_to_another_than_who_sent_what_it_is_about_is_not_believed(
+        steered, 4
+    )
 
 
 def unacknowledged(rig: Rig) -> None:
@@ -83,7 +95,7 @@ def udp_sum_of_zero(rig: Rig) -> None:
 CHECKS: tuple[Check, ...] = (
     *(differential, spill_limit, one_bit_of_the_tag, tuple_on_syn, established_victim),
     *(udp_without_a_place, udp_sum_of_zero, second_bucket, syn_sent_again),
-    *(unacknowledged, stray_syn, idle_answer, own_source),
+    *(unacknowledged, stray_syn, idle_answer, own_source, error_to_endpoint, error_to_another),
 )
 
 
@@ -156,7 +168,16 @@ MUTATIONS = {
     ),
     "the checksum's carry is lost": Mutation("csum.h", FOLD * 3, FOLD),
     "a UDP sum of zero is written as it is": Mutation("rewrite.h", "check = 0xffff;", ";", udp_sum_of_zero),
-    "TTL stays": Mutation("rewrite.h", "to = from - 1;", "to = from;"),
+    "an ICMPv6 sum does not see the addresses": Mutation(
+        "icmp.h", "change += outer;", "(void)outer;", error_to_endpoint
+    ),
+    "an error shows the endpoint's port": Mutation("icmp.h", "*old_port = port;", ";", error_to_endpoint),
+    "an error is believed whoever sent what it is about": Mutation(
+        "steer.c", "!same_address(packet->destination, about.source)", "0", error_to_another
+    ),
+    "TTL stays": Mutation(
+        "rewrite.h", "rewrite_ttl(packet, packet->ttl - 1);", "rewrite_ttl(packet, packet->ttl);"
+    ),
     "a completed flow is its shadow's": Mutation(
         "steer.c",
         "if (gained & LIFE(FLOW_ESTABLISHED))\n\t\tcount_completed(here, service, hash);",
