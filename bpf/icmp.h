@@ -13,8 +13,8 @@
 
 #define ECHO_TTL 64
 
-/* The same in both versions (RFC 792, RFC 4443). */
-struct icmp_error {
+/* Of errors and echoes, the same in both versions (RFC 792, RFC 4443). */
+struct icmp_header {
 	u8 type;
 	u8 code;
 	__sum16 check;
@@ -47,7 +47,7 @@ static __always_inline u8 echo_request(const struct packet *packet)
 
 static __always_inline bool is_echo_request(const struct packet *packet)
 {
-	struct icmp_error *echo = packet->l4;
+	struct icmp_header *echo = packet->l4;
 
 	return (void *)(echo + 1) <= packet->end &&
 	       echo->type == echo_request(packet);
@@ -60,7 +60,7 @@ static __always_inline void rewrite_echo(struct xdp_md *ctx,
 	u8 from = echo_request(packet);
 	u8 to = packet->v6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY;
 	struct ethhdr *eth = (void *)(long)ctx->data;
-	struct icmp_error *echo = packet->l4;
+	struct icmp_header *echo = packet->l4;
 	u8 back[ETH_ALEN];
 
 	if ((void *)(eth + 1) > packet->end ||
@@ -86,7 +86,7 @@ static __always_inline void rewrite_echo(struct xdp_md *ctx,
 static __always_inline bool parse_embedded(const struct packet *packet,
 					   struct embedded *about)
 {
-	struct icmp_error *error = packet->l4;
+	struct icmp_header *error = packet->l4;
 	struct ipv6hdr *ip6;
 	struct iphdr *ip;
 	void *at;
@@ -153,12 +153,7 @@ static __always_inline u64 rewrite_embedded(struct packet *packet,
 	if ((void *)(ip6 + 1) > packet->end)
 		return 0;
 	at = source ? ip6->saddr.in6_u.u6_addr32 : ip6->daddr.in6_u.u6_addr32;
-#pragma unroll
-	for (u32 i = 0; i < ADDRESS_WORDS; i++) {
-		change += csum_change(old[i], address[i]);
-		at[i] = address[i];
-	}
-	return change;
+	return change + rewrite_words(at, address);
 }
 
 /*
@@ -174,7 +169,7 @@ static __always_inline void rewrite_error(struct packet *packet,
 {
 	u64 outer = packet->v6 ? rewrite_v6(packet, !to_endpoint, address) :
 				 rewrite_v4(packet, !to_endpoint, address);
-	struct icmp_error *error = packet->l4;
+	struct icmp_header *error = packet->l4;
 	u64 change = rewrite_embedded(packet, about, to_endpoint, address, port);
 
 	if ((void *)(error + 1) > packet->end)

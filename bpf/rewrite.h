@@ -36,22 +36,28 @@ static __always_inline u64 rewrite_v4(struct packet *packet, bool source,
 	return change;
 }
 
-static __always_inline u64 rewrite_v6(struct packet *packet, bool source,
-				      const __be32 *address)
+static __always_inline u64 rewrite_words(__be32 *at, const __be32 *address)
 {
-	struct ipv6hdr *ip = header_v6(packet);
 	u64 change = 0;
-	__be32 *at;
 
-	if (!ip)
-		return 0;
-	at = source ? ip->saddr.in6_u.u6_addr32 : ip->daddr.in6_u.u6_addr32;
 #pragma unroll
 	for (u32 i = 0; i < ADDRESS_WORDS; i++) {
 		change += csum_change(at[i], address[i]);
 		at[i] = address[i];
 	}
 	return change;
+}
+
+static __always_inline u64 rewrite_v6(struct packet *packet, bool source,
+				      const __be32 *address)
+{
+	struct ipv6hdr *ip = header_v6(packet);
+	__be32 *at;
+
+	if (!ip)
+		return 0;
+	at = source ? ip->saddr.in6_u.u6_addr32 : ip->daddr.in6_u.u6_addr32;
+	return rewrite_words(at, address);
 }
 
 static __always_inline void rewrite_destination(struct packet *packet,

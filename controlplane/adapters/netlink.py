@@ -140,7 +140,7 @@ class Routing:
 
 
 def routing() -> Routing:
-    """Reads links, routes, neighbours and rules: seven dumps, about 8 ms."""
+    """Reads links, routes, neighbours and rules: seven dumps."""
     routes: list[Route] = []
     neighbours: dict[tuple[int, Address], Neighbour] = {}
     rules: set[int] = set()
