@@ -47,8 +47,8 @@ BPF_F_TABLE("lpm_trie", struct prefix, u32, direct, 4096, BPF_F_NO_PREALLOC);
 BPF_TABLE("hash", u32, struct port, ports, 1024);
 /* Interface and tags -> index of the VLAN device on top of it; user space; program. */
 BPF_TABLE("hash", struct port_key, u32, vlans, 1024);
-/* [cpu] coarse clock; program; program. */
-BPF_F_TABLE("array", u32, struct cpu_clock, clocks, MAX_CPUS, BPF_F_MMAPABLE);
+/* [cpu] coarse clock, limits; program; program, user space. */
+BPF_F_TABLE("array", u32, struct cpu, cpus, MAX_CPUS, BPF_F_MMAPABLE);
 /* Rate limit of events per endpoint; program; program. */
 BPF_F_TABLE("array", u32, struct event_gate, event_gates, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* What happened, for people; program; user space. */

@@ -145,16 +145,16 @@ static __always_inline struct endpoint_counters *lookup_counters(u32 cpu,
  */
 static __always_inline u32 now_tick(u32 cpu)
 {
-	struct cpu_clock *clock = clocks.lookup(&cpu);
+	struct cpu *own = cpus.lookup(&cpu);
 	u64 jiffies = bpf_jiffies64();
 
-	if (!clock)
+	if (!own)
 		return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
-	if (clock->jiffies != jiffies) {
-		clock->tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
-		clock->jiffies = jiffies;
+	if (own->jiffies != jiffies) {
+		own->tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+		own->jiffies = jiffies;
 	}
-	return clock->tick;
+	return own->tick;
 }
 
 static __always_inline void say(struct here *here, u32 kind, u32 service,

@@ -50,6 +50,9 @@ enum role {
 /* struct service.flags */
 #define SERVICE_PRESENT (1U << 0)
 #define SERVICE_ON_DOWN_KEEP (1U << 1)	/* else reset: flows of a down endpoint move */
+#define SERVICE_AFFINITY (1U << 2)	/* a client's flows go alike: by its address alone */
+#define SERVICE_REQUESTS_HTTP1 (1U << 3) /* any payload is a request's or a response's */
+#define SERVICE_REQUESTS_TLS (1U << 4)	/* application data only */
 
 /* struct flow.life, bits 24..31 */
 #define FLOW_SYN (1U << 0)	/* the client's SYN was seen */
@@ -59,6 +62,7 @@ enum role {
 #define FLOW_FIN_ENDPOINT (1U << 4)
 #define FLOW_RST (1U << 5)
 #define FLOW_MIDSTREAM (1U << 6) /* TCP, first seen without its SYN */
+#define FLOW_REQUEST (1U << 7)	/* a request is in flight; the stamp is its time */
 
 struct settings {
 	__u64 layout;		/* hash of this layout; always the first field */
@@ -72,8 +76,12 @@ struct settings {
 	__u32 event_ticks;	/* least time between two events of a kind and endpoint */
 	__u64 own_sources;	/* hash_source() bits of VIPs and of this host's addresses */
 	__u64 zero;		/* is 0, which the verifier can't know: forget() */
+	__u32 seen_ticks;	/* a flow's last seen is stored when it is older than this */
+	__u32 insert_limit;	/* new flows remembered, per CPU and tick: the flood's bound */
+	__u32 icmp_limit;	/* ICMP errors of our own, per CPU and tick */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct settings) == 72, "settings");
+_Static_assert(sizeof(struct settings) == 88, "settings");
 
 /* A service's VIP, or an endpoint: where packets are sent to. */
 struct target {
@@ -105,7 +113,8 @@ struct service {
 	__u32 ring_base;	/* first cell of copy 0; copy 1 is ring_size on */
 	__u32 ring_size;	/* cells of one copy, prime; 0: no ring yet */
 	__u32 ring_active;	/* 0 or 1: the copy in use; flipping it is the swap */
-	__u32 pad[8];
+	__u32 request_shift;	/* one in 2^this of the requests is timed */
+	__u32 pad[7];
 };
 _Static_assert(sizeof(struct service) == 64, "service");
 
@@ -196,7 +205,8 @@ struct endpoint_counters {
 	__u64 fins;		/* flows closed from both sides */
 	__u64 rtt_count;	/* SYN to SYN-ACK samples */
 	__u64 rtt_sum_us;
-	__u64 pad[2];
+	__u64 limited;		/* new flows that went elsewhere: its limit was reached */
+	__u64 pad;
 };
 _Static_assert(sizeof(struct endpoint_counters) == 128, "endpoint_counters");
 
@@ -264,13 +274,20 @@ struct event {
 };
 _Static_assert(sizeof(struct event) == 48, "event");
 
-/* This CPU's tick, good for as long as the kernel's jiffies stay the same. */
-struct cpu_clock {
+/* What is one CPU's own: its tick, good as long as jiffies stand still; its limits. */
+struct cpu {
 	__u64 jiffies;
 	__u32 tick;
-	__u32 pad[13];
+	__u32 insert_tick;	/* of which :inserted counts */
+	__u32 inserted;
+	__u32 icmp_tick;	/* of which :icmp_sent counts */
+	__u32 icmp_sent;
+	__u32 pad;
+	__u64 flooded;		/* new flows not remembered for the limit's sake */
+	__u64 floods;		/* ticks in which that happened */
+	__u64 pad2[2];
 };
-_Static_assert(sizeof(struct cpu_clock) == 64, "cpu_clock");
+_Static_assert(sizeof(struct cpu) == 64, "cpu");
 
 /* Tick of the last event of each kind: the rate limit. */
 struct event_gate {

@@ -35,6 +35,7 @@ class Counters:
     fins: npt.NDArray[np.uint64]
     rtt_count: npt.NDArray[np.uint64]
     rtt_sum_us: npt.NDArray[np.uint64]
+    limited: npt.NDArray[np.uint64]
 
 
 class Dataplane(Protocol):

@@ -28,6 +28,7 @@ FIELDS = [
     "fins",
     "rtt_count",
     "rtt_sum_us",
+    "limited",
 ]
 
 

@@ -46,6 +46,9 @@ ENDPOINT_DRAINING = 1 << 2
 
 SERVICE_PRESENT = 1 << 0
 SERVICE_ON_DOWN_KEEP = 1 << 1
+SERVICE_AFFINITY = 1 << 2
+SERVICE_REQUESTS_HTTP1 = 1 << 3
+SERVICE_REQUESTS_TLS = 1 << 4
 
 FLOW_SYN = 1 << 0
 FLOW_SYNACK = 1 << 1
@@ -54,6 +57,7 @@ FLOW_FIN_CLIENT = 1 << 3
 FLOW_FIN_ENDPOINT = 1 << 4
 FLOW_RST = 1 << 5
 FLOW_MIDSTREAM = 1 << 6
+FLOW_REQUEST = 1 << 7
 
 REASONS = (
     "forward_hop",
@@ -91,6 +95,10 @@ SETTINGS = np.dtype(
         ("event_ticks", "<u4"),
         ("own_sources", "<u8"),
         ("zero", "<u8"),
+        ("seen_ticks", "<u4"),
+        ("insert_limit", "<u4"),
+        ("icmp_limit", "<u4"),
+        ("pad", "<u4"),
     ]
 )
 TARGET = np.dtype([("address", "u1", 16), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1")])
@@ -103,7 +111,8 @@ SERVICE = np.dtype(
         ("ring_base", "<u4"),
         ("ring_size", "<u4"),
         ("ring_active", "<u4"),
-        ("pad", "<u4", 8),
+        ("request_shift", "<u4"),
+        ("pad", "<u4", 7),
     ]
 )
 ENDPOINT = np.dtype(
@@ -147,7 +156,8 @@ ENDPOINT_COUNTERS = np.dtype(
         ("fins", "<u8"),
         ("rtt_count", "<u8"),
         ("rtt_sum_us", "<u8"),
-        ("pad", "<u8", 2),
+        ("limited", "<u8"),
+        ("pad", "<u8"),
     ]
 )
 HISTOGRAM = np.dtype([("bucket", "<u4", HISTOGRAM_BUCKETS)])
@@ -165,7 +175,20 @@ EVENT = np.dtype(
         ("pad2", "<u4"),
     ]
 )
-CPU_CLOCK = np.dtype([("jiffies", "<u8"), ("tick", "<u4"), ("pad", "<u4", 13)])
+CPU = np.dtype(
+    [
+        ("jiffies", "<u8"),
+        ("tick", "<u4"),
+        ("insert_tick", "<u4"),
+        ("inserted", "<u4"),
+        ("icmp_tick", "<u4"),
+        ("icmp_sent", "<u4"),
+        ("pad", "<u4"),
+        ("flooded", "<u8"),
+        ("floods", "<u8"),
+        ("pad2", "<u8", 2),
+    ]
+)
 EVENT_GATE = np.dtype([("tick", "<u4", 4)])
 LABEL = np.dtype([("name", f"S{NAME_BYTES}"), ("weight", "<u4"), ("removed_tick", "<u4"), ("pad", "<u4", 2)])
 PORT_KEY = np.dtype([("ifindex", "<u4"), ("vlan", ">u2", TAGS_MAX)])
@@ -189,7 +212,7 @@ STRUCTS = {
     "histogram": HISTOGRAM,
     "reasons": REASON_COUNTS,
     "event": EVENT,
-    "cpu_clock": CPU_CLOCK,
+    "cpu": CPU,
     "event_gate": EVENT_GATE,
     "label": LABEL,
     "prefix": PREFIX,
@@ -252,7 +275,7 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, DIRECT_PREFIXES),
         "ports": MapLayout(MapType.HASH, INDEX, PORT, PORTS),
         "vlans": indices(PORT_KEY, PORTS),
-        "clocks": array(CPU_CLOCK, cpus),
+        "cpus": array(CPU, cpus),
         "event_gates": array(EVENT_GATE, sizes.endpoints),
         "endpoint_labels": array(LABEL, sizes.endpoints),
         "service_labels": array(LABEL, sizes.services),
