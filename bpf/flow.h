@@ -64,13 +64,17 @@ static __always_inline u32 us_since_stamp(u64 life)
 
 /* ---- what packets tell --------------------------------------------------- */
 
-static __always_inline u64 first_life(u32 tick, const struct packet *packet)
+/* :timed: a SYN is stamped. */
+static __always_inline u64 first_life(u32 tick, const struct packet *packet,
+				      bool timed)
 {
 	u64 life = (u64)tick << LIFE_TICK;
 	u32 stamp;
 
 	if (packet->protocol == IPPROTO_UDP)
 		return life;
+	if (opens(packet) && !timed)
+		return life | LIFE(FLOW_SYN);
 	if (opens(packet)) {
 		stamp = bpf_ktime_get_ns() / NS_PER_US & LIFE_STAMP;
 		return life | LIFE(FLOW_SYN) | (stamp ? stamp : 1);
@@ -130,15 +134,38 @@ static __always_inline bool both_fins(u64 gained, u64 life)
 	       (life & LIFE(FLOW_FIN_ENDPOINT));
 }
 
+/* For so long that it has to be noted that it was seen. */
+static __always_inline bool unseen(const struct settings *settings, u64 life,
+				   u32 tick)
+{
+	return (s32)(tick - (u32)(life >> LIFE_TICK)) >
+	       (s32)settings->seen_ticks;
+}
+
+/* By itself, so that flags which another CPU adds meanwhile stay. */
+static __always_inline void see(struct flow *flow, u32 tick)
+{
+	((volatile u32 *)&flow->life)[LIFE_TICK / 32] = tick;
+}
+
 /*
  * Adds flags and the time last seen; without news nothing is written. *life
  * becomes what stands there now; returns the flags that this call has added.
+ *
+ * The time alone is stored late, for that makes a line dirty which was only
+ * read: idle limits are longer by settings->seen_ticks.
  */
-static __always_inline u64 update_life(struct flow *flow, u64 *life, u64 set,
+static __always_inline u64 update_life(const struct settings *settings,
+				       struct flow *flow, u64 *life, u64 set,
 				       u32 tick)
 {
 	u64 next, seen;
 
+	if (!(set & ~*life) && !(*life & LIFE(CLOSING))) {
+		if (unseen(settings, *life, tick))
+			see(flow, tick);
+		return 0;
+	}
 	for (u32 i = 0; i < LIFE_TRIES; i++) {
 		next = (u32)*life | set | (u64)tick << LIFE_TICK;
 		if (next == *life)

@@ -100,6 +100,21 @@ static __always_inline u64 hash_target(const u64 *key,
 	return h;
 }
 
+/* Bit of settings.destinations; address is its last word. */
+static __always_inline u32 hash_destination(__be32 address, __be16 port)
+{
+	return ((address ^ (u32)port << 16) * HASH_OTHER_BUCKET) >>
+	       (32 - DESTINATION_BITS);
+}
+
+/* Bit of near, of an address's first word; for IPv4 its upper half. */
+static __always_inline u32 hash_near(__be32 word, bool v6)
+{
+	u32 first = bpf_ntohl(word);
+
+	return (v6 ? first * HASH_OTHER_BUCKET : first) >> 16;
+}
+
 static __always_inline u32 hash_tag(u64 h)
 {
 	u64 tag = h >> 32;

@@ -38,6 +38,13 @@ BPF_F_TABLE("array", u32, struct reasons, reasons, MAX_CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct histogram, rtt, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Destinations that endpoints may answer as themselves; user space; program. */
 BPF_F_TABLE("lpm_trie", struct prefix, u32, direct, 4096, BPF_F_NO_PREALLOC);
+/* [IP version: 0 for 4, 1 for 6] the way to most clients; user space; program. */
+BPF_F_TABLE("array", u32, struct gateway, gateways, 2, BPF_F_MMAPABLE);
+/*
+ * [IP version] hash_near() bits of what other routes cover, of direct prefixes and
+ * of VIPs; user space; program.
+ */
+BPF_F_TABLE("array", u32, u64, near, 2 * NEAR_WORDS, BPF_F_MMAPABLE);
 /*
  * Ifindex -> how frames leave by it: interfaces that take redirected frames, and
  * VLAN devices on top of them. A fib lookup that names another one (a bridge, a

@@ -105,6 +105,13 @@ static __always_inline void rewrite_ttl(struct packet *packet, u8 to)
 	ip->ttl = to;
 }
 
+/* Destination and source, 12 bytes in two stores; both at even addresses. */
+static __always_inline void copy_macs(void *to, const void *from)
+{
+	*(u64 *)to = *(const u64 *)from;
+	*(u32 *)(to + sizeof(u64)) = *(const u32 *)(from + sizeof(u64));
+}
+
 /* What a router does on the way out: TTL and link layer. */
 static __always_inline void rewrite_hop(struct xdp_md *ctx,
 					struct packet *packet, const u8 *dst,

@@ -22,6 +22,8 @@
 #define CANDIDATES (2 * BUCKET_FLOWS)	/* entries a flow may lie in */
 #define SLOT_TRIES 16			/* shadow slots looked at for a usable one */
 #define SLOT_STRIDE 53			/* odd: passes over neighbours alike */
+#define HANDSHAKES_TIMED 256		/* per CPU and tick; then one in */
+#define HANDSHAKE_SHARE 8
 #define RING_TRIES 8			/* ring slots looked at when one is down */
 
 /* What every step needs to know besides the packet. */
@@ -377,6 +379,21 @@ static __always_inline struct place find_flow(struct here *here, u64 hash)
 	return place;
 }
 
+/* The first way of a bucket that holds nothing; NOWHERE: all are taken. */
+static __always_inline u32 find_empty(struct here *here, u32 index)
+{
+	struct bucket *bucket = flows.lookup(&index);
+	u32 way = NOWHERE;
+
+	if (bucket) {
+#pragma unroll
+		for (u32 i = BUCKET_FLOWS; i-- > 0;)
+			if (!*(volatile u64 *)&bucket->flow[i].id)
+				way = i;
+	}
+	return forget(here, way);
+}
+
 static __always_inline struct place find_victim(struct here *here, u64 hash)
 {
 	u32 mask = here->settings->bucket_mask;
@@ -384,10 +401,20 @@ static __always_inline struct place find_victim(struct here *here, u64 hash)
 	u32 second = hash_other_bucket(first, hash_tag(hash), mask);
 	u32 start = hash >> (64 - 2), way;
 	u64 best = forget(here, RANK_NEVER), id, rank, state;
-	struct place place = { .bucket = first, .way = start };
+	struct place place = { .bucket = first };
 	struct bucket *bucket;
 	struct flow *flow;
 
+	/* Mostly there is room, and nobody's rank need be asked for. */
+	place.way = find_empty(here, first);
+	if (place.way == NOWHERE) {
+		place.bucket = second;
+		place.way = find_empty(here, second);
+	}
+	if (place.way != NOWHERE) {
+		place.flow = lookup_flow(&place);
+		return place;
+	}
 	/*
 	 * From a way that the hash names: to the verifier all ways are then
 	 * alike, and it looks at one instead of eight stories.
@@ -470,6 +497,46 @@ static __always_inline u32 settle(struct here *here, u64 hash,
 }
 
 /*
+ * Whether one more flow may be remembered: past so many in a tick this CPU is
+ * flooded, and nothing is until the next one.
+ */
+static __always_inline bool may_remember(struct here *here)
+{
+	struct cpu *own = cpus.lookup(&here->cpu);
+
+	if (!own)
+		return false;
+	if (own->insert_tick != here->tick) {
+		own->insert_tick = here->tick;
+		own->inserted = 0;
+	}
+	if (own->inserted < here->settings->insert_limit) {
+		own->inserted++;
+		return true;
+	}
+	own->floods += own->flood_tick != here->tick;
+	own->flood_tick = here->tick;
+	own->flooded++;
+	return false;
+}
+
+/* The clock costs 40 ns, and of many at once a part tells as much. */
+static __always_inline bool times_handshake(struct here *here, u64 hash)
+{
+	struct cpu *own = cpus.lookup(&here->cpu);
+
+	return own && (own->inserted <= HANDSHAKES_TIMED ||
+		       !(hash % HANDSHAKE_SHARE));
+}
+
+static __always_inline bool flooded(struct here *here)
+{
+	struct cpu *own = cpus.lookup(&here->cpu);
+
+	return own && own->flood_tick == here->tick;
+}
+
+/*
  * Puts the flow at its old place, or at a victim's. Returns the reference that
  * is remembered now, 0 for none.
  */
@@ -530,6 +597,24 @@ static __always_inline bool leave_by(struct packet *packet, u32 ifindex)
 	return true;
 }
 
+/*
+ * Towards a client, while the default route is the only one that may lead there.
+ * :word is the address's first.
+ */
+static __always_inline struct gateway *lookup_gateway(struct here *here, bool v6,
+						      __be32 word)
+{
+	u32 version = v6, bit = hash_near(word, v6);
+	u32 index = version * NEAR_WORDS + bit / 64;
+	struct gateway *gateway = gateways.lookup(&version);
+	u64 *covered = near.lookup(&index);
+
+	if (!gateway || !covered || here->tick >= gateway->hop_expires ||
+	    (*covered >> bit % 64 & 1))
+		return NULL;
+	return gateway;
+}
+
 static __always_inline void rewrite_to(struct packet *packet,
 				       struct embedded *about,
 				       const struct endpoint *to)
@@ -538,6 +623,16 @@ static __always_inline void rewrite_to(struct packet *packet,
 		rewrite_error(packet, about, true, to->address, to->port);
 	else
 		rewrite_destination(packet, to->address, to->port);
+}
+
+static __always_inline void rewrite_from(struct packet *packet,
+					 struct embedded *about,
+					 const struct service *service)
+{
+	if (about)
+		rewrite_error(packet, about, false, service->vip, service->port);
+	else
+		rewrite_source(packet, service->vip, service->port);
 }
 
 /* :about is what the packet is an ICMP error about; NULL: it is none. */
@@ -575,16 +670,28 @@ static __always_inline enum reason send_return(struct here *here,
 					       struct embedded *about,
 					       const struct service *service)
 {
+	const __be32 *client = packet->destination;
+	struct gateway *gateway =
+		lookup_gateway(here, packet->v6,
+			       client[packet->v6 ? 0 : V4_WORD]);
 	struct bpf_fib_lookup route;
-	long found = lookup_route(here->ctx, packet, here->ifindex,
-				  service->vip, packet->destination, &route);
+	long found;
 
+	if (gateway &&
+	    (!gateway->hop_mtu || packet->bytes <= gateway->hop_mtu)) {
+		rewrite_from(packet, about, service);
+		rewrite_hop(here->ctx, packet, gateway->hop_dst,
+			    gateway->hop_src);
+		packet->out.ifindex = gateway->hop_ifindex;
+		packet->out.vlan[0] = gateway->hop_vlan;
+		packet->out.protocol[0] = bpf_htons(ETH_P_8021Q);
+		return REASON_return_hop;
+	}
+	found = lookup_route(here->ctx, packet, here->ifindex, service->vip,
+			     client, &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
-	if (about)
-		rewrite_error(packet, about, false, service->vip, service->port);
-	else
-		rewrite_source(packet, service->vip, service->port);
+	rewrite_from(packet, about, service);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
 		return REASON_return_kernel;
 	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
@@ -665,10 +772,11 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 		return NULL;
 	*ref = choice.ref;
 	/* The RST of an unknown flow is its end: nothing to remember. */
-	if (!(packet->tcp_flags & TCP_RST))
+	if (!(packet->tcp_flags & TCP_RST) && may_remember(here))
 		kept = remember(here, hash, choice.ref,
-				first_life(here->tick, packet), index, packet,
-				place);
+				first_life(here->tick, packet,
+					   times_handshake(here, hash)),
+				index, packet, place);
 	if (kept && kept != choice.ref) {	/* another CPU was first */
 		other = lookup_present(kept, &state);
 		if (other) {
@@ -734,8 +842,8 @@ static __always_inline void note_forward(struct here *here,
 					 const struct packet *packet, u64 hash,
 					 const struct place *place, u64 life)
 {
-	u64 gained = update_life(place->flow, &life, client_tells(packet, life),
-				 here->tick);
+	u64 gained = update_life(here->settings, place->flow, &life,
+				 client_tells(packet, life), here->tick);
 	struct endpoint_counters *counted;
 
 	if (gained & LIFE(FLOW_ESTABLISHED))
@@ -781,9 +889,15 @@ static __always_inline struct endpoint *assign(struct here *here, u32 index,
 					       const struct packet *packet,
 					       u64 hash, u32 *ref)
 {
-	struct place place = find_flow(here, hash);
+	struct place place = { .way = NOWHERE };
 	struct endpoint *to;
 
+	/*
+	 * In a flood SYNs go by hash alone, not even looked for: each would be a
+	 * line from memory. That is where those of remembered flows went too.
+	 */
+	if (!opens(packet) || !flooded(here))
+		place = find_flow(here, hash);
 	if (place.flow) {
 		*ref = place.id;
 		to = go_on(here, index, service, packet, hash, &place);
@@ -851,8 +965,8 @@ static __always_inline void note_return(struct here *here, u32 index,
 					struct endpoint_counters *counted)
 {
 	u64 life = *(volatile u64 *)&flow->life, before = life;
-	u64 gained = update_life(flow, &life, endpoint_tells(packet, life),
-				 here->tick);
+	u64 gained = update_life(here->settings, flow, &life,
+				 endpoint_tells(packet, life), here->tick);
 
 	if (gained & LIFE(FLOW_SYNACK))
 		sample_rtt(here, index, before, counted);
@@ -1099,7 +1213,7 @@ static __always_inline enum reason sort(struct here *here,
 static __always_inline bool is_redirect(enum reason reason)
 {
 	return reason == REASON_forward_hop || reason == REASON_forward_fib ||
-	       reason == REASON_return_fib;
+	       reason == REASON_return_hop || reason == REASON_return_fib;
 }
 
 /* The one way out: counts the reason and names the verdict. */
@@ -1118,6 +1232,7 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	switch (reason) {
 	case REASON_forward_hop:
 	case REASON_forward_fib:
+	case REASON_return_hop:
 	case REASON_return_fib:
 		return bpf_redirect(packet->out.ifindex, 0);
 	case REASON_reply_echo:
@@ -1135,15 +1250,25 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	}
 }
 
+static __always_inline int long_way(struct here *here)
+{
+	struct packet packet = {};
+
+	return leave(here, &packet, sort(here, &packet));
+}
+
+#include "hit.c"
+
 int steer(struct xdp_md *ctx)
 {
 	struct here here = { .ctx = ctx, .cpu = bpf_get_smp_processor_id() };
-	struct packet packet = {};
 	u32 zero = 0;
+	int verdict;
 
 	here.tick = now_tick(here.cpu);
 	here.settings = settings.lookup(&zero);
 	if (!here.settings)
-		return leave(&here, &packet, REASON_abort_impossible);
-	return leave(&here, &packet, sort(&here, &packet));
+		return XDP_ABORTED;
+	verdict = hit(&here);
+	return verdict == LONG_WAY ? long_way(&here) : verdict;
 }

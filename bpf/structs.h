@@ -53,6 +53,7 @@ enum role {
 #define SERVICE_AFFINITY (1U << 2)	/* a client's flows go alike: by its address alone */
 #define SERVICE_REQUESTS_HTTP1 (1U << 3) /* any payload is a request's or a response's */
 #define SERVICE_REQUESTS_TLS (1U << 4)	/* application data only */
+#define SERVICE_REQUESTS (SERVICE_REQUESTS_HTTP1 | SERVICE_REQUESTS_TLS)
 
 /* struct flow.life, bits 24..31 */
 #define FLOW_SYN (1U << 0)	/* the client's SYN was seen */
@@ -63,6 +64,10 @@ enum role {
 #define FLOW_RST (1U << 5)
 #define FLOW_MIDSTREAM (1U << 6) /* TCP, first seen without its SYN */
 #define FLOW_REQUEST (1U << 7)	/* a request is in flight; the stamp is its time */
+
+#define DESTINATION_BITS 14	/* of hash_destination() */
+#define DESTINATION_WORDS ((1U << DESTINATION_BITS) / 64)
+#define NEAR_WORDS (65536 / 64)	/* of one IP version's hash_near() */
 
 struct settings {
 	__u64 layout;		/* hash of this layout; always the first field */
@@ -80,8 +85,9 @@ struct settings {
 	__u32 insert_limit;	/* new flows remembered, per CPU and tick: the flood's bound */
 	__u32 icmp_limit;	/* ICMP errors of our own, per CPU and tick */
 	__u32 pad;
+	__u64 destinations[DESTINATION_WORDS]; /* hash_destination() bits of services */
 };
-_Static_assert(sizeof(struct settings) == 88, "settings");
+_Static_assert(sizeof(struct settings) == 2136, "settings");
 
 /* A service's VIP, or an endpoint: where packets are sent to. */
 struct target {
@@ -136,6 +142,21 @@ struct endpoint {
 	__u16 hop_mtu;		/* bytes of IP packet; 0: unknown */
 };
 _Static_assert(sizeof(struct endpoint) == 64, "endpoint");
+
+/*
+ * The default route's next hop, of one IP version: towards clients that no other
+ * route covers. Fields as an endpoint's.
+ */
+struct gateway {
+	__u32 hop_expires;
+	__u32 hop_ifindex;
+	__u8 hop_dst[6];
+	__u8 hop_src[6];
+	__be16 hop_vlan;
+	__u16 hop_mtu;
+	__u32 pad[2];
+};
+_Static_assert(sizeof(struct gateway) == 32, "gateway");
 
 #define TAGS_MAX 2		/* VLAN tags of a frame: 802.1Q, QinQ */
 
@@ -223,6 +244,7 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(forward_hop)		/* to an endpoint by its cached next hop */ \
 	X(forward_fib)		/* to an endpoint by fib lookup */ \
 	X(forward_kernel)	/* rewritten, then left to the kernel to forward */ \
+	X(return_hop)		/* to a client by the cached gateway */ \
 	X(return_fib)		/* to a client by fib lookup */ \
 	X(return_kernel)	/* rewritten, then left to the kernel to forward */ \
 	X(reply_echo)		/* a VIP's answer to an echo request */ \
@@ -282,10 +304,10 @@ struct cpu {
 	__u32 inserted;
 	__u32 icmp_tick;	/* of which :icmp_sent counts */
 	__u32 icmp_sent;
-	__u32 pad;
+	__u32 flood_tick;	/* the last one in which :flooded grew */
 	__u64 flooded;		/* new flows not remembered for the limit's sake */
-	__u64 floods;		/* ticks in which that happened */
-	__u64 pad2[2];
+	__u64 floods;		/* ticks in which there were such */
+	__u64 pad[2];
 };
 _Static_assert(sizeof(struct cpu) == 64, "cpu");
 

@@ -16,6 +16,21 @@ static __always_inline void target_of(struct target *target,
 	target->pad = 0;
 }
 
+/* The same of an address of one word, or four. */
+static __always_inline void target_seen(struct target *target,
+					const __be32 *address, __be16 port,
+					u8 protocol, bool v6)
+{
+	u64 *halves = (u64 *)target->address;
+
+	halves[0] = v6 ? (u64)address[1] << 32 | address[0] : 0;
+	halves[1] = v6 ? (u64)address[3] << 32 | address[2] :
+			 (u64)address[0] << 32 | V4_MAPPED_PREFIX;
+	target->port = port;
+	target->protocol = protocol;
+	target->pad = 0;
+}
+
 /* The bucket's entry of this fingerprint, its index in the low half; 0: none. */
 static __always_inline u64 entry_in(const struct target_bucket *bucket,
 				    u32 fingerprint)
@@ -29,6 +44,16 @@ static __always_inline u64 entry_in(const struct target_bucket *bucket,
 			return entry;
 	}
 	return 0;
+}
+
+/* False: no service is there. */
+static __always_inline bool may_be_service(const struct settings *settings,
+					   __be32 address, __be16 port)
+{
+	u32 bit = hash_destination(address, port);
+
+	return settings->destinations[bit / 64 % DESTINATION_WORDS] >>
+		       bit % 64 & 1;
 }
 
 static __always_inline bool is_target(const struct target *target,

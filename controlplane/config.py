@@ -209,6 +209,7 @@ class _Root(_Section):
     direct: tuple[Annotated[IPvAnyNetwork, BeforeValidator(_text), AfterValidator(_not_both)], ...] = ()
     sizes: _Sizes = _Sizes()
     idle: _Idle = _Idle()
+    insert_limit: Annotated[float, BeforeValidator(_flows_per_s)] = 200_000.0
     playbooks: Path | None = None
     state_dir: Path = Path("/var/lib/penumbra")
     metrics: _Metrics = _Metrics()
@@ -345,6 +346,7 @@ def _to_model(root: _Root) -> model.Config:
         direct=(*root.direct, *_host_addresses(root.hosts)),
         sizes=model.Sizes(**root.sizes.model_dump()),
         idle=model.Idle(**{f"{key}_s": value for key, value in root.idle.model_dump().items()}),
+        insert_limit_per_s=root.insert_limit,
         playbooks=root.playbooks,
         state_dir=root.state_dir,
         metrics_address=str(root.metrics.address),

@@ -201,6 +201,8 @@ class Config:
     """More destinations that endpoints answer as themselves."""
     sizes: Sizes = Sizes()
     idle: Idle = Idle()
+    insert_limit_per_s: float = 200_000.0
+    """New flows that one CPU remembers; what comes beyond that goes by hash alone."""
     playbooks: Path | None = None
     """Folder with provision.yml and deprovision.yml; None: the shipped ones."""
     state_dir: Path = Path("/var/lib/penumbra")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import struct
 import sys
 import sysconfig
@@ -27,6 +28,7 @@ PROGRAM = "steer"
 LICENCE = "GPL"
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 _LOG_LINES = 12
+_PART = re.compile(r'#include "(\w+\.c)"')
 _INSTRUCTION = struct.Struct("<BBhi")
 """struct bpf_insn of linux/bpf.h: code, registers (destination low, source high), offset, immediate."""
 _LOAD_MAP = (0x18, 0x10)
@@ -115,7 +117,7 @@ def compile_file(
         raise DataplaneError(f"{source}: no such file; the installation is incomplete")
     with _captured_stderr() as log, _stub_headers(headers):
         try:
-            module = bcc.BPF(src_file=os.fsencode(source), cflags=[*_flags(headers), *defines])
+            module = bcc.BPF(text=_with_parts(source), cflags=[*_flags(headers), *defines])
         except Exception as error:  # BCC raises bare Exception for everything
             raise DataplaneError(f"{source}: not compiled: {_tail(log) or error}") from error
     try:
@@ -134,6 +136,18 @@ def compile_file(
     finally:
         module.cleanup()
     return Compiled(program_fd, fds, len(instructions) // _INSTRUCTION.size)
+
+
+def _with_parts(source: Path) -> bytes:
+    """The file with its parts, ``#include "PART.c"``, in it: BCC sees to the map calls of one file only."""
+    text: list[str] = []
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+        if part := _PART.fullmatch(line):
+            path = source.with_name(part[1])
+            text += [f'#line 1 "{path.name}"', path.read_text(encoding="utf-8")]
+            line = f'#line {number + 1} "{source.name}"'
+        text.append(line)
+    return "\n".join([*text, ""]).encode()
 
 
 def _with_maps(instructions: bytes, others: Mapping[int, int]) -> bytes:

@@ -19,6 +19,7 @@ from controlplane.adapters import (
     attach,
     devices,
     flow_table,
+    gateways,
     install,
     layout,
     libbpf,
@@ -47,6 +48,7 @@ class MapDataplane:
         self._clock = clock
         self._events = EventRing(maps.events)
         self._folder_inode = pins.folder(maps.instance).stat().st_ino
+        self._gateways_due = 0
         self._asked: dict[tuple[type[model.Step], str], model.SetRing | model.SetSlots | model.SetSpill] = {}
 
     @classmethod
@@ -121,6 +123,7 @@ class MapDataplane:
                 raise DataplaneError(
                     f"{len(wanted)} direct prefixes, {layout.DIRECT_PREFIXES} fit: join neighbouring ones"
                 )
+            gateways.cover(self._maps, {*prefixes, *own})
             for key in there.keys() - wanted.keys():
                 libbpf.map_delete(self._maps.direct, key)
             for key, kind in wanted.items():
@@ -136,20 +139,24 @@ class MapDataplane:
         """
         maps, now = self._maps, self._tick()
         due = self._hops_due(now)
+        gateways_due = now >= self._gateways_due
         rested = bool(maps.endpoint_labels["removed_tick"].any())
-        if not due.size and not rested:
+        if not due.size and not rested and not gateways_due:
             return
         routing = netlink.routing()
         with self._writing():
             install.reap(maps, now)
             interfaces = devices.attached(maps)
             devices.write(maps, interfaces, routing)
-            unmanaged = {}
+            expires = now + layout.ticks(HOP_LIFE_S)
+            found = gateways.renew(maps, routing, interfaces, expires)
+            self._gateways_due = expires - layout.ticks(HOP_RENEW_S)
+            unmanaged = {(hop.device, hop.neighbour): hop for hop in found if not hop.managed}
             for index in self._hops_due(now).tolist():
                 hop = routing.hop(layout.unmapped(maps.endpoints["address"][index].tobytes()))
                 if hop is not None and hop.ifindex not in interfaces:
                     hop = None  # a frame that is redirected there may be lost
-                _write_hop(maps, index, hop, now + layout.ticks(HOP_LIFE_S))
+                gateways.write_hop(maps.endpoints, index, hop, expires)
                 if hop is not None and not hop.managed:
                     unmanaged[hop.device, hop.neighbour] = hop
         if unmanaged:
@@ -246,21 +253,3 @@ class MapDataplane:
 
 def _spill_as_read(share: float) -> float:
     return steering.spill_share(steering.spill_bits(share))
-
-
-def _write_hop(maps: Maps, index: int, hop: netlink.Hop | None, expires_tick: int) -> None:
-    """Never trusted while its fields change."""
-    row = maps.endpoints[index]
-    if hop is None or hop.neighbour_mac is None:
-        maps.endpoints["hop_expires"][index] = 0
-        return
-    wanted = (hop.ifindex, hop.neighbour_mac, hop.source_mac, hop.vlan, min(hop.mtu, 0xFFFF))
-    found = (row["hop_ifindex"], row["hop_dst"].tobytes(), row["hop_src"].tobytes())
-    if (*found, row["hop_vlan"], row["hop_mtu"]) != wanted:
-        maps.endpoints["hop_expires"][index] = 0
-        cell = maps.endpoints[index : index + 1]
-        cell["hop_ifindex"] = hop.ifindex
-        cell["hop_dst"] = np.frombuffer(hop.neighbour_mac, "u1")
-        cell["hop_src"] = np.frombuffer(hop.source_mac, "u1")
-        cell["hop_vlan"], cell["hop_mtu"] = wanted[-2:]
-    maps.endpoints["hop_expires"][index] = expires_tick

@@ -103,7 +103,6 @@ def rows(maps: Maps, now_tick: int, limit: int) -> list[FlowRow]:
     order = order[np.argsort(entries.idle_ticks[order], kind="stable")][:limit]
     names = {i: steering.endpoint_name(maps, i) for i in np.unique(entries.endpoints[order]).tolist()}
     vips = {i: steering.service_name(maps, i) for i in np.unique(keys["service"][order]).tolist()}
-    tick_s = (1 << layout.TICK_SHIFT) / 1e9
     return [
         FlowRow(
             client=layout.unmapped(keys["client"][i].tobytes()),
@@ -111,7 +110,7 @@ def rows(maps: Maps, now_tick: int, limit: int) -> list[FlowRow]:
             service=vips[int(keys["service"][i])],
             endpoint=names[int(entries.endpoints[i])],
             state=_state(int(entries.flags[i]), bool(entries.udp[i])),
-            idle_s=max(0, int(entries.idle_ticks[i])) * tick_s,
+            idle_s=max(0, int(entries.idle_ticks[i])) * layout.TICK_S,
         )
         for i in order.tolist()
     ]

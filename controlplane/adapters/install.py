@@ -12,11 +12,12 @@ its state again.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 
 import numpy as np
 
 from controlplane import model, ring
-from controlplane.adapters import layout, libbpf, slot_table, steering
+from controlplane.adapters import gateways, layout, libbpf, slot_table, steering
 from controlplane.adapters.layout import ENDPOINT_DOWN, ENDPOINT_DRAINING, ENDPOINT_PRESENT, SERVICE_PRESENT
 from controlplane.adapters.maps import Maps
 from controlplane.addresses import with_port
@@ -102,6 +103,8 @@ def _install_service(maps: Maps, service: model.VirtualService) -> None:
         row["port"], row["protocol"] = service.port, service.protocol.value
         row["ring_base"], row["ring_size"], row["ring_active"] = base, service.ring_size, 0
         maps.service_labels["name"][index] = label
+    _mark_destinations(maps, *steering.present_services(maps).tolist(), index)
+    gateways.cover(maps, [ip_network(service.vip)])
     maps.services["flags"][index] = flags
     key = layout.target(service.vip, service.port, service.protocol.value)
     maps.service_targets.put(key, index)
@@ -117,7 +120,17 @@ def _remove_service(maps: Maps, name: str) -> None:
     key = vip + int(found["port"]).to_bytes(2, "big") + bytes([found["protocol"], 0])
     maps.service_targets.delete(key)
     maps.services["flags"][index] = 0
+    _mark_destinations(maps, *steering.present_services(maps).tolist())
     _count_vip(maps, vip)
+
+
+def _mark_destinations(maps: Maps, *services: int) -> None:
+    """Tells the program which destinations may be services', by a bit each."""
+    words = np.zeros(layout.DESTINATION_WORDS, "<u8")
+    for row in maps.services[list(services)]:
+        bit = layout.destination_bit(row["vip"].tobytes(), int(row["port"]))
+        words[bit // 64] |= np.uint64(1 << bit % 64)
+    maps.settings["destinations"][:] = words
 
 
 def _count_vip(maps: Maps, mapped: bytes) -> None:

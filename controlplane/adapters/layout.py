@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 
 import numpy as np
+import numpy.typing as npt
 
 from controlplane.adapters.libbpf import MapType
 from controlplane.addresses import Address, Network
@@ -23,11 +24,15 @@ RING_LINE_CELLS = 16
 SHADOW_SLOTS = 128
 TARGET_WAYS = 8
 TAGS_MAX = 2
+DESTINATION_BITS = 14
+DESTINATION_WORDS = (1 << DESTINATION_BITS) // 64
+NEAR_WORDS = 65536 // 64
 HISTOGRAM_SUB = 16
 HISTOGRAM_BUCKETS = 336
 REASON_SLOTS = 64
 NAME_BYTES = 48
 TICK_SHIFT = 28
+TICK_S = (1 << TICK_SHIFT) / 1e9
 REF_INDEX_BITS = 20
 REF_INDEX_MASK = (1 << REF_INDEX_BITS) - 1
 REF_GENERATION_MASK = 0xFFF
@@ -63,6 +68,7 @@ REASONS = (
     "forward_hop",
     "forward_fib",
     "forward_kernel",
+    "return_hop",
     "return_fib",
     "return_kernel",
     "reply_echo",
@@ -99,6 +105,7 @@ SETTINGS = np.dtype(
         ("insert_limit", "<u4"),
         ("icmp_limit", "<u4"),
         ("pad", "<u4"),
+        ("destinations", "<u8", DESTINATION_WORDS),
     ]
 )
 TARGET = np.dtype([("address", "u1", 16), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1")])
@@ -133,6 +140,18 @@ ENDPOINT = np.dtype(
         ("hop_mtu", "<u2"),
     ]
 )
+GATEWAY = np.dtype(
+    [
+        ("hop_expires", "<u4"),
+        ("hop_ifindex", "<u4"),
+        ("hop_dst", "u1", 6),
+        ("hop_src", "u1", 6),
+        ("hop_vlan", ">u2"),
+        ("hop_mtu", "<u2"),
+        ("pad", "<u4", 2),
+    ]
+)
+NEAR = np.dtype("<u8")
 TARGET_BUCKET = np.dtype([("entry", "<u8", TARGET_WAYS)])
 RING_LINE = np.dtype([("cell", "<u4", RING_LINE_CELLS)])
 SHADOW_SLOT_TABLE = np.dtype([("slot", "<u4", SHADOW_SLOTS)])
@@ -183,10 +202,10 @@ CPU = np.dtype(
         ("inserted", "<u4"),
         ("icmp_tick", "<u4"),
         ("icmp_sent", "<u4"),
-        ("pad", "<u4"),
+        ("flood_tick", "<u4"),
         ("flooded", "<u8"),
         ("floods", "<u8"),
-        ("pad2", "<u8", 2),
+        ("pad", "<u8", 2),
     ]
 )
 EVENT_GATE = np.dtype([("tick", "<u4", 4)])
@@ -202,6 +221,7 @@ STRUCTS = {
     "target_bucket": TARGET_BUCKET,
     "service": SERVICE,
     "endpoint": ENDPOINT,
+    "gateway": GATEWAY,
     "ring_line": RING_LINE,
     "shadow_slots": SHADOW_SLOT_TABLE,
     "flow": FLOW,
@@ -226,7 +246,7 @@ STRUCTS = {
 class MapLayout:
     kind: MapType
     key: np.dtype[np.void] | np.dtype[np.uint32]
-    value: np.dtype[np.void] | np.dtype[np.uint32]
+    value: np.dtype[np.void] | np.dtype[np.uint32] | np.dtype[np.uint64]
     entries: int
 
 
@@ -244,6 +264,21 @@ def source_bit(address: bytes) -> int:
     return 1 << ((int.from_bytes(address[12:16], "little") * 0x9E3779B1 & 0xFFFFFFFF) >> 26)
 
 
+def destination_bit(address: bytes, port: int) -> int:
+    """``hash_destination`` of bpf/hash.h; ``address`` is a mapped one."""
+    big_endian_port = port >> 8 | (port & 0xFF) << 8
+    number = int.from_bytes(address[12:16], "little") ^ big_endian_port << 16
+    return (number * 0x9E3779B1 & 0xFFFFFFFF) >> 32 - DESTINATION_BITS
+
+
+def near_bits(first: npt.NDArray[np.uint64], version: int) -> npt.NDArray[np.uint64]:
+    """``hash_near`` of bpf/hash.h. IPv4: of addresses' first 16 bits as numbers; IPv6: of their first 32."""
+    if version == 4:
+        return first
+    mixed = first * np.uint64(0x9E3779B1) & np.uint64(0xFFFFFFFF)
+    return mixed >> np.uint64(16)
+
+
 def other_bucket(bucket: int, tag: int, mask: int) -> int:
     """``hash_other_bucket`` of bpf/hash.h."""
     return (bucket ^ ((tag * 0x9E3779B1 & 0xFFFFFFFF) >> 3 | 1)) & mask
@@ -252,7 +287,7 @@ def other_bucket(bucket: int, tag: int, mask: int) -> int:
 def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
     """Name of each map -> what it must be for these sizes; ``cpus`` as the kernel could have."""
 
-    def array(value: np.dtype[np.void], entries: int) -> MapLayout:
+    def array(value: np.dtype[np.void] | np.dtype[np.uint64], entries: int) -> MapLayout:
         return MapLayout(MapType.ARRAY, INDEX, value, entries)
 
     def indices(key: np.dtype[np.void] | np.dtype[np.uint32], entries: int) -> MapLayout:
@@ -273,6 +308,8 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "reasons": array(REASON_COUNTS, cpus),
         "rtt": array(HISTOGRAM, sizes.endpoints),
         "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, DIRECT_PREFIXES),
+        "gateways": array(GATEWAY, 2),
+        "near": array(NEAR, 2 * NEAR_WORDS),
         "ports": MapLayout(MapType.HASH, INDEX, PORT, PORTS),
         "vlans": indices(PORT_KEY, PORTS),
         "cpus": array(CPU, cpus),
@@ -325,6 +362,12 @@ def prefix(network: Network) -> bytes:
     """A ``struct prefix``, the key of ``direct``."""
     bits = network.prefixlen + (96 if isinstance(network, IPv4Network) else 0)
     return bits.to_bytes(4, "little") + mapped(network.network_address)
+
+
+def network(key: npt.NDArray[np.void]) -> Network:
+    """What a ``struct prefix`` stands for."""
+    address = unmapped(key["address"].tobytes())
+    return ip_network((address, int(key["length"]) - (96 if address.version == 4 else 0)))
 
 
 def target(address: Address, port: int, protocol: int) -> bytes:

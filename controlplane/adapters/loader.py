@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from controlplane.adapters.libbpf import BpfError, Kind, XdpMode
 from controlplane.adapters.maps import Maps, open_instance, opened
 from controlplane.ports import DataplaneError
 
+SEEN_SHARE = 4
 EVENT_GAP_S = 1.0
 """Least time between two events of a kind and endpoint."""
 
@@ -114,7 +116,7 @@ def _pin_and_attach(config: model.Config, compiled: Compiled, source: int) -> Lo
     settings["source"][0] = source
     maps = open_instance(config.instance)
     try:
-        _write_settings(maps, config.idle)
+        _write_settings(maps, config)
         attachments = _attach_all(config, maps, compiled.program_fd)
     finally:
         maps.close()
@@ -122,13 +124,22 @@ def _pin_and_attach(config: model.Config, compiled: Compiled, source: int) -> Lo
     return Loaded(attachments, fresh=True)
 
 
-def _write_settings(maps: Maps, idle: model.Idle) -> None:
-    settings = maps.settings
-    settings["idle_opening_ticks"] = layout.ticks(idle.opening_s)
-    settings["idle_established_ticks"] = layout.ticks(idle.established_s)
+def _write_settings(maps: Maps, config: model.Config) -> None:
+    settings, idle = maps.settings, config.idle
+    opening, established, udp = (
+        layout.ticks(limit) for limit in (idle.opening_s, idle.established_s, idle.udp_s)
+    )
+    # So much later than it was a flow's last seen may be stored, which its limits make good.
+    seen = min(opening, established, udp) // SEEN_SHARE
+    settings["idle_opening_ticks"] = opening + seen
+    settings["idle_established_ticks"] = established + seen
+    settings["idle_udp_ticks"] = udp + seen
     settings["idle_closing_ticks"] = layout.ticks(idle.closing_s)
-    settings["idle_udp_ticks"] = layout.ticks(idle.udp_s)
+    settings["seen_ticks"] = seen
     settings["event_ticks"] = layout.ticks(EVENT_GAP_S)
+    settings["insert_limit"] = min(
+        math.ceil(config.insert_limit_per_s * layout.TICK_S), np.iinfo(np.uint32).max
+    )
 
 
 def _load_again(config: model.Config, maps: Maps, bpf_dir: Path) -> Loaded:
@@ -137,11 +148,11 @@ def _load_again(config: model.Config, maps: Maps, bpf_dir: Path) -> Loaded:
     present = libbpf.obj_get(pins.folder(config.instance) / PROGRAM, Kind.PROGRAM)
     try:
         if int(maps.settings["source"]) == source:
-            _write_settings(maps, config.idle)
+            _write_settings(maps, config)
             return Loaded(_attach_again(config, maps, present, present), fresh=False)
         following = _compile_for(config, bpf_dir)
         try:
-            _write_settings(maps, config.idle)
+            _write_settings(maps, config)
             attachments = _attach_again(config, maps, following, present)
             _pin_program(config.instance, following)
         finally:

@@ -50,6 +50,10 @@ class Maps:
     """(cpus, REASON_SLOTS)."""
     rtt: Array
     """(endpoints, HISTOGRAM_BUCKETS)."""
+    gateways: Array
+    """(2,) of layout.GATEWAY: IPv4's, IPv6's."""
+    near: Array
+    """(2, NEAR_WORDS)."""
     endpoint_labels: Array
     service_labels: Array
     service_targets: TargetTable
@@ -191,6 +195,8 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         counters=view("counters").reshape(cpus, sizes.endpoints),
         reasons=view("reasons")["count"],
         rtt=view("rtt")["bucket"],
+        gateways=view("gateways"),
+        near=view("near").reshape(2, layout.NEAR_WORDS),
         endpoint_labels=view("endpoint_labels"),
         service_labels=view("service_labels"),
         service_targets=TargetTable(view("service_targets")["entry"], services, "vip", settings),

@@ -111,7 +111,15 @@ class Routing:
     def hop(self, address: Address) -> Hop | None:
         """None where the kernel had better decide: no, local or multipath route, policy rules, or an
         interface (a bridge) that takes no redirected frames."""
-        route = self.route(address)
+        return self._hop(self.route(address), address)
+
+    def default_hop(self, version: int) -> Hop | None:
+        """Of the default route; None as for ``hop``, and where it has no gateway."""
+        defaults = (r for r in self.routes if r.network.version == version and not r.network.prefixlen)
+        default = next(defaults, None)
+        return self._hop(default, default.gateway) if default is not None and default.gateway else None
+
+    def _hop(self, route: Route | None, address: Address) -> Hop | None:
         if self.policy_rules or route is None or route.kind != UNICAST or route.ifindex is None:
             return None
         link = self.links.get(route.ifindex)

@@ -32,6 +32,7 @@ FLOWS = {"1": 1, "64k": 1 << 16, "1m": 1 << 20}
 NEW_FLOWS = 1 << 20
 ROUNDS, PACKETS = 9, 5_000_000
 SEED = 20261123
+NO_LIMIT = 0xFFFFFFFF
 KEY = (0x243F6A8885A308D3, 0x13198A2E03707344)
 
 
@@ -104,6 +105,8 @@ def _install(compiled: Compiled) -> None:
     services = libbpf.map_view(compiled.maps["services"], layout.SERVICE, writable=True)
     cells = libbpf.map_view(compiled.maps["rings"], layout.RING_LINE, writable=True)["cell"].reshape(-1)
     table = _targets(compiled, "service_targets", services, "vip")
+    settings = libbpf.map_view(compiled.maps["settings"], layout.SETTINGS, writable=True)
+    destinations = settings[0]["destinations"]
     base = 0
     for index in range(1, SERVICES + 1):
         vip = VIP if index == MEASURED_SERVICE else IPv4Address("10.254.0.0") + index
@@ -116,6 +119,8 @@ def _install(compiled: Compiled) -> None:
         cells[base : base + size] = random.permutation(np.resize(members, size)) | 1 << layout.REF_INDEX_BITS
         base += 2 * size
         table.put(layout.target(vip, PORT, 6), index)
+        bit = layout.destination_bit(layout.mapped(vip), PORT)
+        destinations[bit // 64] |= np.uint64(1 << bit % 64)
         libbpf.map_update(compiled.maps["vips"], layout.target(vip, 0, 0), struct.pack("<I", index))
 
 
@@ -124,6 +129,7 @@ def _install_settings(compiled: Compiled) -> None:
     settings["hash_key"], settings["bucket_mask"] = KEY, BUCKETS - 1
     settings["idle_opening_ticks"], settings["idle_established_ticks"] = 40, 3600
     settings["idle_closing_ticks"], settings["idle_udp_ticks"] = 20, 240
+    settings["seen_ticks"], settings["insert_limit"] = 9, NO_LIMIT
 
 
 def _install_endpoints(compiled: Compiled, owner: np.ndarray) -> None:

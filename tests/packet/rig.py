@@ -24,6 +24,7 @@ ABORTED, DROP, PASS, TX, REDIRECT = range(5)
 TCP_NUMBER, UDP_NUMBER = 6, 17
 KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 FAR_TICK = 0xFFFFFFFE
+NO_LIMIT = 0xFFFFFFFF
 HOP_IFINDEX = 1
 HOP_DST, HOP_SRC = "02:00:00:00:0e:01", "02:00:00:00:0a:01"
 
@@ -64,6 +65,9 @@ class Rig:
         self.reasons = view("reasons", layout.REASON_COUNTS)["count"]
         self.rtt = view("rtt", layout.HISTOGRAM)["bucket"]
         self.gates = view("event_gates", layout.EVENT_GATE)
+        self.cpus = view("cpus", layout.CPU)
+        self.gateways = view("gateways", layout.GATEWAY)
+        self.near = view("near", layout.NEAR)
         self.next_cell = 0
 
     @classmethod
@@ -73,7 +77,7 @@ class Rig:
     def reset(self) -> None:
         for array in (self.services, self.endpoints, self.cells, self.slots, self.flows, self.flow_keys):
             array.view(np.uint8)[...] = 0
-        for array in (self.counters, self.reasons, self.rtt, self.gates):
+        for array in (self.counters, self.reasons, self.rtt, self.gates, self.cpus, self.gateways, self.near):
             array.view(np.uint8)[...] = 0
         self.service_targets.clear()
         self.endpoint_targets.clear()
@@ -93,6 +97,9 @@ class Rig:
         settings["idle_udp_ticks"] = 240
         settings["event_ticks"] = 4
         settings["own_sources"] = 0
+        settings["destinations"] = 0
+        settings["seen_ticks"] = 0
+        settings["insert_limit"] = NO_LIMIT
 
     # ---- what is installed ---------------------------------------------------------------
 
@@ -108,6 +115,8 @@ class Rig:
         row["port"], row["protocol"] = port, protocol
         row["flags"] = layout.SERVICE_PRESENT | (layout.SERVICE_ON_DOWN_KEEP if keep else 0)
         self.service_targets.put(layout.target(address, port, protocol), index)
+        bit = layout.destination_bit(layout.mapped(address), port)
+        self.settings["destinations"][0, bit // 64] |= np.uint64(1 << bit % 64)
         self.put("vips", layout.target(address, 0, 0), index)
         self.settings["own_sources"] |= np.uint64(layout.source_bit(layout.mapped(address)))
 

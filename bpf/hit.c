@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The short way: known flows in plain frames (no tags, options, fragments or
+ * extension headers) that tell nothing new, by a next hop that is trusted.
+ * Nearly every packet is such a one, so its way is written by itself and stays
+ * in registers. It decides nothing: what it can't be sure of goes the long way,
+ * with nothing changed yet, and there the same would have been done with these
+ * too, which tests/packet/test_short_way.py holds.
+ *
+ * A part of steer.c, for it looks things up in maps.
+ */
+
+#define LONG_WAY (-1)
+#define NEWS (TCP_FIN | TCP_SYN | TCP_RST)
+#define IP_PLAIN 0x45			/* version 4, no options */
+#define IP6_VERSION 6
+#define TTL_LESS_ONE 0xfffffffeU	/* csum_change(ttl, ttl - 1) of any */
+
+/* A plain frame: its headers lie where they always do. */
+struct glance {
+	void *data;
+	void *l3;
+	struct ports *ports;
+	__be32 *source;		/* one word, or four */
+	__be32 *destination;
+	u32 bytes;		/* of the IP packet */
+	u32 payload;		/* of TCP */
+	u8 protocol;
+};
+
+struct known {
+	struct flow *flow;
+	u64 id;
+	u64 life;
+};
+
+static __always_inline bool glance_v4(struct glance *seen)
+{
+	struct iphdr *ip = seen->l3;
+
+	seen->source = &ip->saddr;
+	seen->destination = &ip->daddr;
+	seen->bytes = bpf_ntohs(ip->tot_len);
+	seen->protocol = ip->protocol;
+	return *(u8 *)ip == IP_PLAIN && ip->ttl > 1 &&
+	       !(ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_OFFSET));
+}
+
+static __always_inline bool glance_v6(struct glance *seen)
+{
+	struct ipv6hdr *ip = seen->l3;
+
+	seen->source = ip->saddr.in6_u.u6_addr32;
+	seen->destination = ip->daddr.in6_u.u6_addr32;
+	seen->bytes = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	seen->protocol = ip->nexthdr;
+	return *(u8 *)ip >> 4 == IP6_VERSION && ip->hop_limit > 1;
+}
+
+static __always_inline bool glance_tcp(struct glance *seen, u32 l3_bytes)
+{
+	u8 *tcp = (u8 *)seen->ports;
+	u32 header = (tcp[TCP_OFFSET_BYTE] >> 4) * 4;
+
+	seen->payload = seen->bytes - l3_bytes - header;
+	return header >= sizeof(struct tcphdr) &&
+	       l3_bytes + header <= seen->bytes &&
+	       !(tcp[TCP_FLAGS_BYTE] & NEWS);
+}
+
+static __always_inline bool glance_udp(struct glance *seen, u32 l3_bytes,
+				       bool v6)
+{
+	struct udphdr *udp = (void *)seen->ports;
+	u32 length = bpf_ntohs(udp->len);
+
+	seen->payload = 0;
+	return length >= sizeof(*udp) && l3_bytes + length <= seen->bytes &&
+	       (!v6 || udp->check);
+}
+
+/* False: no plain frame, or one that tells something. */
+static __always_inline bool glance(struct glance *seen, void *data, void *end,
+				   bool v6)
+{
+	u32 l3_bytes = v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+
+	seen->data = data;
+	seen->l3 = data + ETH_HLEN;
+	seen->ports = seen->l3 + l3_bytes;
+	if ((void *)seen->ports + sizeof(struct tcphdr) > end ||
+	    !(v6 ? glance_v6(seen) : glance_v4(seen)) ||
+	    seen->bytes + ETH_HLEN > (u32)(end - data))
+		return false;
+	if (seen->protocol == IPPROTO_TCP)
+		return glance_tcp(seen, l3_bytes);
+	return seen->protocol == IPPROTO_UDP && glance_udp(seen, l3_bytes, v6);
+}
+
+static __always_inline u64 hash_seen(struct here *here, const struct glance *seen,
+				     const __be32 *client, const __be32 *vip,
+				     __be16 client_port, __be16 port, bool v6)
+{
+	const u64 *key = here->settings->hash_key;
+
+	return v6 ? hash_v6(key, client, vip, client_port, port, seen->protocol) :
+		    hash_v4(key, client[0], vip[0], client_port, port,
+			    seen->protocol);
+}
+
+static __always_inline bool find_known(struct here *here, u64 hash,
+				       struct known *known)
+{
+	u32 tag = hash_tag(hash), mask = here->settings->bucket_mask;
+	u32 index = hash_bucket(hash, mask);
+	struct bucket *bucket;
+
+#pragma unroll
+	for (u32 try = 0; try < 2; try++) {
+		bucket = flows.lookup(&index);
+		if (!bucket)
+			return false;
+#pragma unroll
+		for (u32 way = 0; way < BUCKET_FLOWS; way++) {
+			known->flow = &bucket->flow[way];
+			known->id = *(volatile u64 *)&known->flow->id;
+			if (known->id >> ID_TAG == tag)
+				return true;
+		}
+		index = hash_other_bucket(index, tag, mask);
+	}
+	return false;
+}
+
+/* Nothing ends or begins by it, and nobody wants to know the time. */
+static __always_inline bool goes_without_saying(struct here *here,
+						struct known *known,
+						const struct glance *seen,
+						u8 flags, bool back)
+{
+	u64 life = *(volatile u64 *)&known->flow->life;
+	bool asked = life & LIFE(FLOW_REQUEST);
+
+	known->life = life;
+	if (life & LIFE(CLOSING))
+		return false;
+	if (back ? !(life & LIFE(FLOW_ESTABLISHED)) :
+		   (life & LIFE(FLOW_SYNACK | FLOW_ESTABLISHED)) ==
+			   LIFE(FLOW_SYNACK))
+		return false;
+	if ((flags & SERVICE_REQUESTS) && seen->payload && asked == back)
+		return false;
+	return !unseen(here->settings, life, here->tick) ||
+	       !idle(here->settings, here->tick, life, seen->protocol);
+}
+
+static __always_inline void see_known(struct here *here,
+				      const struct known *known)
+{
+	if (unseen(here->settings, known->life, here->tick))
+		see(known->flow, here->tick);
+}
+
+/* Whether a mapped address is this one of one word, or four. */
+static __always_inline bool is_seen(const __be32 *mapped, const __be32 *address,
+				    bool v6)
+{
+	const u64 *halves = (const u64 *)mapped;
+
+	if (v6)
+		return halves[0] == ((u64)address[1] << 32 | address[0]) &&
+		       halves[1] == ((u64)address[3] << 32 | address[2]);
+	return !halves[0] &&
+	       halves[1] == ((u64)address[0] << 32 | V4_MAPPED_PREFIX);
+}
+
+/* ---- sure by now: it leaves ----------------------------------------------- */
+
+static __always_inline u64 rewrite_seen(__be32 *at, const __be32 *mapped, bool v6)
+{
+	u64 change;
+
+	if (v6)
+		return rewrite_words(at, mapped);
+	change = csum_change(*at, mapped[V4_WORD]);
+	*at = mapped[V4_WORD];
+	return change;
+}
+
+static __always_inline void rewrite_check_seen(const struct glance *seen,
+					       u64 change)
+{
+	__sum16 *check = (void *)seen->ports +
+			 __builtin_offsetof(struct tcphdr, check);
+
+	if (seen->protocol == IPPROTO_TCP) {
+		*check = csum_apply(*check, change);
+		return;
+	}
+	check = (void *)seen->ports + __builtin_offsetof(struct udphdr, check);
+	if (!*check)
+		return;
+	*check = csum_apply(*check, change);
+	if (!*check)
+		*check = 0xffff;
+}
+
+/* :at and :port_at are destination or source; :macs where it goes, from where. */
+static __always_inline void rewrite_hit(const struct glance *seen, __be32 *at,
+					const __be32 *mapped, __be16 *port_at,
+					__be16 port, const void *macs, bool v6)
+{
+	u64 change = rewrite_seen(at, mapped, v6);
+	struct ipv6hdr *ip6 = seen->l3;
+	struct iphdr *ip = seen->l3;
+
+	if (v6) {
+		ip6->hop_limit--;
+	} else {
+		ip->check = csum_apply(ip->check, change + TTL_LESS_ONE);
+		ip->ttl--;
+	}
+	rewrite_check_seen(seen, change + csum_change(*port_at, port));
+	*port_at = port;
+	copy_macs(seen->data, macs);
+}
+
+static __always_inline int leave_hit(struct here *here, struct reasons *counted,
+				     enum reason reason, u32 ifindex)
+{
+	counted->count[reason]++;
+	return bpf_redirect(ifindex, 0);
+}
+
+static __always_inline int hit_forward(struct here *here,
+				       const struct glance *seen, bool v6)
+{
+	struct known known;
+	struct endpoint_counters *counted;
+	struct reasons *reason;
+	struct endpoint *to;
+	struct service *service;
+	u32 index, at;
+
+	if (!find_known(here,
+			hash_seen(here, seen, seen->source, seen->destination,
+				  seen->ports->source, seen->ports->destination,
+				  v6),
+			&known))
+		return LONG_WAY;
+	index = ref_index(known.id);
+	to = endpoints.lookup(&index);
+	if (!to || ref_unusable(known.id, *(volatile u64 *)&to->state &
+						  ~(u64)ENDPOINT_DRAINING))
+		return LONG_WAY;
+	at = to->service;
+	service = services.lookup(&at);
+	if (!service || !is_seen(service->vip, seen->destination, v6) ||
+	    service->port != seen->ports->destination ||
+	    service->protocol != seen->protocol ||
+	    !(service->flags & SERVICE_PRESENT) ||
+	    !goes_without_saying(here, &known, seen, service->flags, false))
+		return LONG_WAY;
+	if (here->tick >= to->hop_expires || to->hop_vlan ||
+	    (to->hop_mtu && seen->bytes > to->hop_mtu))
+		return LONG_WAY;
+	counted = lookup_counters(here->cpu, index);
+	reason = reasons.lookup(&here->cpu);
+	if (!counted || !reason)
+		return LONG_WAY;
+	counted->packets++;
+	counted->bytes += seen->bytes;
+	rewrite_hit(seen, seen->destination, to->address,
+		    &seen->ports->destination, to->port, to->hop_dst, v6);
+	see_known(here, &known);
+	return leave_hit(here, reason, REASON_forward_hop, to->hop_ifindex);
+}
+
+/*
+ * By the gateway: so the client is no direct destination and no VIP (see near),
+ * and the answer leaves with the VIP's address whether its flow is known or not.
+ */
+static __always_inline int hit_return(struct here *here,
+				      const struct glance *seen, bool v6)
+{
+	struct endpoint_counters *counted;
+	struct gateway *gateway;
+	struct endpoint *from;
+	struct reasons *reason;
+	struct service *service;
+	struct target target;
+	struct known known;
+	u32 index, at;
+	bool found;
+
+	target_seen(&target, seen->source, seen->ports->source, seen->protocol,
+		    v6);
+	from = lookup_sender(here, &target, &index);
+	if (!from)
+		return LONG_WAY;
+	at = from->service;
+	service = services.lookup(&at);
+	gateway = lookup_gateway(here, v6, seen->destination[0]);
+	if (!service || !gateway || gateway->hop_vlan ||
+	    (gateway->hop_mtu && seen->bytes > gateway->hop_mtu))
+		return LONG_WAY;
+	found = find_known(here,
+			   hash_seen(here, seen, seen->destination,
+				     v6 ? service->vip : service->vip + V4_WORD,
+				     seen->ports->destination, service->port,
+				     v6),
+			   &known) &&
+		(u32)known.id == ref_of(index, from->state);
+	if (found &&
+	    !goes_without_saying(here, &known, seen, service->flags, true))
+		return LONG_WAY;
+	counted = lookup_counters(here->cpu, index);
+	reason = reasons.lookup(&here->cpu);
+	if (!counted || !reason)
+		return LONG_WAY;
+	counted->return_packets++;
+	counted->return_bytes += seen->bytes;
+	rewrite_hit(seen, seen->source, service->vip, &seen->ports->source,
+		    service->port, gateway->hop_dst, v6);
+	if (found)
+		see_known(here, &known);
+	return leave_hit(here, reason, REASON_return_hop, gateway->hop_ifindex);
+}
+
+static __always_inline int hit_ip(struct here *here, void *data, void *end,
+				  bool v6)
+{
+	struct glance seen;
+
+	if (!glance(&seen, data, end, v6))
+		return LONG_WAY;
+	return may_be_service(here->settings,
+			      seen.destination[v6 ? ADDRESS_WORDS - 1 : 0],
+			      seen.ports->destination) ?
+		       hit_forward(here, &seen, v6) :
+		       hit_return(here, &seen, v6);
+}
+
+/* The verdict, or LONG_WAY. */
+static __always_inline int hit(struct here *here)
+{
+	void *data = (void *)(long)here->ctx->data;
+	void *end = (void *)(long)here->ctx->data_end;
+	__be16 protocol;
+
+	if (data + ETH_HLEN > end || (*(u8 *)data & 1))
+		return LONG_WAY;
+	protocol = *(__be16 *)(data + 2 * ETH_ALEN);
+	if (protocol == bpf_htons(ETH_P_IP))
+		return hit_ip(here, data, end, false);
+	if (protocol == bpf_htons(ETH_P_IPV6))
+		return hit_ip(here, data, end, true);
+	return LONG_WAY;
+}

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The short way (bpf/hit.c) does what the long one would have done, or nothing at all.
+
+Two programs are made of the one: ``short`` aborts where it would go the long way, ``long`` always goes that.
+Each random frame is given to both, on the same maps as they were before.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Packet
+
+from controlplane.adapters import layout, libbpf
+from controlplane.adapters.bcc import compile_program
+from tests.packet.rig import (
+    ABORTED,
+    BPF_DIR,
+    FAR_TICK,
+    HOP_IFINDEX,
+    SIZES,
+    TCP_NUMBER,
+    UDP_NUMBER,
+    Rig,
+    tcp,
+    udp,
+)
+
+FRAMES = 4000
+SERVICES = {
+    1: ("198.51.100.1", 80, TCP_NUMBER),
+    2: ("198.51.100.1", 53, UDP_NUMBER),
+    3: ("2001:db8:1::4", 80, TCP_NUMBER),
+    4: ("2001:db8:1::4", 53, UDP_NUMBER),
+}
+MEMBERS = 3
+PORTS = range(40_000, 40_008)
+AGES = (0, 0, 0, 5, 9, 10, 60, 300, 4000)
+"""Ticks; nine is the most that last-seen lags, the idle limits are 20 to 3600."""
+LIVES = (
+    *([layout.FLOW_ESTABLISHED | layout.FLOW_SYN | layout.FLOW_SYNACK] * 6),
+    *([layout.FLOW_MIDSTREAM, layout.FLOW_MIDSTREAM | layout.FLOW_ESTABLISHED] * 2),
+    *(layout.FLOW_SYN, layout.FLOW_SYN | layout.FLOW_SYNACK, 0, layout.FLOW_ESTABLISHED),
+    *(layout.FLOW_ESTABLISHED | layout.FLOW_FIN_CLIENT, layout.FLOW_ESTABLISHED | layout.FLOW_RST),
+)
+LONG = ("verdict = hit(&here);", "verdict = LONG_WAY;")
+SHORT = ("verdict == LONG_WAY ? long_way(&here) : verdict", "verdict == LONG_WAY ? XDP_ABORTED : verdict")
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    verdict: int
+    frame: bytes
+    wrote: dict[str, bytes]
+    """Name of a map -> its bytes."""
+
+
+class Ways:
+    """Both programs and what they work on."""
+
+    def __init__(self, folder: Path, source: Path = BPF_DIR) -> None:
+        self._source = source
+        self.rig = Rig(compile_program(self._copy(folder / "long", *LONG), SIZES))
+        short = self._copy(folder / "short", *SHORT)
+        compiled = compile_program(short, SIZES, self.rig.compiled.maps)
+        self._programs = {"long": self.rig.compiled.program_fd, "short": compiled.program_fd}
+        self._short = compiled
+        rig = self.rig
+        self._written: dict[str, npt.NDArray[np.uint8]] = {
+            "flows": rig.flows.base.view(np.uint8),
+            "keys": rig.flow_keys.base.view(np.uint8),
+            "counters": rig.counters.view(np.uint8),
+            "reasons": rig.reasons.base.view(np.uint8),
+        }
+
+    def _copy(self, folder: Path, whichever: str, this: str) -> Path:
+        shutil.copytree(self._source, folder)
+        text = (folder / "steer.c").read_text()
+        assert text.count(whichever) == 1, "steer.c has changed: name the place anew"
+        (folder / "steer.c").write_text(text.replace(whichever, this))
+        return folder
+
+    def close(self) -> None:
+        self._short.close()
+        self.rig.compiled.close()
+
+    def send(self, frame: bytes) -> dict[str, Sent]:
+        """By either way, from the same state; within one tick, for the tick is what they write."""
+        before = self._snapshot()
+        while True:
+            ticks, sent = set(), {}
+            for way, program in self._programs.items():
+                self.restore(before)
+                run = libbpf.prog_test_run(program, frame)
+                ticks.add(int(self.rig.cpus["tick"].max()))
+                sent[way] = Sent(run.verdict, run.packet, self._snapshot())
+            if len(ticks) == 1:
+                return {"before": Sent(0, frame, before), **sent}
+
+    def restore(self, wrote: dict[str, bytes]) -> None:
+        for name, content in wrote.items():
+            array = self._written[name]
+            array[...] = np.frombuffer(content, np.uint8).reshape(array.shape)
+
+    def _snapshot(self) -> dict[str, bytes]:
+        return {name: array.tobytes() for name, array in self._written.items()}
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+    made = Ways(tmp_path_factory.mktemp("ways"))
+    yield made
+    made.close()
+
+
+def install(rig: Rig) -> None:
+    rig.reset()
+    rig.settings["seen_ticks"] = 9
+    for index, (vip, port, protocol) in SERVICES.items():
+        rig.service(index, vip, port, protocol)
+        rig.ring(index, [rig.endpoint(index * 10 + i, index, *address(index, i)) for i in range(MEMBERS)])
+    for row in range(2):
+        gateway = rig.gateways[row : row + 1]
+        gateway["hop_expires"], gateway["hop_ifindex"], gateway["hop_mtu"] = FAR_TICK, HOP_IFINDEX, 1500
+        gateway["hop_dst"], gateway["hop_src"] = np.arange(6) + 10 * row, np.arange(6) + 30
+
+
+def address(service: int, member: int) -> tuple[str, int]:
+    v6 = ":" in SERVICES[service][0]
+    return (f"2001:db8:2::{member + 1:x}" if v6 else f"203.0.113.{member + 1}"), 8000 + 10 * service + member
+
+
+def client(service: int, number: int) -> str:
+    return f"2001:db8:77::{number}" if ":" in SERVICES[service][0] else f"192.0.2.{number}"
+
+
+def change(rig: Rig, dice: random.Random) -> None:
+    """Something that the short way must look at."""
+    service = dice.choice(list(SERVICES))
+    index = service * 10 + dice.randrange(MEMBERS)
+    row = rig.endpoints[index : index + 1]
+    rig.state(
+        index,
+        present=dice.random() < 0.95,
+        down=dice.random() < 0.1,
+        draining=dice.random() < 0.2,
+        generation=1 if dice.random() < 0.95 else 2,
+    )
+    row["hop_expires"] = 0 if dice.random() < 0.1 else FAR_TICK
+    row["hop_vlan"] = 7 if dice.random() < 0.05 else 0
+    row["hop_mtu"] = dice.choice([0, 1500, 1500, 1500, 60])
+    flags = layout.SERVICE_PRESENT | dice.choice(
+        [0, 0, layout.SERVICE_REQUESTS_HTTP1, layout.SERVICE_REQUESTS_TLS]
+    )
+    rig.services[service : service + 1]["flags"] = flags if dice.random() < 0.97 else 0
+    gateway = rig.gateways[dice.randrange(2) :][:1]
+    gateway["hop_expires"] = 0 if dice.random() < 0.1 else FAR_TICK
+    gateway["hop_vlan"] = 7 if dice.random() < 0.05 else 0
+    gateway["hop_mtu"] = dice.choice([0, 1500, 1500, 60])
+    rig.near[...] = np.uint64(0xFFFFFFFFFFFFFFFF) if dice.random() < 0.1 else np.uint64(0)
+
+
+def grow_old(rig: Rig, dice: random.Random) -> None:
+    """Gives every cached flow another life: flags, and when it was last seen."""
+    cached = rig.flows["id"] != 0
+    now = int(rig.cpus["tick"].max())
+    rig.flows["life"][cached] = [
+        (now - dice.choice(AGES)) << 32
+        | (dice.choice(LIVES) | (layout.FLOW_REQUEST if dice.random() < 0.3 else 0)) << 24
+        | dice.randrange(1 << 24)
+        for _ in range(int(cached.sum()))
+    ]
+
+
+def frame(dice: random.Random) -> bytes:
+    service = dice.choice(list(SERVICES))
+    vip, port, protocol = SERVICES[service]
+    here, there = (client(service, dice.randrange(1, 4)), dice.choice(PORTS)), (vip, port)
+    if dice.random() < 0.5:
+        here, there = address(service, dice.randrange(MEMBERS)), here
+    elif dice.random() < 0.05:
+        there = (vip, port + 1)
+    payload = dice.randbytes(dice.choice([0, 0, 1, 30, 100]))
+    if protocol == TCP_NUMBER:
+        packet = tcp(*here, *there, dice.choice(["A", "A", "PA", "PA", "PAU", "S", "SA", "FA", "R"]), payload)
+    else:
+        packet = udp(*here, *there, payload)
+    odd = dice.choice([None] * 6 + ODD) if dice.random() < 0.5 else None
+    if odd is not None:
+        packet = odd(packet, dice)
+    raw = bytearray(bytes(packet))
+    if dice.random() < 0.1:
+        raw[dice.randrange(12, min(len(raw), 62))] ^= 1 << dice.randrange(8)
+    if dice.random() < 0.1:
+        del raw[dice.randrange(14, len(raw) + 1) :]
+    return bytes(raw) + dice.choice([b"", b"", b"\0" * 6])
+
+
+def _layer(packet: Packet) -> Packet:
+    return packet[IPv6] if IPv6 in packet else packet[IP]
+
+
+def _ttl(packet: Packet, dice: random.Random) -> Packet:
+    setattr(_layer(packet), "hlim" if IPv6 in packet else "ttl", dice.choice([0, 1, 2, 255]))
+    return packet
+
+
+def _no_check(packet: Packet, dice: random.Random) -> Packet:
+    packet[UDP if UDP in packet else TCP].chksum = dice.choice([0, 0, 0xFFFF, 1])
+    return packet
+
+
+def _tagged(packet: Packet, dice: random.Random) -> Packet:
+    return Ether(bytes(packet[Ether])[:14]) / Dot1Q(vlan=5) / _layer(packet)
+
+
+def _fragment(packet: Packet, dice: random.Random) -> Packet:
+    if IP in packet:
+        packet[IP].flags, packet[IP].frag = dice.choice([("MF", 0), ("", 7), ("DF", 0)])
+    return packet
+
+
+def _options(packet: Packet, dice: random.Random) -> Packet:
+    if TCP in packet:
+        packet[TCP].options = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))]
+    elif IP in packet:
+        packet[IP].options = [b"\x01\x01\x01\x00"]
+    return packet
+
+
+def _offset(packet: Packet, dice: random.Random) -> Packet:
+    if TCP in packet:
+        packet[TCP].dataofs = dice.choice([4, 5, 6, 8, 15])
+    return packet
+
+
+def _group(packet: Packet, dice: random.Random) -> Packet:
+    packet[Ether].dst = dice.choice(["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"])
+    return packet
+
+
+ODD: list[Callable[[Packet, random.Random], Packet]] = [
+    _ttl,
+    _no_check,
+    _tagged,
+    _fragment,
+    _options,
+    _offset,
+    _group,
+]
+
+
+def compare(ways: Ways, seed: int, frames: int) -> dict[str, int]:
+    """How many of each reason went the short way; an AssertionError names the first frame that differs."""
+    rig, dice = ways.rig, random.Random(seed)
+    install(rig)
+    taken: dict[str, int] = {}
+    for number in range(frames):
+        if number % 20 == 0:
+            change(rig, dice)
+        if number % 50 == 10:
+            grow_old(rig, dice)
+        sent = ways.send(raw := frame(dice))
+        short, long = sent["short"], sent["long"]
+        what = f"frame {number}: {Ether(raw)!r}"
+        if short.verdict == ABORTED:
+            assert short.frame == raw, f"{what} was changed before it went the long way"
+            assert short.wrote == sent["before"].wrote, (
+                f"{what}: maps were changed before it went the long way"
+            )
+            ways.restore(long.wrote)
+            continue
+        assert (short.verdict, short.frame) == (long.verdict, long.frame), what
+        for name, content in long.wrote.items():
+            assert short.wrote[name] == content, f"{what}: {name} differ"
+        changed = rig.reasons.sum(axis=0) - np.frombuffer(sent["before"].wrote["reasons"], np.uint64).reshape(
+            rig.reasons.shape
+        ).sum(axis=0)
+        reason = layout.REASONS[int(changed.argmax())]
+        taken[reason] = taken.get(reason, 0) + 1
+    return taken
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_short_way_does_the_same_as_the_long_one_or_nothing(ways: Ways, seed: int) -> None:
+    taken = compare(ways, seed, FRAMES)
+    assert set(taken) == {"forward_hop", "return_hop"}
+    assert min(taken.values()) > FRAMES / 20, f"too few to tell: {taken}"
+
+
+FAULTS = {
+    "a flow's end is overlooked": ("if (life & LIFE(CLOSING))", "if (0)"),
+    "an endpoint that is down goes on": (
+        "~(u64)ENDPOINT_DRAINING",
+        "~(u64)ENDPOINT_DRAINING & ~(u64)ENDPOINT_DOWN",
+    ),
+    "TTL 1 leaves": ("ip->ttl > 1", "ip->ttl > 0"),
+    "a fragment is plain": (" | IP_OFFSET", ""),
+    "data offset past the end": ("l3_bytes + header <= seen->bytes", "1"),
+    "no checksum is one": ("	if (!*check)\n		return;\n", ""),
+    "an old next hop": ("here->tick >= to->hop_expires || ", ""),
+    "a frame to a group": ("|| (*(u8 *)data & 1)", ""),
+    "another endpoint's answer is this flow's": ("(u32)known.id == ref_of(index, from->state)", "true"),
+    "an idle flow goes on": ("!idle(here->settings, here->tick, life, seen->protocol)", "true"),
+}
+
+
+@pytest.mark.parametrize(("right", "wrong"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_of_the_short_way_is_noticed(tmp_path: Path, right: str, wrong: str) -> None:
+    shutil.copytree(BPF_DIR, tmp_path / "bpf")
+    source = tmp_path / "bpf/hit.c"
+    text = source.read_text()
+    assert text.count(right) == 1, "hit.c has changed: name the fault anew"
+    source.write_text(text.replace(right, wrong))
+    ways = Ways(tmp_path, tmp_path / "bpf")
+    try:
+        with pytest.raises(AssertionError):
+            compare(ways, seed=0, frames=FRAMES)
+    finally:
+        ways.close()
