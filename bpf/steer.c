@@ -944,7 +944,8 @@ static __always_inline void sample_rtt(struct here *here, u32 index, u64 life,
 				       struct endpoint_counters *counted)
 {
 	struct histogram *times;
-	u32 us, bucket;
+	u64 bucket;
+	u32 us;
 
 	if (!stamped(life, here->tick))
 		return;
