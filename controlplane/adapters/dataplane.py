@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """``ports.Dataplane`` on the pinned maps of an instance.
 
-Several processes may have one open at once. Nothing is remembered here but what was asked for exactly:
-who is where is read from the maps each time, and whoever writes holds the instance's lock.
+Several processes may have one open at once. What is remembered here is never believed unseen:
+who is where is looked up in the maps, and whoever writes holds the instance's lock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from ipaddress import ip_network
 
 import numpy as np
@@ -32,6 +31,7 @@ from controlplane.adapters.event_ring import EventRing
 from controlplane.adapters.flow_table import FlowRow
 from controlplane.adapters.libbpf import XdpMode
 from controlplane.adapters.maps import Maps, open_instance
+from controlplane.adapters.read_back import ReadBack
 from controlplane.addresses import Address, Network, with_port
 from controlplane.ports import Clock, Counters, DataplaneError
 
@@ -47,9 +47,10 @@ class MapDataplane:
         self._maps = maps
         self._clock = clock
         self._events = EventRing(maps.events)
-        self._folder_inode = pins.folder(maps.instance).stat().st_ino
+        self._folder = pins.folder(maps.instance)
+        self._folder_inode = self._folder.stat().st_ino
+        self._read_back = ReadBack(maps)
         self._gateways_due = 0
-        self._asked: dict[tuple[type[model.Step], str], model.SetRing | model.SetSlots | model.SetSpill] = {}
 
     @classmethod
     def open(cls, instance: str, clock: Clock) -> MapDataplane:
@@ -64,48 +65,12 @@ class MapDataplane:
     def installed(self) -> model.Steering:
         """What is installed now. Shares and weights that this process set come back exactly as it asked,
         as long as the maps hold what they round to."""
-        found = steering.read(self._maps)
-        services = {
-            name: replace(service, ring=self._ring_as_asked(service))
-            for name, service in found.services.items()
-        }
-        return model.Steering(
-            services=services,
-            members={name: self._member_as_asked(member) for name, member in found.members.items()},
-        )
-
-    def _ring_as_asked(self, service: model.VirtualService) -> Mapping[str, float]:
-        asked = self._asked.get((model.SetRing, service.name))
-        if not isinstance(asked, model.SetRing):
-            return service.ring
-        rounded = {name: steering.ring_weight(weight) for name, weight in asked.weights.items()}
-        held = {name: steering.ring_weight(weight) for name, weight in service.ring.items()}
-        return asked.weights if {n: w for n, w in rounded.items() if w} == held else service.ring
-
-    def _member_as_asked(self, member: model.Member) -> model.Member:
-        slots, spill = member.slots, member.spill
-        asked = self._asked.get((model.SetSlots, member.name))
-        if isinstance(asked, model.SetSlots) and install.same_slots(self._maps, member.name, asked.slots):
-            slots = asked.slots
-        asked = self._asked.get((model.SetSpill, member.name))
-        if isinstance(asked, model.SetSpill) and _spill_as_read(asked.share) == spill:
-            spill = asked.share
-        return replace(member, slots=slots, spill=spill)
+        return self._read_back.installed()
 
     def apply(self, step: model.Step) -> None:
         with self._writing():
             install.apply(self._maps, step, self._tick())
-        match step:
-            case model.SetRing(name) | model.SetSlots(name) | model.SetSpill(name):
-                self._asked[type(step), name] = step
-            case model.InstallMember(member):
-                self._forget(member.name)
-            case model.RemoveMember(name) | model.RemoveService(name):
-                self._forget(name)
-
-    def _forget(self, name: str) -> None:
-        for kind in (model.SetRing, model.SetSlots, model.SetSpill):
-            self._asked.pop((kind, name), None)
+        self._read_back.asked(step)
 
     def own_addresses(self) -> Collection[Address]:
         return netlink.local_addresses()
@@ -241,7 +206,7 @@ class MapDataplane:
         instance = self._maps.instance
         with pins.write_lock(instance):
             try:
-                same = pins.folder(instance).stat().st_ino == self._folder_inode
+                same = self._folder.stat().st_ino == self._folder_inode
             except FileNotFoundError:
                 same = False
             if not same:
@@ -251,5 +216,3 @@ class MapDataplane:
             yield
 
 
-def _spill_as_read(share: float) -> float:
-    return steering.spill_share(steering.spill_bits(share))

@@ -11,7 +11,6 @@ its state again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ipaddress import ip_network
 
 import numpy as np
@@ -54,17 +53,17 @@ def apply(maps: Maps, step: model.Step, now_tick: int) -> None:
 
 
 def _row(maps: Maps, name: str) -> int:
-    try:
-        return steering.endpoint_rows(maps)[name]
-    except KeyError:
-        raise DataplaneError(f"member {name!r} is not installed; see: penumbra maps endpoints") from None
+    row = maps.endpoint_names.get(name)
+    if row is None:
+        raise DataplaneError(f"member {name!r} is not installed; see: penumbra maps endpoints")
+    return row
 
 
 def _service_row(maps: Maps, name: str) -> int:
-    try:
-        return steering.service_rows(maps)[name]
-    except KeyError:
-        raise DataplaneError(f"service {name!r} is not installed; see: penumbra maps services") from None
+    row = maps.service_names.get(name)
+    if row is None:
+        raise DataplaneError(f"service {name!r} is not installed; see: penumbra maps services")
+    return row
 
 
 def _label(name: str) -> bytes:
@@ -84,7 +83,7 @@ def _install_service(maps: Maps, service: model.VirtualService) -> None:
     flags = SERVICE_PRESENT
     if service.on_down is model.OnDown.KEEP:
         flags |= layout.SERVICE_ON_DOWN_KEEP
-    index = steering.service_rows(maps).get(service.name)
+    index = maps.service_names.get(service.name)
     if index is not None:
         found = maps.services[index]
         key = found["vip"].tobytes() + int(found["port"]).to_bytes(2, "big") + bytes([found["protocol"], 0])
@@ -112,7 +111,7 @@ def _install_service(maps: Maps, service: model.VirtualService) -> None:
 
 
 def _remove_service(maps: Maps, name: str) -> None:
-    index = steering.service_rows(maps).get(name)
+    index = maps.service_names.get(name)
     if index is None:
         return
     found = maps.services[index]
@@ -140,9 +139,10 @@ def _count_vip(maps: Maps, mapped: bytes) -> None:
     key = mapped + bytes(4)
     if count:
         libbpf.map_update(maps.vips, key, count.to_bytes(4, "little"))
+        maps.settings["own_sources"] |= np.uint64(layout.source_bit(mapped))
     else:
         libbpf.map_delete(maps.vips, key)
-    mark_own_sources(maps)
+        mark_own_sources(maps)
 
 
 def mark_own_sources(maps: Maps) -> None:
@@ -158,15 +158,18 @@ def mark_own_sources(maps: Maps) -> None:
 
 def _free_service(maps: Maps) -> int:
     """An index that no service has, and no member that is installed or rests names."""
-    used = set(steering.present_services(maps).tolist())
+    used = np.zeros(maps.sizes.services, np.bool_)
+    used[steering.present_services(maps)] = True
     known = (maps.endpoints["state"] & np.uint64(ENDPOINT_PRESENT) != 0) | (
         maps.endpoint_labels["removed_tick"] != 0
     )
-    used |= set(maps.endpoints["service"][known].tolist())
-    for index in range(maps.sizes.services):
-        if index not in used:
-            return index
-    raise DataplaneError(f"no room for another service: sizes.services is {maps.sizes.services}; raise it")
+    used[maps.endpoints["service"][known]] = True
+    free = np.flatnonzero(~used)
+    if not free.size:
+        raise DataplaneError(
+            f"no room for another service: sizes.services is {maps.sizes.services}; raise it"
+        )
+    return int(free[0])
 
 
 def _free_cells(maps: Maps, service: model.VirtualService) -> int:
@@ -194,19 +197,17 @@ def _install_member(maps: Maps, member: model.Member, now_tick: int) -> None:
     service = _service_row(maps, member.service)
     protocol = int(maps.services["protocol"][service])
     key = layout.target(member.address, member.port, protocol)
-    rows = steering.endpoint_rows(maps)
-    index = rows.get(member.name)
+    index = maps.endpoint_names.get(member.name)
     if index is not None and _is_same(maps, index, member, service, key):
         _set_flag(maps, index, ENDPOINT_DOWN, member.down)
         return
     if index is not None:
         _remove_member(maps, member.name, now_tick)
-        rows = steering.endpoint_rows(maps)
     reap(maps, now_tick)
     index = _free_endpoint(maps, member, key)
-    if member.parent is not None and member.parent not in rows:
+    parent = index if member.parent is None else maps.endpoint_names.get(member.parent)
+    if parent is None:
         raise DataplaneError(f"shadow {member.name!r}: its live endpoint {member.parent!r} is not installed")
-    parent = index if member.parent is None else rows[member.parent]
 
     row = maps.endpoints[index : index + 1]
     maps.slots[index] = 0
@@ -273,18 +274,15 @@ def _free_endpoint(maps: Maps, member: model.Member, key: bytes) -> int:
 
 
 def _remove_member(maps: Maps, name: str, now_tick: int) -> None:
-    rows = steering.endpoint_rows(maps)
-    index = rows.get(name)
+    index = maps.endpoint_names.get(name)
     if index is None:
         return
     service = int(maps.endpoints["service"][index])
-    in_ring = steering.read_ring(maps, service, rows)
+    in_ring = steering.read_rings(maps, [service]).get(service, {})
     own_reference = steering.reference(maps, index)
-    slots_of = {
-        live: steering.read_slots(maps, live, rows)
-        for live in rows.values()
-        if live != index and (maps.slots[live] == own_reference).any()
-    }
+    live = steering.live_endpoints(maps)
+    naming = live[(maps.slots[live] == own_reference).any(axis=1) & (live != index)]
+    slots_of = {row: steering.read_slots(maps, row) for row in naming.tolist()}
     maps.endpoint_labels["removed_tick"][index] = now_tick or 1
     maps.endpoints["state"][index] = (steering.generation(maps, index) + 1 & 0xFFFFFFFF) << 32
     maps.endpoints["hop_expires"][index] = 0
@@ -293,8 +291,8 @@ def _remove_member(maps: Maps, name: str, now_tick: int) -> None:
     rest = {other: weight for other, weight in in_ring.items() if other != name}
     if name in in_ring and rest and maps.services["flags"][service] & SERVICE_PRESENT:
         _set_ring(maps, steering.service_name(maps, service), rest)
-    for live, slots in slots_of.items():
-        _set_slots(maps, live, {other: weight for other, weight in slots.items() if other != name})
+    for row, slots in slots_of.items():
+        _set_slots(maps, row, {other: weight for other, weight in slots.items() if other != name})
 
 
 def reap(maps: Maps, now_tick: int) -> None:
@@ -320,49 +318,42 @@ def _set_ring(maps: Maps, service: str, weights: dict[str, float]) -> None:
     """Writes the copy that is not in use, then flips; the labels are empty meanwhile, so that after a
     crash in between the ring is seen as not set."""
     at = _service_row(maps, service)
-    rows = steering.endpoint_rows(maps)
     thousandths = {
         name: steering.ring_weight(weight) for name, weight in sorted(weights.items()) if weight > 0
     }
     thousandths = {name: weight for name, weight in thousandths.items() if weight}
+    rows = []
     for name in thousandths:
-        if name not in rows or maps.endpoints["service"][rows[name]] != at:
+        index = maps.endpoint_names.get(name)
+        if index is None or maps.endpoints["service"][index] != at:
             raise DataplaneError(f"ring of {service!r}: {name!r} is not an installed member of it")
+        rows.append(index)
     row = maps.services[at]
     size, active = int(row["ring_size"]), int(row["ring_active"])
     names = list(thousandths)
     references = np.zeros(size, np.uint32)
     if names:
         cells = ring.build(names, [float(thousandths[name]) for name in names], size)
-        references = np.array([steering.reference(maps, rows[name]) for name in names], np.uint32)[cells]
-    members = [
-        index
-        for index in rows.values()
-        if maps.endpoints["service"][index] == at and maps.endpoints["role"][index] == Role.LIVE.value
-    ]
+        references = np.array([steering.reference(maps, index) for index in rows], np.uint32)[cells]
+    live = steering.live_endpoints(maps)
     base = int(row["ring_base"]) + (0 if active else size)
     maps.cells[base : base + size] = references
-    maps.endpoint_labels["weight"][members] = 0
+    maps.endpoint_labels["weight"][live[maps.endpoints["service"][live] == at]] = 0
     maps.services["ring_active"][at] = 1 - active
-    for name, weight in thousandths.items():
-        maps.endpoint_labels["weight"][rows[name]] = weight
+    maps.endpoint_labels["weight"][rows] = list(thousandths.values())
 
 
 def _set_slots(maps: Maps, index: int, weights: dict[str, float]) -> None:
-    rows = steering.endpoint_rows(maps)
+    rows: dict[str, int] = {}
     for name in weights:
-        if name not in rows:
+        row = maps.endpoint_names.get(name)
+        if row is None:
             raise DataplaneError(
                 f"slots of {steering.endpoint_name(maps, index)!r}: {name!r} is not installed"
             )
-    for name, weight in weights.items():
-        shadow = rows[name]
-        if maps.endpoints["role"][shadow] == Role.SHADOW.value and maps.endpoints["parent"][shadow] == index:
-            maps.endpoint_labels["weight"][shadow] = steering.ring_weight(weight)
-    references = {name: steering.reference(maps, rows[name]) for name in weights}
+        rows[name] = row
+    for name, row in rows.items():
+        if maps.endpoints["role"][row] == Role.SHADOW.value and maps.endpoints["parent"][row] == index:
+            maps.endpoint_labels["weight"][row] = steering.ring_weight(weights[name])
+    references = {name: steering.reference(maps, row) for name, row in rows.items()}
     maps.slots[index] = [0 if name is None else references[name] for name in slot_table.place(weights)]
-
-
-def same_slots(maps: Maps, name: str, weights: Mapping[str, float]) -> bool:
-    """Whether the member's table is what ``weights`` make."""
-    return steering.slot_counts(maps, _row(maps, name)) == slot_table.counts(weights)

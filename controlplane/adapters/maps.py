@@ -13,6 +13,7 @@ import numpy.typing as npt
 from controlplane.adapters import layout, libbpf, pins
 from controlplane.adapters.bcc import PROGRAM
 from controlplane.adapters.libbpf import BpfError, Kind, MapInfo, MapType
+from controlplane.adapters.names import Names
 from controlplane.adapters.target_table import TargetTable
 from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
@@ -55,7 +56,9 @@ class Maps:
     near: Array
     """(2, NEAR_WORDS)."""
     endpoint_labels: Array
+    endpoint_names: Names
     service_labels: Array
+    service_names: Names
     service_targets: TargetTable
     vips: int
     endpoint_targets: TargetTable
@@ -182,6 +185,7 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         return libbpf.map_view(fds[name], expected[name].value, writable=True)
 
     settings, services, endpoints = view("settings").reshape(()), view("services"), view("endpoints")
+    endpoint_labels, service_labels = view("endpoint_labels"), view("service_labels")
     return Maps(
         instance=instance,
         sizes=sizes,
@@ -197,8 +201,10 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         rtt=view("rtt")["bucket"],
         gateways=view("gateways"),
         near=view("near").reshape(2, layout.NEAR_WORDS),
-        endpoint_labels=view("endpoint_labels"),
-        service_labels=view("service_labels"),
+        endpoint_labels=endpoint_labels,
+        endpoint_names=Names(endpoints["state"], layout.ENDPOINT_PRESENT, endpoint_labels),
+        service_labels=service_labels,
+        service_names=Names(services["flags"], layout.SERVICE_PRESENT, service_labels),
         service_targets=TargetTable(view("service_targets")["entry"], services, "vip", settings),
         vips=fds["vips"],
         endpoint_targets=TargetTable(view("endpoint_targets")["entry"], endpoints, "address", settings),

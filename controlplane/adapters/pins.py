@@ -149,22 +149,29 @@ def write_lock(instance: str) -> Iterator[None]:
 
     A file in /run and not the pins' folder, because the folder comes and goes while others wait.
     """
-    folder(instance)
-    LOCKS.mkdir(mode=0o700, exist_ok=True)
-    path = LOCKS / f"{instance}.lock"
+    pinned, path = folder(instance), LOCKS / f"{instance}.lock"
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = _open_lock(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if _is_file(fd, path):
                 try:
                     yield
                 finally:
-                    if not folder(instance).exists():
+                    if not pinned.exists():
                         path.unlink()  # nothing is left to write to
                 return
         finally:
             os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        LOCKS.mkdir(mode=0o700, exist_ok=True)
+        return os.open(path, flags, 0o600)
 
 
 def _is_file(fd: int, path: Path) -> bool:

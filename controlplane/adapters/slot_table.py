@@ -8,6 +8,7 @@ many slots as its share changed by.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -43,13 +44,24 @@ def place(weights: Mapping[str, float]) -> list[str | None]:
     names = sorted(left)
     if not names:
         return table
-    preference = np.stack([_preferences(name) for name in names])
-    for place_ in np.argsort(preference, axis=None, kind="stable")[::-1].tolist():
-        name, slot = names[place_ // SHADOW_SLOTS], place_ % SHADOW_SLOTS
+    empty = SHADOW_SLOTS
+    for name, slot in _in_turn(tuple(names)):
         if table[slot] is None and left[name]:
             table[slot] = name
             left[name] -= 1
+            empty -= 1
+            if not empty:
+                break
     return table
+
+
+@lru_cache(maxsize=1024)
+def _in_turn(names: tuple[str, ...]) -> list[tuple[str, int]]:
+    """All pairs of a name and a slot, the strongest preference first. Kept, for weights change often and
+    names seldom."""
+    preference = np.concatenate([_preferences(name) for name in names])
+    order = np.argsort(preference, kind="stable")[::-1]
+    return [(names[at // SHADOW_SLOTS], at % SHADOW_SLOTS) for at in order.tolist()]
 
 
 def _preferences(name: str) -> npt.NDArray[np.uint64]:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from controlplane.adapters import layout, slot_table
 from controlplane.adapters.layout import ENDPOINT_DOWN, ENDPOINT_DRAINING, ENDPOINT_PRESENT, SERVICE_PRESENT
 from controlplane.adapters.maps import Array, Maps
-from controlplane.model import Member, OnDown, Protocol, Role, Steering, VirtualService
+from controlplane.model import Member, OnDown, Protocol, Role, VirtualService
 
 THOUSANDTHS = 1000
 _SPILL_DECIMALS = 9
@@ -27,15 +28,16 @@ def present_services(maps: Maps) -> Array:
     return np.flatnonzero(maps.services["flags"] & SERVICE_PRESENT)
 
 
-def endpoint_rows(maps: Maps) -> dict[str, int]:
-    """Name of each installed member -> its index."""
+def live_endpoints(maps: Maps) -> Array:
+    """Indices of the installed live members, ascending."""
     present = present_endpoints(maps)
-    return {_text(n): i for n, i in zip(maps.endpoint_labels["name"][present], present.tolist(), strict=True)}
+    live: Array = present[maps.endpoints["role"][present] == Role.LIVE.value]
+    return live
 
 
-def service_rows(maps: Maps) -> dict[str, int]:
-    present = present_services(maps)
-    return {_text(n): i for n, i in zip(maps.service_labels["name"][present], present.tolist(), strict=True)}
+def endpoint_rows(maps: Maps) -> Mapping[str, int]:
+    """Name of each installed member -> its index."""
+    return maps.endpoint_names.rows()
 
 
 def endpoint_name(maps: Maps, index: int) -> str:
@@ -72,20 +74,16 @@ def ring_weight(weight: float) -> int:
     return round(weight * THOUSANDTHS)
 
 
-def read(maps: Maps) -> Steering:
-    """All that is installed. Slot weights come back as they were set (in thousandths) where the labels of a
-    live endpoint's own shadows still explain its slots, else as shares of the slots."""
-    rows = endpoint_rows(maps)
-    members = {name: _member(maps, name, index, rows) for name, index in rows.items()}
-    services = {name: _service(maps, name, index, rows) for name, index in service_rows(maps).items()}
-    return Steering(services=services, members=members)
-
-
-def _member(maps: Maps, name: str, index: int, rows: Mapping[str, int]) -> Member:
+def read_member(maps: Maps, index: int) -> Member | None:
+    """Slot weights come back as they were set (in thousandths) where the labels of a live endpoint's own
+    shadows still explain its slots, else as shares of the slots. None: nobody is installed there."""
     endpoint = maps.endpoints[index]
-    role, state = Role(int(endpoint["role"])), int(endpoint["state"])
+    state = int(endpoint["state"])
+    if not state & ENDPOINT_PRESENT:
+        return None
+    role = Role(int(endpoint["role"]))
     return Member(
-        name=name,
+        name=endpoint_name(maps, index),
         service=service_name(maps, int(endpoint["service"])),
         address=layout.unmapped(endpoint["address"].tobytes()),
         port=int(endpoint["port"]),
@@ -94,7 +92,7 @@ def _member(maps: Maps, name: str, index: int, rows: Mapping[str, int]) -> Membe
         down=bool(state & ENDPOINT_DOWN),
         draining=bool(state & ENDPOINT_DRAINING),
         spill=spill_share(int(endpoint["spill"])) if role is Role.LIVE else 0.0,
-        slots=read_slots(maps, index, rows) if role is Role.LIVE else {},
+        slots=read_slots(maps, index) if role is Role.LIVE else {},
     )
 
 
@@ -113,40 +111,49 @@ def _is_present(maps: Maps, index: int) -> bool:
     return bool(int(maps.endpoints["state"][index]) & ENDPOINT_PRESENT)
 
 
-def read_slots(maps: Maps, index: int, rows: Mapping[str, int]) -> dict[str, float]:
-    counted = slot_counts(maps, index)
+def read_slots(maps: Maps, index: int) -> dict[str, float]:
+    counted = slot_counts(maps, index) if maps.slots[index].any() else {}
     if not counted:
         return {}
+    rows = {name: maps.endpoint_names.get(name) for name in counted}
     of_shadows = {
-        name: int(maps.endpoint_labels["weight"][rows[name]]) / THOUSANDTHS
-        for name in counted
-        if int(maps.endpoints["parent"][rows[name]]) == index and rows[name] != index
+        name: int(maps.endpoint_labels["weight"][row]) / THOUSANDTHS
+        for name, row in rows.items()
+        if row is not None and row != index and int(maps.endpoints["parent"][row]) == index
     }
     if slot_table.counts(of_shadows) == counted:
         return of_shadows
     return {name: count / layout.SHADOW_SLOTS for name, count in counted.items()}
 
 
-def _service(maps: Maps, name: str, index: int, rows: Mapping[str, int]) -> VirtualService:
+def read_service(maps: Maps, index: int) -> VirtualService | None:
+    """Without its ring, for which see ``read_rings``. None: none is installed there."""
     service = maps.services[index]
+    if not service["flags"] & SERVICE_PRESENT:
+        return None
     return VirtualService(
-        name=name,
+        name=service_name(maps, index),
         vip=layout.unmapped(service["vip"].tobytes()),
         port=int(service["port"]),
         protocol=Protocol(int(service["protocol"])),
         on_down=OnDown.KEEP if service["flags"] & layout.SERVICE_ON_DOWN_KEEP else OnDown.RESET,
         ring_size=int(service["ring_size"]),
-        ring=read_ring(maps, index, rows),
     )
 
 
-def read_ring(maps: Maps, service: int, rows: Mapping[str, int]) -> dict[str, float]:
-    """Weights of the live endpoints in the ring, as ``SetRing`` labelled them."""
-    endpoints, weights = maps.endpoints, maps.endpoint_labels["weight"]
-    return {
-        name: int(weights[index]) / THOUSANDTHS
-        for name, index in rows.items()
-        if endpoints["service"][index] == service
-        and endpoints["role"][index] == Role.LIVE.value
-        and weights[index]
-    }
+def read_rings(maps: Maps, services: npt.ArrayLike) -> dict[int, dict[str, float]]:
+    """Index of each of the services that has a ring -> name of a live endpoint in it -> its weight, as
+    ``SetRing`` labelled them."""
+    live = live_endpoints(maps)
+    weights = maps.endpoint_labels["weight"][live]
+    in_ring = (weights != 0) & np.isin(maps.endpoints["service"][live], services)
+    live, weights = live[in_ring], weights[in_ring]
+    rings: dict[int, dict[str, float]] = {}
+    for service, name, weight in zip(
+        maps.endpoints["service"][live].tolist(),
+        maps.endpoint_labels["name"][live].tolist(),
+        weights.tolist(),
+        strict=True,
+    ):
+        rings.setdefault(service, {})[_text(name)] = weight / THOUSANDTHS
+    return rings
