@@ -1,28 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program counts: counters, reasons, histograms. Sums over CPUs, no system calls."""
+"""What the program counts: counters, reasons, histograms. Sums over CPUs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
-from controlplane.adapters import layout, steering
+from controlplane.adapters import layout
 from controlplane.adapters.maps import Maps
 from controlplane.ports import Counters
 
+_THREADS = 4
+"""One core reads 20 to 25 GB/s, a few all that there is."""
+_WORTH_THREADS_BYTES = 16 << 20
+"""Less is read in the time that starting threads takes."""
 _FIELDS = tuple(name for name in layout.ENDPOINT_COUNTERS.names or () if name != "pad")
 
 
 def counters(maps: Maps, at_s: float) -> Counters:
-    rows = steering.endpoint_rows(maps)
+    rows = maps.endpoint_names.rows()
     top = max(rows.values(), default=0) + 1
     words = layout.ENDPOINT_COUNTERS.itemsize // 8
-    cpus = maps.counters.shape[0]
-    summed = maps.counters.view("<u8").reshape(cpus, -1, words)[:, :top].sum(axis=0, dtype=np.uint64)
-    by_field = {name: summed[:, layout.ENDPOINT_COUNTERS.fields[name][1] // 8] for name in _FIELDS}  # type: ignore[index]
+    (summed,) = totals((maps.counters[:, :top],), ran(maps))
+    of_row = summed.reshape(top, words)
+    by_field = {name: of_row[:, layout.ENDPOINT_COUNTERS.fields[name][1] // 8] for name in _FIELDS}  # type: ignore[index]
     return Counters(at_s=at_s, rows=rows, **by_field)
+
+
+def ran(maps: Maps) -> npt.NDArray[np.intp]:
+    """CPUs that a packet left on, ascending. The kernel could have far more CPUs than queues interrupt; the
+    others' counters are all zero. One that only just begins is counted with the next reading."""
+    return np.flatnonzero(maps.reasons.any(axis=1))
+
+
+def totals(
+    tables: Sequence[npt.NDArray[np.void]], cpus: npt.NDArray[np.intp]
+) -> list[npt.NDArray[np.uint64]]:
+    """Sums over CPUs: of each table (cpus, rows) of a struct of 64-bit numbers, (rows * numbers,).
+
+    What it takes is the time that memory takes to be read, so large ones are read by several threads.
+
+    :param cpus: those that count, ascending.
+    """
+    numbers = [table.view("<u8") for table in tables]
+    threads = _THREADS if sum(one[0].nbytes for one in numbers) * cpus.size >= _WORTH_THREADS_BYTES else 1
+    parts = np.array_split(cpus, min(threads, len(os.sched_getaffinity(0))))
+    if len(parts) == 1:
+        return _summed(numbers, cpus)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        first, *others = pool.map(lambda part: _summed(numbers, part), parts)
+    for other in others:
+        for total, more in zip(first, other, strict=True):
+            total += more
+    return first
+
+
+def _summed(
+    tables: Sequence[npt.NDArray[np.uint64]], cpus: npt.NDArray[np.intp]
+) -> list[npt.NDArray[np.uint64]]:
+    """Neighbouring CPUs in one go, which is twice as fast as one by one."""
+    blocks = [part for part in np.split(cpus, np.flatnonzero(np.diff(cpus) != 1) + 1) if part.size]
+    sums = []
+    for table in tables:
+        total = np.zeros(table.shape[1], np.uint64)
+        for at, block in enumerate(blocks):
+            lines = table[block[0] : block[-1] + 1]
+            if not at:
+                np.add.reduce(lines, axis=0, out=total)
+            else:
+                for line in lines:
+                    total += line
+        sums.append(total)
+    return sums
 
 
 def reasons(maps: Maps) -> dict[str, int]:
