@@ -17,6 +17,7 @@ from controlplane import model
 from controlplane.adapters import (
     attach,
     devices,
+    flow_lines,
     flow_table,
     gateways,
     install,
@@ -171,6 +172,11 @@ class MapDataplane:
     def flows(self, limit: int) -> Sequence[FlowRow]:
         """At most ``limit`` remembered flows, most recent first."""
         return flow_table.rows(self._maps, self._tick(), limit)
+
+    def flow_lines(self, limit: int) -> Iterator[memoryview]:
+        """The same as JSON lines: an object for each flow, with the fields of FlowRow."""
+        listed = flow_table.listed(self._maps, self._tick(), limit)
+        return (lines.data for lines in flow_lines.json_lines(self._maps, listed))
 
     def reasons(self) -> Mapping[str, int]:
         """Packets by why they left as they did; they only grow."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,13 @@ from controlplane.adapters.maps import Array, Maps
 from controlplane.addresses import Address
 from controlplane.model import Protocol
 
-_CLOSING = layout.FLOW_FIN_CLIENT | layout.FLOW_FIN_ENDPOINT | layout.FLOW_RST
+STATES = ("opening", "established", "closing", "udp")
+_OPENING, _ESTABLISHED, _CLOSING, _UDP = range(len(STATES))
+_CLOSING_FLAGS = layout.FLOW_FIN_CLIENT | layout.FLOW_FIN_ENDPOINT | layout.FLOW_RST
 _BOTH_FINS = layout.FLOW_FIN_CLIENT | layout.FLOW_FIN_ENDPOINT
+_READ_AT_ONCE = 1 << 18
+"""Entries; more fall out of the cores' caches between one step and the next."""
+_LISTED_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,98 +36,165 @@ class FlowRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """Some flows, as arrays."""
+
+    clients: npt.NDArray[np.uint64]
+    """(n, 2): the halves of mapped addresses as numbers."""
+    client_ports: npt.NDArray[np.intp]
+    services: npt.NDArray[np.intp]
+    endpoints: npt.NDArray[np.intp]
+    states: npt.NDArray[np.intp]
+    """Indices into STATES."""
+    idle_ticks: npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
 class _Entries:
-    """Entries of the cache that name a present endpoint and are within their idle limit."""
+    """Entries of the cache, as they were read: once each, for the program writes on."""
 
     at: npt.NDArray[np.intp]
     """Where they lie in ``Maps.flows``."""
-    tags: npt.NDArray[np.uint64]
-    endpoints: npt.NDArray[np.intp]
-    flags: npt.NDArray[np.uint64]
-    idle_ticks: npt.NDArray[np.int64]
-    udp: npt.NDArray[np.bool_]
+    ids: npt.NDArray[np.uint64]
+    lives: npt.NDArray[np.uint64]
+
+    def take(self, some: npt.NDArray[np.intp]) -> _Entries:
+        return _Entries(self.at[some], self.ids[some], self.lives[some])
+
+    @property
+    def tags(self) -> npt.NDArray[np.uint64]:
+        return self.ids >> np.uint64(32)
+
+    @property
+    def endpoints(self) -> npt.NDArray[np.intp]:
+        return (self.ids & np.uint64(layout.REF_INDEX_MASK)).astype(np.intp)
+
+    @property
+    def flags(self) -> npt.NDArray[np.uint8]:
+        return (self.lives >> np.uint64(24)).astype(np.uint8)
+
+    def has(self, flags: int) -> npt.NDArray[np.bool_]:
+        """Those of which at least one is set."""
+        has: npt.NDArray[np.bool_] = self.flags & np.uint8(flags) != 0
+        return has
+
+    def idle_ticks(self, now_tick: int) -> npt.NDArray[np.int32]:
+        """Below 0: seen after ``now_tick`` was read."""
+        last_seen = (self.lives >> np.uint64(32)).astype(np.uint32)
+        return (np.uint32(now_tick) - last_seen).astype(np.int32)
+
+    def udp(self, maps: Maps) -> npt.NDArray[np.bool_]:
+        udp: npt.NDArray[np.bool_] = maps.endpoints["protocol"][self.endpoints] == Protocol.UDP.value
+        return udp
 
 
 def _entries(maps: Maps, now_tick: int) -> _Entries:
-    ids = maps.flows["id"].copy()  # the program writes on: one reading of each
+    """Those that name a present endpoint and are within their idle limit."""
+    words = maps.flows.view("<u8").reshape(-1, 2)
+    parts = [_valid(maps, words, start, now_tick) for start in range(0, len(words), _READ_AT_ONCE)]
+    at, ids, lives = zip(*((part.at, part.ids, part.lives) for part in parts), strict=True)
+    return _Entries(np.concatenate(at), np.concatenate(ids), np.concatenate(lives))
+
+
+def _valid(maps: Maps, words: npt.NDArray[np.uint64], start: int, now_tick: int) -> _Entries:
+    ids = words[start : start + _READ_AT_ONCE, 0].copy()
     at = np.flatnonzero(ids)
-    ids, life = ids[at], maps.flows["life"][at]
-    refs = ids & np.uint64(0xFFFFFFFF)
-    index = (refs & np.uint64(layout.REF_INDEX_MASK)).astype(np.intp)
+    entries = _Entries(at + start, ids[at], words[start : start + _READ_AT_ONCE, 1][at])
+    index = entries.endpoints
     index[index >= maps.sizes.endpoints] = 0
     state = maps.endpoints["state"][index]
     generation = state >> np.uint64(32) & np.uint64(layout.REF_GENERATION_MASK)
     valid = (state & np.uint64(layout.ENDPOINT_PRESENT) != 0) & (index != 0)
-    valid &= generation == refs >> np.uint64(layout.REF_INDEX_BITS)
-    flags = life >> np.uint64(24) & np.uint64(0xFF)
-    udp = maps.endpoints["protocol"][index] == Protocol.UDP.value
-    last_seen = (life >> np.uint64(32)).astype(np.uint32)
-    idle = (np.uint32(now_tick) - last_seen).astype(np.int32).astype(np.int64)
-    valid &= idle <= _limits(maps, flags, udp)
-    return _Entries(
-        at[valid], ids[valid] >> np.uint64(32), index[valid], flags[valid], idle[valid], udp[valid]
-    )
+    valid &= generation == (entries.ids & np.uint64(0xFFFFFFFF)) >> np.uint64(layout.REF_INDEX_BITS)
+    entries = entries.take(np.flatnonzero(valid))
+    return entries.take(np.flatnonzero(entries.idle_ticks(now_tick) <= _limits(maps, entries)))
 
 
-def _limits(maps: Maps, flags: Array, udp: Array) -> Array:
+def _limits(maps: Maps, entries: _Entries) -> Array:
     """Idle limit of each, in ticks, as the program has it."""
     settings = maps.settings
-    limits = np.where(
-        flags & np.uint64(layout.FLOW_ESTABLISHED) != 0,
-        settings["idle_established_ticks"],
-        settings["idle_opening_ticks"],
-    )
-    limits = np.where(udp, settings["idle_udp_ticks"], limits)
-    return np.where(flags & np.uint64(_CLOSING) != 0, settings["idle_closing_ticks"], limits)
+    established, opening = settings["idle_established_ticks"], settings["idle_opening_ticks"]
+    limits = np.where(entries.has(layout.FLOW_ESTABLISHED), established, opening)
+    limits = np.where(entries.udp(maps), settings["idle_udp_ticks"], limits)
+    return np.where(entries.has(_CLOSING_FLAGS), settings["idle_closing_ticks"], limits)
 
 
 def active(maps: Maps, now_tick: int) -> npt.NDArray[np.intp]:
     """(endpoints,) flows of each endpoint that are neither idle nor closed."""
     entries = _entries(maps, now_tick)
-    closed = entries.flags & np.uint64(_BOTH_FINS) == np.uint64(_BOTH_FINS)
-    closed |= entries.flags & np.uint64(layout.FLOW_RST) != 0
+    closed = entries.flags & np.uint8(_BOTH_FINS) == np.uint8(_BOTH_FINS)
+    closed |= entries.has(layout.FLOW_RST)
     return np.bincount(entries.endpoints[~closed], minlength=maps.sizes.endpoints)
 
 
-def rows(maps: Maps, now_tick: int, limit: int) -> list[FlowRow]:
-    """At most ``limit`` flows, most recent first. A row whose 5-tuple doesn't hash to its tag is left out:
-    it was being written."""
+def listed(maps: Maps, now_tick: int, limit: int) -> Iterator[Listed]:
+    """At most ``limit`` flows, most recent first, some thousands at a time. A row whose 5-tuple doesn't
+    hash to its tag is left out: it was being written."""
     entries = _entries(maps, now_tick)
-    keys = maps.flow_keys[entries.at]
-    known = keys["service"] < maps.sizes.services
-    services = maps.services[np.where(known, keys["service"], 0)]
+    # 16 bits are sorted by radix; who is idle for longer than they say (five hours) comes last as it lies.
+    idle = entries.idle_ticks(now_tick).clip(0, 0xFFFF).astype(np.uint16)
+    order = np.argsort(idle, kind="stable")
+    for start in range(0, order.size, _LISTED_AT_ONCE):
+        found = _known(maps, entries.take(order[start : start + _LISTED_AT_ONCE]), now_tick, limit)
+        limit -= found.states.size
+        yield found
+        if limit <= 0:
+            return
+
+
+def _known(maps: Maps, entries: _Entries, now_tick: int, limit: int) -> Listed:
+    """At most ``limit`` of them, those that are what their tags say."""
+    keys = maps.flow_keys.view("<u8").reshape(-1, 3).take(entries.at, axis=0)
+    clients = keys[:, :2].byteswap()
+    ports = keys[:, 2].astype(np.uint16).byteswap().astype(np.uint64)
+    service = (keys[:, 2] >> np.uint64(32)).astype(np.intp)
+    known = service < maps.sizes.services
+    service[~known] = 0
     hashes = flow_hash(
         maps.settings["hash_key"],
-        _words(keys["client"]),
-        _words(services["vip"]),
-        keys["client_port"].astype(np.uint64),
-        services["port"].astype(np.uint64),
-        services["protocol"].astype(np.uint64),
+        clients,
+        _words(maps.services["vip"])[service],
+        ports,
+        maps.services["port"].astype(np.uint64)[service],
+        maps.services["protocol"].astype(np.uint64)[service],
     )
-    right = known & (tag(hashes) == entries.tags)
-    order = np.flatnonzero(right)
-    order = order[np.argsort(entries.idle_ticks[order], kind="stable")][:limit]
-    names = {i: steering.endpoint_name(maps, i) for i in np.unique(entries.endpoints[order]).tolist()}
-    vips = {i: steering.service_name(maps, i) for i in np.unique(keys["service"][order]).tolist()}
+    right = np.flatnonzero(known & (tag(hashes) == entries.tags))[:limit]
+    entries = entries.take(right)
+    states = np.where(entries.has(layout.FLOW_ESTABLISHED), _ESTABLISHED, _OPENING)
+    states[entries.has(_CLOSING_FLAGS)] = _CLOSING
+    states[entries.udp(maps)] = _UDP
+    return Listed(
+        clients[right],
+        ports[right].astype(np.intp),
+        service[right],
+        entries.endpoints,
+        states,
+        np.maximum(entries.idle_ticks(now_tick), 0).astype(np.intp),
+    )
+
+
+def rows(maps: Maps, now_tick: int, limit: int) -> list[FlowRow]:
+    """At most ``limit`` flows, most recent first."""
     return [
         FlowRow(
-            client=layout.unmapped(keys["client"][i].tobytes()),
-            client_port=int(keys["client_port"][i]),
-            service=vips[int(keys["service"][i])],
-            endpoint=names[int(entries.endpoints[i])],
-            state=_state(int(entries.flags[i]), bool(entries.udp[i])),
-            idle_s=max(0, int(entries.idle_ticks[i])) * layout.TICK_S,
+            client=layout.unmapped((high << 64 | low).to_bytes(16, "big")),
+            client_port=port,
+            service=steering.service_name(maps, service),
+            endpoint=steering.endpoint_name(maps, endpoint),
+            state=STATES[state],
+            idle_s=idle * layout.TICK_S,
         )
-        for i in order.tolist()
+        for some in listed(maps, now_tick, limit)
+        for (high, low), port, service, endpoint, state, idle in zip(
+            some.clients.tolist(),
+            some.client_ports.tolist(),
+            some.services.tolist(),
+            some.endpoints.tolist(),
+            some.states.tolist(),
+            some.idle_ticks.tolist(),
+            strict=True,
+        )
     ]
-
-
-def _state(flags: int, udp: bool) -> str:
-    if udp:
-        return "udp"
-    if flags & _CLOSING:
-        return "closing"
-    return "established" if flags & layout.FLOW_ESTABLISHED else "opening"
 
 
 def _words(addresses: Array) -> npt.NDArray[np.uint64]:

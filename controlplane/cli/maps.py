@@ -120,9 +120,12 @@ def flows(
     Example: penumbra maps flows --limit 20
     """
     with _opened(instance) as dataplane:
+        if as_json:  # a table of thousands is for nobody, but programs take millions
+            output.write(dataplane.flow_lines(limit))
+            return
         found = dataplane.flows(limit)
     columns = ("client", "client_port", "service", "endpoint", "state", "idle_s")
-    output.rows(columns, ({name: getattr(one, name) for name in columns} for one in found), as_json)
+    output.rows(columns, ({name: getattr(one, name) for name in columns} for one in found), as_json=False)
 
 
 @app.command()

@@ -50,6 +50,14 @@ def rows(columns: Sequence[str], found: Iterable[Mapping[str, object]], as_json:
     console.print(table)
 
 
+def write(parts: Iterable[memoryview]) -> None:
+    """Text as bytes, as it is."""
+    sys.stdout.flush()
+    for part in parts:
+        sys.stdout.buffer.write(part)
+    sys.stdout.flush()
+
+
 def document(value: object) -> None:
     say(json.dumps(plain(value), indent=2, default=plain))
 
