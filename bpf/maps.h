@@ -37,7 +37,7 @@ BPF_F_TABLE("array", u32, struct reasons, reasons, MAX_CPUS, BPF_F_MMAPABLE);
 /* SYN to SYN-ACK time of each endpoint, one copy for all CPUs; program; user space. */
 BPF_F_TABLE("array", u32, struct histogram, rtt, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Destinations that endpoints may answer as themselves; user space; program. */
-BPF_F_TABLE("lpm_trie", struct prefix, u32, direct, 4096, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("lpm_trie", struct prefix, u32, direct, MAX_DIRECT, BPF_F_NO_PREALLOC);
 /* [IP version: 0 for 4, 1 for 6] the way to most clients; user space; program. */
 BPF_F_TABLE("array", u32, struct gateway, gateways, 2, BPF_F_MMAPABLE);
 /*

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
@@ -13,7 +15,7 @@ from controlplane.adapters.maps import Maps
 from controlplane.addresses import Address
 
 SERVICES, ENDPOINTS, FLOWS = 512, 10_000, 1 << 22
-LARGE, LARGE_ENDPOINTS, LARGE_RING = "large", 1_000, 65_537
+LARGE, LARGE_ENDPOINTS, LARGE_RING = "large", 650, 65_537
 """One service is much larger than the others."""
 RING = 2_039
 SIZES = model.Sizes(SERVICES, ENDPOINTS + 1, FLOWS, 2 * (LARGE_RING + SERVICES * (RING + 16)))
@@ -89,3 +91,21 @@ def fill_flows(maps: Maps, count: int, tick: int, *, v6: bool) -> None:
     maps.flow_keys[at] = keys
     maps.flows["life"][at] = life[order]
     maps.flows["id"][at] = (flow_table.tag(hashes) << np.uint64(32) | references)[order]
+
+
+def written(interface: str, instance: str) -> str:
+    """The same as a configuration file."""
+    sizes = {field.name: getattr(SIZES, field.name) for field in fields(SIZES)}
+    services = {
+        name: {
+            "vip": str(one.vip),
+            "port": one.port,
+            "ring_size": one.ring_size,
+            "endpoints": {
+                endpoint.name: {"address": str(endpoint.address), "port": endpoint.port}
+                for endpoint in one.endpoints
+            },
+        }
+        for name, one in config(instance).services.items()
+    }
+    return json.dumps({"instance": instance, "interfaces": [interface], "sizes": sizes, "services": services})

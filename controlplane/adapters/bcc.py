@@ -59,6 +59,7 @@ class ProgramSizes:
             f"-DMAX_BUCKETS={self.buckets}",
             f"-DMAX_RING_LINES={self.ring_lines}",
             f"-DMAX_CPUS={self.cpus}",
+            f"-DMAX_DIRECT={layout.direct_prefixes(self.endpoints)}",
             f"-DSERVICE_BUCKETS={layout.target_buckets(self.services)}",
             f"-DENDPOINT_BUCKETS={layout.target_buckets(self.endpoints)}",
         ]

@@ -85,10 +85,9 @@ class MapDataplane:
                 layout.prefix(network): layout.DIRECT_OWN if network in own else 1
                 for network in {*prefixes, *own}
             }
-            if len(wanted) > layout.DIRECT_PREFIXES:
-                raise DataplaneError(
-                    f"{len(wanted)} direct prefixes, {layout.DIRECT_PREFIXES} fit: join neighbouring ones"
-                )
+            room = layout.direct_prefixes(self._maps.sizes.endpoints)
+            if len(wanted) > room:
+                raise DataplaneError(f"{len(wanted)} direct prefixes, {room} fit: join neighbouring ones")
             gateways.cover(self._maps, {*prefixes, *own})
             for key in there.keys() - wanted.keys():
                 libbpf.map_delete(self._maps.direct, key)

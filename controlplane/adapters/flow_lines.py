@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from controlplane.adapters import flow_table, steering
+from controlplane.adapters import flow_table, layout, steering
 from controlplane.adapters.flow_table import Listed
 from controlplane.adapters.maps import Maps
 

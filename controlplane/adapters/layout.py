@@ -9,7 +9,7 @@ bytes.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 
 import numpy as np
@@ -37,7 +37,6 @@ REF_INDEX_BITS = 20
 REF_INDEX_MASK = (1 << REF_INDEX_BITS) - 1
 REF_GENERATION_MASK = 0xFFF
 SPILL_ALL = 0xFFFFFFFF
-DIRECT_PREFIXES = 4096
 DIRECT_OWN = 2
 _MAPPED = bytes(10) + b"\xff\xff"
 PORTS = 1024
@@ -284,6 +283,12 @@ def other_bucket(bucket: int, tag: int, mask: int) -> int:
     return (bucket ^ ((tag * 0x9E3779B1 & 0xFFFFFFFF) >> 3 | 1)) & mask
 
 
+def direct_prefixes(endpoints: int) -> int:
+    """Entries of ``direct``: every endpoint's address, and as many of hosts and other networks as one may
+    reasonably have."""
+    return endpoints + 4096
+
+
 def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
     """Name of each map -> what it must be for these sizes; ``cpus`` as the kernel could have."""
 
@@ -307,7 +312,7 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "counters": array(ENDPOINT_COUNTERS, cpus * sizes.endpoints),
         "reasons": array(REASON_COUNTS, cpus),
         "rtt": array(HISTOGRAM, sizes.endpoints),
-        "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, DIRECT_PREFIXES),
+        "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, direct_prefixes(sizes.endpoints)),
         "gateways": array(GATEWAY, 2),
         "near": array(NEAR, 2 * NEAR_WORDS),
         "ports": MapLayout(MapType.HASH, INDEX, PORT, PORTS),
@@ -321,18 +326,34 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
 
 _HASH_ELEMENT_BYTES = 48 + 16
 """Of ``struct htab_elem`` and its bucket (kernel/bpf/hashtab.c)."""
+_TRIE_NODE_BYTES = 96
+"""A ``struct lpm_trie_node`` with key and value, as it is allocated; a prefix has up to two."""
 
 
-def memory_bytes(sizes: Sizes, cpus: int) -> int:
-    """What the maps of these sizes take of the kernel's memory; values and keys are padded to 8 bytes."""
-    total = EVENT_PAGES * 4096
-    for one in maps(sizes, cpus).values():
-        value = -(-one.value.itemsize // 8) * 8
-        if one.kind is MapType.ARRAY:
-            total += -(-one.entries * value // 4096) * 4096
-        elif one.kind is MapType.HASH:
-            total += one.entries * (_HASH_ELEMENT_BYTES + -(-one.key.itemsize // 8) * 8 + value)
-    return total
+def memory_bytes(sizes: Sizes, cpus: int) -> dict[str, int]:
+    """What maps of these sizes take of the kernel's memory at most, by what it grows with: the fields of
+    ``Sizes``, ``cpus`` (counters of all endpoints, for each CPU), ``fixed``."""
+    taken = dict.fromkeys((*(field.name for field in fields(sizes)), "cpus", "fixed"), 0)
+    taken["fixed"] = EVENT_PAGES * 4096
+    larger = {"cpus": maps(sizes, 2 * cpus)}
+    larger |= {
+        field.name: maps(replace(sizes, **{field.name: 2 * getattr(sizes, field.name)}), cpus)
+        for field in fields(sizes)
+    }
+    for name, one in maps(sizes, cpus).items():
+        kind = next((kind for kind, other in larger.items() if other[name].entries != one.entries), "fixed")
+        taken[kind] += _map_bytes(one)
+    return taken
+
+
+def _map_bytes(one: MapLayout) -> int:
+    """Values and keys are padded to 8 bytes."""
+    value = -(-one.value.itemsize // 8) * 8
+    if one.kind is MapType.ARRAY:
+        return -(-one.entries * value // 4096) * 4096
+    if one.kind is MapType.LPM_TRIE:
+        return 2 * one.entries * _TRIE_NODE_BYTES
+    return one.entries * (_HASH_ELEMENT_BYTES + -(-one.key.itemsize // 8) * 8 + value)
 
 
 def names() -> list[str]:

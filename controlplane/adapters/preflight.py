@@ -172,7 +172,7 @@ def _misplaced_endpoint(
 
 
 def memory(sizes: model.Sizes, cpus: int) -> Iterable[Problem]:
-    needed, free = layout.memory_bytes(sizes, cpus), _available_bytes()
+    needed, free = sum(layout.memory_bytes(sizes, cpus).values()), _available_bytes()
     if needed > free:
         yield Problem(
             f"sizes: the maps take {needed >> 20} MiB, {free >> 20} MiB are available", "take smaller sizes"

@@ -20,6 +20,7 @@ from controlplane.ports import StoreError
 
 RELOAD_S = 10.0
 STALE_S = 5.0
+_MIB = 1 << 20
 
 
 def register(app: typer.Typer) -> None:
@@ -36,10 +37,18 @@ def check(config_file: ConfigFile) -> None:
     wiring.require_bpf()
     endpoints = sum(len(service.endpoints) for service in configured.services.values())
     counts = f"{output.counted(len(configured.services), 'service')}, {output.counted(endpoints, 'endpoint')}"
-    memory = f"its maps take {wiring.memory_mib(configured)} MiB"
-    say(f"{config_file}: {counts}, mode {configured.mode.value}; {memory}")
+    say(f"{config_file}: {counts}, mode {configured.mode.value}")
+    _print_memory(wiring.memory(configured))
     for hint in wiring.hints(configured):
         warn(f"in the way: {hint}")
+
+
+def _print_memory(taken: list[wiring.Memory]) -> None:
+    total = sum(one.taken_bytes for one in taken)
+    say(f"its maps take {total / _MIB:.1f} MiB of the kernel's memory, for so many as sizes allow:")
+    for one in taken:
+        each = f"{one.taken_bytes / one.count:,.0f} bytes each"
+        say(f"  {one.kind:10}  {one.count:>9}  {one.taken_bytes / _MIB:8.1f} MiB  {each:>17}")
 
 
 def load(config_file: ConfigFile) -> None:

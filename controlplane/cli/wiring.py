@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -91,9 +92,21 @@ def hints(configured: model.Config) -> list[str]:
     return [f"{problem.what}: {problem.command}" for problem in found]
 
 
-def memory_mib(configured: model.Config) -> int:
-    """What the maps take of the kernel's memory."""
-    return layout.memory_bytes(configured.sizes, libbpf.possible_cpus()) >> 20
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the maps take of the kernel's memory for one kind of thing."""
+
+    kind: str
+    count: int
+    taken_bytes: int
+
+
+def memory(configured: model.Config) -> list[Memory]:
+    """By kind, with what each CPU that the kernel could have takes for counters, and what does not grow."""
+    sizes, cpus = configured.sizes, libbpf.possible_cpus()
+    counts = {**asdict(sizes), "cpus": cpus, "fixed": 1}
+    taken = layout.memory_bytes(sizes, cpus)
+    return [Memory(kind.replace("_", " "), counts[kind], size) for kind, size in taken.items()]
 
 
 def load(configured: model.Config, path: Path) -> loader.Loaded:
