@@ -11,8 +11,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_network
 
-import numpy as np
-
 from controlplane import model
 from controlplane.adapters import (
     attach,
@@ -24,6 +22,7 @@ from controlplane.adapters import (
     layout,
     libbpf,
     netlink,
+    next_hops,
     pins,
     readings,
     steering,
@@ -35,10 +34,6 @@ from controlplane.adapters.maps import Maps, open_instance
 from controlplane.adapters.read_back import ReadBack
 from controlplane.addresses import Address, Network, with_port
 from controlplane.ports import Clock, Counters, DataplaneError
-
-HOP_LIFE_S = 5.0
-HOP_RENEW_S = 3.0
-"""With less left than this a next hop is renewed."""
 
 
 class MapDataplane:
@@ -103,7 +98,7 @@ class MapDataplane:
         Where the kernel had better decide (see ``netlink.Routing.hop``) there is none.
         """
         maps, now = self._maps, self._tick()
-        due = self._hops_due(now)
+        due = next_hops.due(maps, now)
         gateways_due = now >= self._gateways_due
         rested = bool(maps.endpoint_labels["removed_tick"].any())
         if not due.size and not rested and not gateways_due:
@@ -113,25 +108,13 @@ class MapDataplane:
             install.reap(maps, now)
             interfaces = devices.attached(maps)
             devices.write(maps, interfaces, routing)
-            expires = now + layout.ticks(HOP_LIFE_S)
-            found = gateways.renew(maps, routing, interfaces, expires)
-            self._gateways_due = expires - layout.ticks(HOP_RENEW_S)
-            unmanaged = {(hop.device, hop.neighbour): hop for hop in found if not hop.managed}
-            for index in self._hops_due(now).tolist():
-                hop = routing.hop(layout.unmapped(maps.endpoints["address"][index].tobytes()))
-                if hop is not None and hop.ifindex not in interfaces:
-                    hop = None  # a frame that is redirected there may be lost
-                gateways.write_hop(maps.endpoints, index, hop, expires)
-                if hop is not None and not hop.managed:
-                    unmanaged[hop.device, hop.neighbour] = hop
+            expires = now + layout.ticks(next_hops.LIFE_S)
+            hops = gateways.renew(maps, routing, interfaces, expires)
+            self._gateways_due = expires - layout.ticks(next_hops.RENEW_S)
+            unmanaged = [hop for hop in hops if not hop.managed]
+            unmanaged += next_hops.renew(maps, next_hops.due(maps, now), routing, interfaces, now)
         if unmanaged:
-            netlink.manage_neighbours(unmanaged.values())
-
-    def _hops_due(self, now_tick: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-        present = steering.present_endpoints(self._maps)
-        left = self._maps.endpoints["hop_expires"][present].astype(np.int64) - now_tick
-        due: np.ndarray[tuple[int], np.dtype[np.intp]] = present[left < layout.ticks(HOP_RENEW_S)]
-        return due
+            netlink.manage_neighbours(unmanaged)
 
     # ---- readings ----
 
@@ -219,5 +202,3 @@ class MapDataplane:
                     f"instance {instance!r} was unloaded meanwhile: penumbra load CONFIG, then start anew"
                 )
             yield
-
-

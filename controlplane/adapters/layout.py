@@ -342,12 +342,12 @@ def memory_bytes(sizes: Sizes, cpus: int) -> dict[str, int]:
     }
     for name, one in maps(sizes, cpus).items():
         kind = next((kind for kind, other in larger.items() if other[name].entries != one.entries), "fixed")
-        taken[kind] += _map_bytes(one)
+        taken[kind] += map_bytes(one)
     return taken
 
 
-def _map_bytes(one: MapLayout) -> int:
-    """Values and keys are padded to 8 bytes."""
+def map_bytes(one: MapLayout) -> int:
+    """At most; values and keys are padded to 8 bytes."""
     value = -(-one.value.itemsize // 8) * 8
     if one.kind is MapType.ARRAY:
         return -(-one.entries * value // 4096) * 4096

@@ -4,16 +4,19 @@ imports ``pyroute2``."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from controlplane.adapters.neighbours import Neighbour as Neighbour
+from controlplane.adapters.neighbours import read as read_neighbours
 from controlplane.addresses import Address, Network
+from controlplane.ports import DataplaneError
 
 _AF_INET, _AF_INET6 = 2, 10
 ETH_P_8021Q = 0x8100
@@ -24,8 +27,6 @@ REFUSING = frozenset({6, 7, 8})
 _TABLES = (255, 254, 253)
 """local, main, default: what the three standard rules look at, in this order."""
 _STANDARD_RULES = {0, 32766, 32767}
-_NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
-"""REACHABLE, STALE, DELAY, PROBE, PERMANENT: the address is known (linux/neighbour.h)."""
 _NTF_EXT_MANAGED = 1
 _NO_REDIRECT = {"bridge", "bond", "team", "vlan", "vxlan", "macvlan", "ipvlan", "dummy", "tun", "wireguard"}
 
@@ -68,13 +69,6 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbour:
-    mac: bytes | None
-    """None: not resolved."""
-    managed: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Hop:
     """How packets leave for an address."""
 
@@ -94,32 +88,64 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
+class _Prefixes:
+    """The routes of one table whose prefixes have one length."""
+
+    version: int
+    shift: int
+    """Bits of an address that don't count."""
+    routes: dict[int, Route]
+    """By the bits that do."""
+
+
+def _by_prefix(routes: Iterable[Route]) -> list[_Prefixes]:
+    """In the same order; of two routes to one network the first counts."""
+    found: dict[tuple[int, int, int], _Prefixes] = {}
+    for route in routes:
+        network = route.network
+        key = route.table, network.version, network.prefixlen
+        shift = network.max_prefixlen - network.prefixlen
+        one = found.setdefault(key, _Prefixes(network.version, shift, {}))
+        one.routes.setdefault(int(network.network_address) >> shift, route)
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Routing:
     """One reading of everything that decides on next hops."""
 
     links: Mapping[int, Link]
     routes: tuple[Route, ...]
     """In the order of the kernel's choice: table, longest prefix, smallest metric."""
-    neighbours: Mapping[tuple[int, Address], Neighbour]
+    neighbours: Mapping[tuple[int, bytes], Neighbour]
+    """By interface and packed address."""
     policy_rules: bool
     """There are rules beyond the standard three: only the kernel can tell then."""
+    _prefixes: list[_Prefixes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_prefixes", _by_prefix(self.routes))
 
     def route(self, address: Address) -> Route | None:
         """The kernel's choice; None where it has none."""
-        return next((r for r in self.routes if address in r.network), None)
+        number, version = int(address), address.version
+        for one in self._prefixes:
+            if one.version == version and (route := one.routes.get(number >> one.shift)) is not None:
+                return route
+        return None
 
     def hop(self, address: Address) -> Hop | None:
-        """None where the kernel had better decide: no, local or multipath route, policy rules, or an
-        interface (a bridge) that takes no redirected frames."""
-        return self._hop(self.route(address), address)
+        return self.by(self.route(address), address)
 
     def default_hop(self, version: int) -> Hop | None:
-        """Of the default route; None as for ``hop``, and where it has no gateway."""
+        """Of the default route; None as for ``by``, and where it has no gateway."""
         defaults = (r for r in self.routes if r.network.version == version and not r.network.prefixlen)
         default = next(defaults, None)
-        return self._hop(default, default.gateway) if default is not None and default.gateway else None
+        return self.by(default, default.gateway) if default is not None and default.gateway else None
 
-    def _hop(self, route: Route | None, address: Address) -> Hop | None:
+    def by(self, route: Route | None, address: Address) -> Hop | None:
+        """None where the kernel had better decide: no, local or multipath route, policy rules, or an
+        interface (a bridge) that takes no redirected frames."""
         if self.policy_rules or route is None or route.kind != UNICAST or route.ifindex is None:
             return None
         link = self.links.get(route.ifindex)
@@ -131,7 +157,7 @@ class Routing:
         if tags and tags[0].protocol != ETH_P_8021Q:
             return None
         via = route.gateway or address
-        neighbour = self.neighbours.get((link.ifindex, via), Neighbour(None, False))
+        neighbour = self.neighbours.get((link.ifindex, via.packed), Neighbour(None, False))
         mtu = min(link.mtu, route.mtu or link.mtu)
         vlan = tags[0].vlan if tags else 0
         return Hop(carrier.ifindex, link.mac, link.ifindex, via, neighbour.mac, neighbour.managed, mtu, vlan)
@@ -148,16 +174,15 @@ class Routing:
 
 
 def routing() -> Routing:
-    """Reads links, routes, neighbours and rules: seven dumps."""
+    """Reads links, routes, neighbours and rules: seven dumps. Raises OSError."""
     routes: list[Route] = []
-    neighbours: dict[tuple[int, Address], Neighbour] = {}
+    neighbours: dict[tuple[int, bytes], Neighbour] = {}
     rules: set[int] = set()
     with IPRoute() as kernel:
         links = [_link(message) for message in kernel.get_links()]
         for family in (_AF_INET, _AF_INET6):
             routes += [_route(message) for message in kernel.get_routes(family=family)]
-            found = kernel.get_neighbours(family=family)
-            neighbours |= dict(_neighbour(message) for message in found if message.get_attr("NDA_DST"))
+            neighbours |= read_neighbours(family)
             rules |= {message.get_attr("FRA_PRIORITY") or 0 for message in kernel.get_rules(family=family)}
     chosen = sorted(
         (route for route in routes if route.table in _TABLES),
@@ -211,22 +236,15 @@ def _route(message: Any) -> Route:
     )
 
 
-def _neighbour(message: Any) -> tuple[tuple[int, Address], Neighbour]:
-    usable = message["state"] & _NUD_USABLE
-    mac = _mac(message.get_attr("NDA_LLADDR")) if usable else b""
-    managed = bool((message.get_attr("NDA_FLAGS_EXT") or 0) & _NTF_EXT_MANAGED)
-    key = (message["ifindex"], ip_address(message.get_attr("NDA_DST")))
-    return key, Neighbour(mac or None, managed)
-
-
 def manage_neighbours(hops: Iterable[Hop]) -> None:
     """Has the kernel resolve these neighbours now and keep them so (NTF_MANAGED, Linux 5.16).
 
     An older kernel refuses the flag; its neighbours are resolved by the packets that it forwards.
+    Raises DataplaneError when the kernel takes no more.
     """
     with IPRoute() as kernel:
         for hop in hops:
-            with contextlib.suppress(NetlinkError):
+            try:
                 kernel.neigh(
                     "replace",
                     family=_AF_INET6 if hop.neighbour.version == 6 else _AF_INET,
@@ -235,6 +253,16 @@ def manage_neighbours(hops: Iterable[Hop]) -> None:
                     state=0,
                     flags_ext=_NTF_EXT_MANAGED,
                 )
+            except NetlinkError:
+                continue
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                table = f"net.ipv{hop.neighbour.version}.neigh.default.gc_thresh3"
+                raise DataplaneError(
+                    f"the kernel's table of neighbours is full, packets to the others pass the kernel: "
+                    f"sysctl -w {table}=NUMBER, twice as many as there are endpoints on connected networks"
+                ) from error
 
 
 def local_addresses() -> frozenset[Address]:

@@ -37,7 +37,7 @@ LINKS = [
 def routing(device: int = 2) -> Routing:
     """10.0.0.9 is a neighbour on that device."""
     route = Route(ip_network("10.0.0.0/24"), UNICAST, 254, 0, device, None, None)
-    neighbours = {(device, ip_address("10.0.0.9")): Neighbour(THEIRS, False)}
+    neighbours = {(device, ip_address("10.0.0.9").packed): Neighbour(THEIRS, False)}
     return Routing({one.ifindex: one for one in LINKS}, (route,), neighbours, policy_rules=False)
 
 
