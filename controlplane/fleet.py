@@ -154,6 +154,7 @@ class Fleet:
         endpoint: model.Endpoint,
         roster: Roster,
         flows: Mapping[str, int],
+        horizon_s: float,
         fresh: bool,
         now_s: float,
     ) -> policy.Group:
@@ -166,7 +167,7 @@ class Fleet:
             capacity=endpoint.capacity,
             level=float(view.prediction.level[i]),
             high=float(view.prediction.high[i]),
-            horizon_s=roster.lead_time_s(service.name),
+            horizon_s=horizon_s,
             quantile=service.forecast.quantile,
             fresh=fresh
             and bool(np.isfinite(view.demand[i]))

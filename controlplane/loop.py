@@ -72,7 +72,7 @@ class Controller:
         self._started_s = clock.now_s()
         self._seen_fresh_s: dict[str, float] = {}
         self._ring_changed_s: dict[str, float] = {}
-        self._direct: frozenset[Network] = frozenset()
+        self._direct: frozenset[Network | Address] = frozenset()
         self._direct_due_s = 0.0
         self._interfaces: Sequence[model.Interface] = ()
         self._own_addresses: Collection[Address] = ()
@@ -263,7 +263,13 @@ class Controller:
         for service in self._config.services.values():
             for endpoint in service.endpoints:
                 group = self._fleet.group(
-                    service, endpoint, self._roster, flows, self._fresh, self._clock.now_s()
+                    service,
+                    endpoint,
+                    self._roster,
+                    flows,
+                    horizons[service.name],
+                    self._fresh,
+                    self._clock.now_s(),
                 )
                 verdict = self._fleet.decide(service, group, self._clock.record_s())
                 self._act(endpoint, group, verdict)
@@ -322,10 +328,10 @@ class Controller:
     def _set_direct(self, steering: model.Steering, now_s: float) -> None:
         """Before members are there: what they send to each other and to probes is theirs, not a VIP's.
         Renewed now and then, since the access point's own addresses may change."""
-        members = (ip_network(member.address) for member in steering.members.values())
+        members = (member.address for member in steering.members.values())
         direct = frozenset((*self._config.direct, *members))
         if direct != self._direct or now_s >= self._direct_due_s:
-            self._dataplane.set_direct(direct)
+            self._dataplane.set_direct(set(map(ip_network, direct)))
             self._direct = direct
             self._direct_due_s = now_s + _DIRECT_S
 
@@ -356,7 +362,8 @@ class Controller:
                 self._roster, self._installed, self._requests.drained, self._clock.record_s()
             ),
         )
-        self._metrics.publish([*samples(self._status), *self._happenings.samples()])
+        status, happened = self._status, list(self._happenings.samples())
+        self._metrics.publish(lambda: [*samples(status), *happened])
         try:
             self._show(self._status.to_json())
             self._journal.well("status")

@@ -35,10 +35,10 @@ def rates(before: Counters | None, after: Counters, names: Sequence[str]) -> Rat
     there = (new >= 0) & (new == old)
 
     def grown(field: str) -> Floats:
-        now = np.asarray(getattr(after, field)).astype(np.float64)
-        then = np.asarray(getattr(before, field)).astype(np.float64)
+        now = np.asarray(getattr(after, field))[new[there]].astype(np.float64)
+        then = np.asarray(getattr(before, field))[old[there]].astype(np.float64)
         out = np.full(len(names), np.nan)
-        out[there] = now[new[there]] - then[old[there]]
+        out[there] = now - then
         out[out < 0] = np.nan
         return out
 

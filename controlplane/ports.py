@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -143,8 +143,8 @@ class Clock(Protocol):
 class Metrics(Protocol):
     """Where numbers go for others to read (Prometheus)."""
 
-    def publish(self, values: Sequence[Sample]) -> None:
-        """Replaces all samples of the last tick."""
+    def publish(self, values: Callable[[], Sequence[Sample]]) -> None:
+        """Replaces all samples of the last tick. Called when somebody reads them, in whichever thread."""
 
 
 @dataclass(frozen=True, slots=True)

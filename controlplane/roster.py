@@ -49,6 +49,8 @@ class Roster:
         self._runs: dict[str, Run] = {}
         self.endpoints: dict[str, model.Endpoint] = {}
         self.shadows: dict[str, Shadow] = {}
+        self._shadows_of: dict[str, dict[str, None]] = {}
+        """Parent -> names of its shadows."""
         self._measured: dict[str, list[float]] = {}
         self._records_read = False
         """Until then nothing is written over them, and nothing is started."""
@@ -105,7 +107,7 @@ class Roster:
             self._measured[service] = times or self._read_lead_times(service)
         for name, shadow in stored.items():
             if name not in self.shadows or not self.shadows[name].host:
-                self.shadows[name] = shadows.not_after(shadow, self._clock.record_s())
+                self._know(shadows.not_after(shadow, self._clock.record_s()))
                 self._unsaved.discard(name)
                 self._journal.say(name, "adopt", f"shadow {name} adopted: {shadow.state.value}")
         if damaged:
@@ -143,7 +145,8 @@ class Roster:
             self._journal.well("store")
 
     def of(self, parent: str) -> tuple[Shadow, ...]:
-        return tuple(shadow for shadow in self.shadows.values() if shadow.parent == parent)
+        """Asked of thousands of endpoints a tick, most of which have none."""
+        return tuple(self.shadows[name] for name in self._shadows_of.get(parent, ()))
 
     def lead_time_s(self, service: str) -> float:
         return shadows.lead_time_s(self._measured[service], self._config.services[service].shadows)
@@ -447,13 +450,21 @@ class Roster:
     def _forget(self, shadow: Shadow) -> None:
         self._store.forget_shadow(shadow.name)
         del self.shadows[shadow.name]
+        del self._shadows_of[shadow.parent][shadow.name]
         self._unsaved.discard(shadow.name)
         self._forgotten_unix_s[shadow.name] = self._clock.record_s()
         self._journal.say(shadow.name, "gone", f"shadow {shadow.name} is gone")
 
     def _put(self, shadow: Shadow) -> None:
-        self.shadows[shadow.name] = shadow
+        self._know(shadow)
         self._save(shadow.name)
+
+    def _know(self, shadow: Shadow) -> None:
+        before = self.shadows.get(shadow.name)
+        if before is not None and before.parent != shadow.parent:
+            del self._shadows_of[before.parent][before.name]
+        self.shadows[shadow.name] = shadow
+        self._shadows_of.setdefault(shadow.parent, {})[shadow.name] = None
 
     def _save(self, name: str) -> None:
         if not self._records_read:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from controlplane.model import Interface, ShadowState
 from controlplane.ports import Sample
@@ -87,7 +87,14 @@ class Status:
     services: tuple[ServiceStatus, ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """Thousands of groups a second: not by asdict, which copies every one of their values first."""
+        return json.dumps(self, default=_fields)
+
+
+def _fields(value: object) -> dict[str, object]:
+    if not is_dataclass(value):
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+    return {one.name: getattr(value, one.name) for one in fields(value)}
 
 
 def known(value: float) -> float | None:

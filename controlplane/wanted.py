@@ -42,10 +42,13 @@ def wanted_steering(
     """
     services: dict[str, model.VirtualService] = {}
     members: dict[str, Member] = {}
+    shadows_of: dict[str, list[Shadow]] = {}
+    for shadow in records.values():
+        shadows_of.setdefault(shadow.parent, []).append(shadow)
     for service in config.services.values():
         usable: dict[str, bool] = {}
         for endpoint in service.endpoints:
-            own = [s for s in records.values() if s.parent == endpoint.name]
+            own = shadows_of.get(endpoint.name, [])
             live = _live(
                 installed,
                 fleet,

@@ -346,8 +346,8 @@ class FakeMetrics:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
 
-    def publish(self, values: Sequence[Sample]) -> None:
-        self.samples = list(values)
+    def publish(self, values: Callable[[], Sequence[Sample]]) -> None:
+        self.samples = list(values())
 
 
 def role(dataplane: FakeDataplane, wanted: Role) -> list[str]:

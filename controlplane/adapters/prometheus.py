@@ -6,7 +6,7 @@ Names follow https://prometheus.io/docs/practices/naming/: ``penumbra_`` + what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,17 +21,17 @@ class PrometheusMetrics(Collector):
     """``ports.Metrics``: serves the last tick's samples at ``/metrics``. OSError if the port is taken."""
 
     def __init__(self, address: str, port: int) -> None:
-        self._samples: Sequence[Sample] = ()
+        self._samples: Callable[[], Sequence[Sample]] = tuple
         registry = CollectorRegistry()
         registry.register(self)
         self._server, self._thread = start_http_server(port, addr=address, registry=registry)
 
-    def publish(self, values: Sequence[Sample]) -> None:
+    def publish(self, values: Callable[[], Sequence[Sample]]) -> None:
         self._samples = values
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-        for sample in self._samples:
+        for sample in self._samples():
             family = families.get(sample.name)
             if family is None:
                 kind = CounterMetricFamily if sample.counter else GaugeMetricFamily
