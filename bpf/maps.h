@@ -26,6 +26,8 @@ BPF_F_TABLE("array", u32, struct endpoint, endpoints, MAX_ENDPOINTS, BPF_F_MMAPA
 BPF_F_TABLE("array", u32, struct ring_line, rings, MAX_RING_LINES, BPF_F_MMAPABLE);
 /* The shadow table: slots of each live endpoint; user space; program. */
 BPF_F_TABLE("array", u32, struct shadow_slots, shadow_table, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* Each endpoint's limit, and how much of it is used up; user space, program; program. */
+BPF_F_TABLE("array", u32, struct limit, limits, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* The flow cache; program; program, CLI. */
 BPF_F_TABLE("array", u32, struct bucket, flows, MAX_BUCKETS, BPF_F_MMAPABLE);
 /* The 5-tuples of the flow cache, cold; program; program on SYN, CLI. */

@@ -14,6 +14,7 @@
 #include "hash.h"
 #include "histogram.h"
 #include "icmp.h"
+#include "limit.h"
 #include "rewrite.h"
 #include "route.h"
 #include "target.h"
@@ -47,6 +48,7 @@ struct place {
 /* The endpoint that a flow was given; ref 0: none. */
 struct choice {
 	u32 ref;
+	u32 hashed;		/* the one by hash alone, whatever the limits */
 	u32 live;		/* index that the ring chose; 0: none */
 	u32 spilled;		/* by the live one's slots; else 0 */
 };
@@ -148,12 +150,14 @@ static __always_inline struct endpoint_counters *lookup_counters(u32 cpu,
 static __always_inline u32 now_tick(u32 cpu)
 {
 	struct cpu *own = cpus.lookup(&cpu);
-	u64 jiffies = bpf_jiffies64();
+	u64 jiffies = bpf_jiffies64(), now;
 
 	if (!own)
 		return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
 	if (own->jiffies != jiffies) {
-		own->tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+		now = bpf_ktime_get_coarse_ns();
+		own->tick = now >> TICK_SHIFT;
+		own->window = now / WINDOW_NS;
 		own->jiffies = jiffies;
 	}
 	return own->tick;
@@ -252,9 +256,18 @@ static __always_inline bool usable(struct here *here, u32 ref, u32 service)
 		 (endpoint->service ^ service));
 }
 
-/* The first of a few slots whose member takes new flows; 0: none. */
+/* Counts a new flow of the endpoint's; false: its limit is reached. */
+static __always_inline bool admit(struct here *here, u32 endpoint)
+{
+	struct limit *limit = limits.lookup(&endpoint);
+	struct cpu *own = cpus.lookup(&here->cpu);
+
+	return !limit || !own || within_limit(limit, own->window);
+}
+
+/* The first of a few slots whose member takes new flows and is not :but; 0: none. */
 static __always_inline u32 pick_slot(struct here *here, u32 live, u32 service,
-				     u64 pick)
+				     u64 pick, u32 but)
 {
 	struct shadow_slots *slots = shadow_table.lookup(&live);
 	u32 at = hash_shadow_slot(pick), ref;
@@ -263,10 +276,26 @@ static __always_inline u32 pick_slot(struct here *here, u32 live, u32 service,
 		return 0;
 	for (u32 i = 0; i < SLOT_TRIES; i++) {
 		ref = slots->slot[(at + i * SLOT_STRIDE) % SHADOW_SLOTS];
-		if (usable(here, ref, service))
+		if (ref != but && usable(here, ref, service))
 			return ref;
 	}
 	return 0;
+}
+
+/*
+ * The flow's slot, or a second one when the first's limit is reached; 0: none,
+ * or both are. *first is whom the hash alone names.
+ */
+static __always_inline u32 pick_shadow(struct here *here, u32 live, u32 service,
+				       u64 pick, bool limited, u32 *first)
+{
+	u32 ref = pick_slot(here, live, service, pick, 0);
+
+	*first = ref = forget(here, ref);
+	if (!limited || !ref || admit(here, ref_index(ref)))
+		return ref;
+	ref = forget(here, pick_slot(here, live, service, pick, ref));
+	return ref && admit(here, ref_index(ref)) ? ref : 0;
 }
 
 static __always_inline u32 pick_other_live(struct here *here, u32 index,
@@ -284,19 +313,52 @@ static __always_inline u32 pick_other_live(struct here *here, u32 index,
 }
 
 /*
+ * What ring, spill and slot are taken from: the flow, or where a client's flows
+ * go alike its address alone.
+ */
+static __always_inline u64 pick_bits(struct here *here,
+				     const struct service *service, bool v6,
+				     const __be32 *client, u64 hash)
+{
+	if (service->flags & SERVICE_AFFINITY)
+		hash = hash_flow(here->settings->hash_key, v6, service->protocol,
+				 client, service->vip, 0, service->port);
+	return hash_pick(hash);
+}
+
+static __always_inline void tell(struct here *here, u32 index,
+				 const struct packet *packet,
+				 const struct choice *choice, u64 away, u64 state)
+{
+	u32 chosen = ref_index(choice->ref);
+
+	if (choice->ref != choice->hashed)
+		say(here, EVENT_LIMITED, index, ref_index(choice->hashed),
+		    chosen, packet);
+	if (choice->spilled)
+		say(here, EVENT_REDIRECTED, index, choice->live, chosen, packet);
+	else if (away && !(state & ENDPOINT_DOWN))
+		say(here, EVENT_NO_SHADOW, index, choice->live, chosen, packet);
+	if (state & ENDPOINT_DOWN)
+		say(here, EVENT_ENDPOINT_DOWN, index, choice->live, chosen, packet);
+}
+
+/*
  * The routing rule: the ring's live endpoint; its shadows for the share that
- * spills, or for all when it is down or drains; it again when there is none;
+ * spills, for what is past its limit, or for all when it is down or drains;
+ * it again when there is none, or when two of them are past their limits too;
  * another live one when it can't; and when nobody can, it all the same, for
  * the last one is never ejected.
  */
 static __always_inline struct choice pick(struct here *here, u32 index,
 					  const struct service *service,
-					  const struct packet *packet, u64 hash)
+					  const struct packet *packet, u64 pick,
+					  bool limited)
 {
-	u64 pick = hash_pick(hash), state = 0;
-	u32 ref = lookup_ring(service, pick, 0), spill = SPILL_ALL;
+	u64 state = 0, spills = 0, over = 0;
+	u32 ref = lookup_ring(service, pick, 0), spill = SPILL_ALL, first = 0;
 	struct endpoint *live = lookup_present(ref, &state);
-	bool able = live && takes_new(state), spills = false;
+	bool able = live && takes_new(state);
 	struct choice choice = {};
 
 	if (live) {
@@ -304,26 +366,25 @@ static __always_inline struct choice pick(struct here *here, u32 index,
 		if (able)
 			spill = *(volatile u32 *)&live->spill;
 		spills = spill == SPILL_ALL || hash_spill_bits(pick) < spill;
-		if (spills)
-			choice.ref = pick_slot(here, choice.live, index, pick);
+		over = limited && !spills && !admit(here, choice.live);
+		spills = forget(here, spills);
+		over = forget(here, over);
+		if (spills || over)
+			choice.ref = pick_shadow(here, choice.live, index, pick,
+						 limited, &first);
 	}
+	first = forget(here, first);
 	choice.ref = forget(here, choice.ref);
 	choice.live = forget(here, choice.live);
-	choice.spilled = choice.ref;
 	if (!choice.ref && !able)
-		choice.ref = pick_other_live(here, index, service, pick);
+		choice.ref = first ? first : pick_other_live(here, index,
+							     service, pick);
 	choice.ref = forget(here, choice.ref);
 	if (!choice.ref && live)
 		choice.ref = ref;
-	if (choice.spilled)
-		say(here, EVENT_REDIRECTED, index, choice.live,
-		    ref_index(choice.ref), packet);
-	else if (spills && !(state & ENDPOINT_DOWN))
-		say(here, EVENT_NO_SHADOW, index, choice.live,
-		    ref_index(choice.ref), packet);
-	if (state & ENDPOINT_DOWN)
-		say(here, EVENT_ENDPOINT_DOWN, index, choice.live,
-		    ref_index(choice.ref), packet);
+	choice.hashed = forget(here, over ? ref : first ? first : choice.ref);
+	choice.spilled = forget(here, first && choice.ref != ref);
+	tell(here, index, packet, &choice, spills | over, state);
 	return choice;
 }
 
@@ -571,9 +632,11 @@ static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 /* The handshake is done, or the endpoint answered: credit the group. */
 static __always_inline void count_completed(struct here *here,
 					    const struct service *service,
+					    bool v6, const __be32 *client,
 					    u64 hash)
 {
-	u32 ref = lookup_ring(service, hash_pick(hash), 0);
+	u64 pick = pick_bits(here, service, v6, client, hash);
+	u32 ref = lookup_ring(service, pick, 0);
 	struct endpoint_counters *counted;
 	u64 state;
 
@@ -747,6 +810,28 @@ static __always_inline void count_unremembered(struct here *here, u32 given)
 		counted->unremembered++;
 }
 
+/* A new flow that its endpoint's limit sent elsewhere. */
+static __always_inline void count_limited(struct here *here, u32 hashed)
+{
+	struct endpoint_counters *counted = lookup_counters(here->cpu, hashed);
+
+	if (counted)
+		counted->limited++;
+}
+
+/*
+ * Limits are for new flows that are going to be remembered: later packets of
+ * others would not follow. Nor for a client whose flows go alike.
+ */
+static __always_inline bool is_limited(const struct service *service,
+				       const struct packet *packet)
+{
+	if (service->flags & SERVICE_AFFINITY)
+		return false;
+	return packet->protocol == IPPROTO_UDP ||
+	       (opens(packet) && !(packet->tcp_flags & TCP_RST));
+}
+
 /*
  * A flow that the cache does not know, or no longer: pick and remember, at its
  * old place if it has one. NULL: nobody is there to serve it.
@@ -767,10 +852,11 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 		here->no_client = true;
 		return NULL;
 	}
-	choice = pick(here, index, service, packet, hash);
+	choice = pick(here, index, service, packet,
+		      pick_bits(here, service, packet->v6, packet->source, hash),
+		      forget(here, is_limited(service, packet)));
 	if (!choice.ref)
 		return NULL;
-	*ref = choice.ref;
 	/* The RST of an unknown flow is its end: nothing to remember. */
 	if (!(packet->tcp_flags & TCP_RST) && may_remember(here))
 		kept = remember(here, hash, choice.ref,
@@ -784,6 +870,14 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 			return other;
 		}
 	}
+	kept = forget(here, kept);
+	if (kept && choice.ref != choice.hashed)
+		count_limited(here, ref_index(choice.hashed));
+	if (!kept && choice.ref != choice.hashed) {	/* the next goes by hash */
+		choice.ref = choice.hashed;
+		choice.spilled = ref_index(choice.ref) != choice.live;
+	}
+	*ref = choice.ref;
 	if (packet->protocol == IPPROTO_TCP && !opens(packet))
 		count_midstream(here, choice.live);
 	else if (packet->protocol == IPPROTO_UDP && !kept)
@@ -804,6 +898,7 @@ static __always_inline bool goes_on(struct here *here, u32 index,
 {
 	struct flow_key *key = lookup_key(place);
 	bool same = key && same_key(key, index, packet);
+	u64 pick;
 	u32 live;
 
 	if ((life & LIFE(CLOSING)) ||
@@ -822,7 +917,8 @@ static __always_inline bool goes_on(struct here *here, u32 index,
 		 * more than the tag, so they would go to this entry's endpoint:
 		 * its SYN goes there at once.
 		 */
-		live = ref_index(lookup_ring(service, hash_pick(hash), 0));
+		pick = pick_bits(here, service, packet->v6, packet->source, hash);
+		live = ref_index(lookup_ring(service, pick, 0));
 		count_new(here, live, ref_index(place->id), false, false);
 		return true;
 	}
@@ -847,7 +943,7 @@ static __always_inline void note_forward(struct here *here,
 	struct endpoint_counters *counted;
 
 	if (gained & LIFE(FLOW_ESTABLISHED))
-		count_completed(here, service, hash);
+		count_completed(here, service, packet->v6, packet->source, hash);
 	if (both_fins(gained, life)) {
 		counted = lookup_counters(here->cpu, ref_index(place->id));
 		if (counted)
@@ -975,7 +1071,8 @@ static __always_inline void note_return(struct here *here, u32 index,
 	    (life & LIFE(FLOW_SYNACK)))
 		expect_ack(flow, life, packet);
 	if ((gained & LIFE(FLOW_ESTABLISHED)) && !(life & LIFE(FLOW_MIDSTREAM)))
-		count_completed(here, service, hash);
+		count_completed(here, service, packet->v6, packet->destination,
+				hash);
 	counted->fins += both_fins(gained, life);
 	counted->resets += !!(gained & LIFE(FLOW_RST));
 }

@@ -37,6 +37,10 @@
 
 #define SPILL_ALL 0xffffffffU
 
+/* What an endpoint's limit is counted in, from the coarse clock like ticks. */
+#define WINDOW_NS 100000000ULL
+#define LIMIT_WINDOW 32			/* struct limit.used: {window:32 | flows:32} */
+
 enum role {
 	ROLE_LIVE = 1,
 	ROLE_SHADOW = 2,
@@ -180,6 +184,14 @@ struct ring_line {
 };
 _Static_assert(sizeof(struct ring_line) == 64, "ring_line");
 
+/* New flows of an endpoint in the present window, of all CPUs. */
+struct limit {
+	__u64 used;		/* {window:32 | flows given in it:32}; atomics only */
+	__u32 limit;		/* flows in one window, at most 2^31; 0: none */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct limit) == 16, "limit");
+
 struct shadow_slots {
 	__u32 slot[SHADOW_SLOTS]; /* references; 0: empty */
 };
@@ -279,7 +291,8 @@ enum event_kind {
 	EVENT_REDIRECTED = 0,	/* redirected to shadow */
 	EVENT_NO_SHADOW = 1,	/* no shadow available, primary kept */
 	EVENT_ENDPOINT_DOWN = 2, /* endpoint down, its packet went elsewhere */
-	EVENT_KINDS = 4,	/* room for one more, so that the gate is 16 bytes */
+	EVENT_LIMITED = 3,	/* its limit was reached, the flow went elsewhere */
+	EVENT_KINDS = 4,
 };
 
 struct event {
@@ -287,7 +300,7 @@ struct event {
 	__u32 kind;
 	__u32 service;		/* index */
 	__u32 endpoint;		/* index: the live endpoint the ring chose, or the
-				   one that is down */
+				   one that is down, or whose limit was reached */
 	__u32 chosen;		/* index: the one the flow was given; 0: none yet */
 	__be32 client[ADDRESS_WORDS];
 	__be16 client_port;
@@ -296,7 +309,7 @@ struct event {
 };
 _Static_assert(sizeof(struct event) == 48, "event");
 
-/* What is one CPU's own: its tick, good as long as jiffies stand still; its limits. */
+/* What is one CPU's own: the time, good as long as jiffies stand still; its limits. */
 struct cpu {
 	__u64 jiffies;
 	__u32 tick;
@@ -307,7 +320,8 @@ struct cpu {
 	__u32 flood_tick;	/* the last one in which :flooded grew */
 	__u64 flooded;		/* new flows not remembered for the limit's sake */
 	__u64 floods;		/* ticks in which there were such */
-	__u64 pad[2];
+	__u32 window;		/* the time in units of WINDOW_NS */
+	__u32 pad[3];
 };
 _Static_assert(sizeof(struct cpu) == 64, "cpu");
 

@@ -15,6 +15,7 @@ _TOLD_S = 60.0
 _SENTENCES = {
     EventKind.REDIRECTED: "{endpoint}: redirected to shadow, e.g. {client} to {chosen}",
     EventKind.NO_SHADOW: "{endpoint}: no shadow available, primary kept, e.g. for {client}",
+    EventKind.LIMITED: "{endpoint}: limit of new flows reached, e.g. {client} goes to {chosen}",
     EventKind.ENDPOINT_DOWN: "{endpoint}: endpoint down, packets met it, e.g. from {client}",
 }
 

@@ -434,6 +434,7 @@ class EventKind(Enum):
     REDIRECTED = 0
     NO_SHADOW = 1
     ENDPOINT_DOWN = 2
+    LIMITED = 3
 
 
 @dataclass(frozen=True, slots=True)

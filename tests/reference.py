@@ -8,6 +8,7 @@ that forgets nothing, so it is compared where the program's cache is not full. T
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
@@ -33,11 +34,22 @@ class Endpoint:
     down: bool = False
     draining: bool = False
     spill: int = 0
+    limit: int = 0
+    """New flows that it is given in one window; 0: any number."""
+    used: int = 0
+    """Of them, those given already."""
     slots: list[Reference | None] = field(default_factory=lambda: [None] * SLOTS)
 
     @property
     def takes_new(self) -> bool:
         return not self.down and not self.draining
+
+    def admits(self) -> bool:
+        """Counts a new flow; False: the limit is reached."""
+        if not self.limit:
+            return True
+        self.used += 1
+        return self.used <= self.limit
 
 
 @dataclass
@@ -47,6 +59,19 @@ class Service:
     protocol: int
     ring: list[Reference]
     keep: bool = False
+    affinity: bool = False
+    """All flows of a client's address go alike."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    live: int | None
+    """Whom the ring chose."""
+    given: Reference
+    hashed: Reference
+    """Who would be given it if there were no limits."""
+    spilled: bool = False
+    """By the live one's slots."""
 
 
 @dataclass
@@ -206,19 +231,20 @@ class Steering:
         return flow.endpoint[0]
 
     def _start(self, packet: Packet, name: tuple[int, str, int], service: Service) -> int | None:
-        value = flow_hash(
-            self.key, packet.source, service.vip, packet.source_port, service.port, packet.protocol
-        )
-        live, chosen, spilled = self._pick(name[0], service, pick_hash(value))
-        if chosen is None:
+        remembered = packet.protocol == UDP or (packet.opens and "R" not in packet.flags)
+        pick = self._pick_bits(service, packet.source, packet.source_port)
+        choice = self._pick(name[0], service, pick, limited=remembered and not service.affinity)
+        if choice is None:
             return None
+        live, chosen = choice.live, choice.given
+        self.counted["limited", choice.hashed[0]] += chosen != choice.hashed
         if packet.protocol == TCP and not packet.opens:
             marks = {"midstream", *(["fin client"] if "F" in packet.flags else [])}
             self._count("midstream", live)
         else:
             marks = {"syn"} if packet.opens else set()
             self._count("offered", live)
-            self.counted["spilled", live or 0] += spilled
+            self.counted["spilled", live or 0] += choice.spilled
             self.counted["flows", chosen[0]] += 1
         if "R" in packet.flags:
             if packet.opens:
@@ -227,28 +253,47 @@ class Steering:
             self.flows[name] = Flow(chosen, marks)
         return chosen[0]
 
-    def _pick(self, index: int, service: Service, pick: int) -> tuple[int | None, Reference | None, bool]:
-        """The ring's live endpoint, the one that is given the flow, and whether by the live one's slots."""
+    def _pick_bits(self, service: Service, client: str, client_port: int) -> int:
+        """What ring, spill and slot are taken from."""
+        port = 0 if service.affinity else client_port
+        return pick_hash(flow_hash(self.key, client, service.vip, port, service.port, service.protocol))
+
+    def _pick(self, index: int, service: Service, pick: int, *, limited: bool) -> Choice | None:
+        """None: nobody is there."""
         if not service.ring:
-            return None, None, False
+            return None
         named = service.ring[ring_slot(pick, 0, len(service.ring))]
         live = self._present(named)
         if live:
             spill = live.spill if live.takes_new else ALL
-            if spill == ALL or spill_bits(pick) < spill:
-                for i in range(SLOT_TRIES):
-                    slot = live.slots[(shadow_slot(pick) + i * SLOT_STRIDE) % SLOTS]
-                    member = self._present(slot)
-                    if slot and member and member.takes_new and member.service == index:
-                        return named[0], slot, True
+            spills = spill == ALL or spill_bits(pick) < spill
+            if not spills and (not limited or live.admits()):
+                return Choice(named[0], named, named)
+            shadows = list(self._usable_slots(index, live, pick))[:2]
+            hashed = shadows[0] if spills and shadows else named
+            for shadow in shadows:
+                if not limited or self.endpoints[shadow[0]].admits():
+                    return Choice(named[0], shadow, hashed, spilled=True)
             if live.takes_new:
-                return named[0], named, False
+                return Choice(named[0], named, hashed)
+            if shadows:
+                return Choice(named[0], hashed, hashed, spilled=True)
         for attempt in range(1, RING_TRIES + 1):
             other = service.ring[ring_slot(pick, attempt, len(service.ring))]
             member = self._present(other)
             if member and member.takes_new:
-                return named[0] if live else None, other, False
-        return (named[0], named, False) if live else (None, None, False)
+                return Choice(named[0] if live else None, other, other)
+        return Choice(named[0], named, named) if live else None
+
+    def _usable_slots(self, index: int, live: Endpoint, pick: int) -> Iterator[Reference]:
+        """Members of the flow's slot and of those after it, the first one never again."""
+        first = None
+        for i in range(SLOT_TRIES):
+            slot = live.slots[(shadow_slot(pick) + i * SLOT_STRIDE) % SLOTS]
+            member = self._present(slot)
+            if slot and member and member.takes_new and member.service == index and slot != first:
+                first = first or slot
+                yield slot
 
     # ---- endpoint to client ---------------------------------------------------------------
 
@@ -292,8 +337,8 @@ class Steering:
         new = gained - flow.marks
         flow.marks |= gained
         if "established" in new and "midstream" not in flow.marks:
-            value = flow_hash(self.key, client, service.vip, port, service.port, packet.protocol)
-            named = service.ring[ring_slot(pick_hash(value), 0, len(service.ring))]
+            pick = self._pick_bits(service, client, port)
+            named = service.ring[ring_slot(pick, 0, len(service.ring))]
             self._count("completed", named[0] if self._present(named) else None)
         if new & {"fin client", "fin endpoint"} and {"fin client", "fin endpoint"} <= flow.marks:
             self.counted["fins", flow.endpoint[0]] += 1

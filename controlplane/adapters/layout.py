@@ -37,6 +37,8 @@ REF_INDEX_BITS = 20
 REF_INDEX_MASK = (1 << REF_INDEX_BITS) - 1
 REF_GENERATION_MASK = 0xFFF
 SPILL_ALL = 0xFFFFFFFF
+WINDOW_NS = 100_000_000
+LIMIT_WINDOW = 32
 DIRECT_OWN = 2
 _MAPPED = bytes(10) + b"\xff\xff"
 PORTS = 1024
@@ -154,6 +156,7 @@ NEAR = np.dtype("<u8")
 TARGET_BUCKET = np.dtype([("entry", "<u8", TARGET_WAYS)])
 RING_LINE = np.dtype([("cell", "<u4", RING_LINE_CELLS)])
 SHADOW_SLOT_TABLE = np.dtype([("slot", "<u4", SHADOW_SLOTS)])
+LIMIT = np.dtype([("used", "<u8"), ("limit", "<u4"), ("pad", "<u4")])
 FLOW = np.dtype([("id", "<u8"), ("life", "<u8")])
 BUCKET = np.dtype([("flow", FLOW, BUCKET_FLOWS)])
 FLOW_KEY = np.dtype([("client", "u1", 16), ("client_port", ">u2"), ("pad", "<u2"), ("service", "<u4")])
@@ -204,7 +207,8 @@ CPU = np.dtype(
         ("flood_tick", "<u4"),
         ("flooded", "<u8"),
         ("floods", "<u8"),
-        ("pad", "<u8", 2),
+        ("window", "<u4"),
+        ("pad", "<u4", 3),
     ]
 )
 EVENT_GATE = np.dtype([("tick", "<u4", 4)])
@@ -223,6 +227,7 @@ STRUCTS = {
     "gateway": GATEWAY,
     "ring_line": RING_LINE,
     "shadow_slots": SHADOW_SLOT_TABLE,
+    "limit": LIMIT,
     "flow": FLOW,
     "bucket": BUCKET,
     "flow_key": FLOW_KEY,
@@ -307,6 +312,7 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "endpoints": array(ENDPOINT, sizes.endpoints),
         "rings": array(RING_LINE, -(-sizes.ring_cells // RING_LINE_CELLS)),
         "shadow_table": array(SHADOW_SLOT_TABLE, sizes.endpoints),
+        "limits": array(LIMIT, sizes.endpoints),
         "flows": array(BUCKET, buckets(sizes)),
         "flow_keys": array(BUCKET_KEYS, buckets(sizes)),
         "counters": array(ENDPOINT_COUNTERS, cpus * sizes.endpoints),

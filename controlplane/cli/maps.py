@@ -21,7 +21,7 @@ app = typer.Typer(help="What the BPF maps hold.", no_args_is_help=True, rich_mar
 
 COUNTS = (
     "packets", "bytes", "return_packets", "return_bytes", "flows", "offered", "completed", "spilled",
-    "midstream", "unremembered", "resets", "fins", "rtt_count",
+    "midstream", "unremembered", "resets", "fins", "rtt_count", "limited",
 )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def counters(instance: InstanceName = None, as_json: AsJsonLines = False) -> Non
 
 @app.command()
 def events(instance: InstanceName = None, as_json: AsJsonLines = False) -> None:
-    """Events that the controller has not taken yet: redirected, no shadow available, endpoint down.
+    """Events that the controller has not taken yet: redirected, no shadow available, endpoint down, limited.
 
     Example: penumbra maps events --json
     """

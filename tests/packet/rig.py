@@ -25,6 +25,7 @@ TCP_NUMBER, UDP_NUMBER = 6, 17
 KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 FAR_TICK = 0xFFFFFFFE
 NO_LIMIT = 0xFFFFFFFF
+FAR_WINDOW = 1 << 30
 HOP_IFINDEX = 1
 HOP_DST, HOP_SRC = "02:00:00:00:0e:01", "02:00:00:00:0a:01"
 
@@ -59,6 +60,7 @@ class Rig:
         )
         self.cells = view("rings", layout.RING_LINE)["cell"].reshape(-1)
         self.slots = view("shadow_table", layout.SHADOW_SLOT_TABLE)["slot"]
+        self.limits = view("limits", layout.LIMIT)
         self.flows = view("flows", layout.BUCKET)["flow"]
         self.flow_keys = view("flow_keys", layout.BUCKET_KEYS)["key"]
         self.counters = view("counters", layout.ENDPOINT_COUNTERS).reshape(SIZES.cpus, SIZES.endpoints)
@@ -77,7 +79,8 @@ class Rig:
     def reset(self) -> None:
         for array in (self.services, self.endpoints, self.cells, self.slots, self.flows, self.flow_keys):
             array.view(np.uint8)[...] = 0
-        for array in (self.counters, self.reasons, self.rtt, self.gates, self.cpus, self.gateways, self.near):
+        written = (self.limits, self.counters, self.reasons, self.rtt, self.gates, self.cpus)
+        for array in (*written, self.gateways, self.near):
             array.view(np.uint8)[...] = 0
         self.service_targets.clear()
         self.endpoint_targets.clear()
@@ -107,13 +110,22 @@ class Rig:
         libbpf.map_update(self.compiled.maps[name], key, value.to_bytes(4, "little"))
 
     def service(
-        self, index: int, vip: str, port: int, protocol: int = TCP_NUMBER, *, keep: bool = False
+        self,
+        index: int,
+        vip: str,
+        port: int,
+        protocol: int = TCP_NUMBER,
+        *,
+        keep: bool = False,
+        affinity: bool = False,
     ) -> None:
         row = self.services[index : index + 1]
         address = ip_address(vip)
         row["vip"] = np.frombuffer(layout.mapped(address), np.uint8)
         row["port"], row["protocol"] = port, protocol
-        row["flags"] = layout.SERVICE_PRESENT | (layout.SERVICE_ON_DOWN_KEEP if keep else 0)
+        row["flags"] = (
+            layout.SERVICE_PRESENT | layout.SERVICE_ON_DOWN_KEEP * keep | layout.SERVICE_AFFINITY * affinity
+        )
         self.service_targets.put(layout.target(address, port, protocol), index)
         bit = layout.destination_bit(layout.mapped(address), port)
         self.settings["destinations"][0, bit // 64] |= np.uint64(1 << bit % 64)
@@ -178,6 +190,14 @@ class Rig:
             [references[i % len(references)] for i in range(layout.SHADOW_SLOTS)] if references else 0
         )
         self.endpoints[live : live + 1]["spill"] = layout.SPILL_ALL if spill == 1 else int(spill * 2**32)
+
+    def limit(self, index: int, flows: int, *, still: bool = True) -> None:
+        """New flows that an endpoint takes in one window, 0: any number. ``still``: in the one that begins
+        now and never ends."""
+        row = self.limits[index : index + 1]
+        row["limit"] = 0
+        row["used"] = FAR_WINDOW << layout.LIMIT_WINDOW if still else 0
+        row["limit"] = flows
 
     def direct(self, prefix: str) -> None:
         self.put("direct", layout.prefix(ip_network(prefix)), 1)

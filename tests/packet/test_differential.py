@@ -36,6 +36,8 @@ SERVICES = {
     5: ("2001:db8:1::4", 53, UDP_NUMBER, False),
     6: ("2001:db8:1::6", 443, TCP_NUMBER, True),
 }
+AFFINITY = (3, 5)
+"""Services that give all flows of a client alike."""
 LIVE, SHADOWS, RING = 4, 3, 61
 TCP_FLAGS = ["S", "S", "SA", "A", "A", "PA", "PA", "FA", "R", "RA", "F", "SR"]
 COUNTED = (
@@ -45,6 +47,7 @@ COUNTED = (
     "offered",
     "completed",
     "spilled",
+    "limited",
     "midstream",
     "unremembered",
     "resets",
@@ -63,13 +66,15 @@ class Both:
         for limit in ("opening", "established", "closing", "udp"):  # the reference knows no time
             rig.settings[f"idle_{limit}_ticks"] = 1 << 30
         for index, (vip, port, protocol, keep) in SERVICES.items():
-            rig.service(index, vip, port, protocol, keep=keep)
+            rig.service(index, vip, port, protocol, keep=keep, affinity=index in AFFINITY)
             live = [self._endpoint(index, protocol, index * 20 + i) for i in range(LIVE)]
             shadows = [self._endpoint(index, protocol, index * 20 + 10 + i) for i in range(SHADOWS)]
             cells = [self.random.choice([*live, *live, None]) for _ in range(RING - 1)]
             ring = [*live[:1], *[cell or live[-1] for cell in cells]]
             rig.ring(index, [layout.reference(*cell) for cell in ring])
-            self.expected.services[index] = reference.Service(vip, port, protocol, ring, keep)
+            self.expected.services[index] = reference.Service(
+                vip, port, protocol, ring, keep, index in AFFINITY
+            )
             for member in live:
                 self._slots(member[0], shadows)
         for prefix in ("192.0.2.9/32", "203.0.113.0/24", "2001:db8:0:9::/64", "2001:db8:2::/96"):
@@ -97,8 +102,16 @@ class Both:
         self.expected.endpoints[live].slots = list(slots)
         self.expected.endpoints[live].spill = spill
 
+    def _limit(self, index: int) -> None:
+        """For a window of time that stands still."""
+        endpoint = self.expected.endpoints[index]
+        endpoint.limit, endpoint.used = self.random.choice([0, 1, 1, 2]), 0
+        self.rig.limit(index, endpoint.limit)
+
     def change(self) -> None:
-        """One endpoint's state, another's slots and spill."""
+        """One endpoint's state, another's slots and spill, and some limits."""
+        for limited in self.random.sample(list(self.expected.endpoints), 2):
+            self._limit(limited)
         index = self.random.choice(list(self.expected.endpoints))
         endpoint = self.expected.endpoints[index]
         endpoint.down = self.random.random() < 0.25
@@ -180,4 +193,5 @@ def agree(rig: Rig, seed: int, packets: int = PACKETS) -> Both:
 @pytest.mark.parametrize("seed", range(4))
 def test_program_and_reference_agree(rig: Rig, seed: int) -> None:
     both = agree(rig, seed)
-    assert sum(both.expected.counted["completed", index] for index in both.expected.endpoints) > 20
+    for name, least in {"completed": 20, "limited": 5}.items():
+        assert sum(both.expected.counted[name, index] for index in both.expected.endpoints) > least, name

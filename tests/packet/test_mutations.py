@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.adapters.bcc import compile_program
-from tests.packet import test_differential, test_flows, test_forward, test_icmp
+from tests.packet import test_differential, test_flows, test_forward, test_icmp, test_selection
 from tests.packet.rig import BPF_DIR, SIZES, Rig
 
 Check = Callable[[Rig], object]
@@ -92,10 +92,34 @@ def udp_sum_of_zero(rig: Rig) -> None:
     test_forward.TestUdpChecksum().test_a_sum_of_zero_is_written_as_all_ones(steered)
 
 
+def limits(rig: Rig) -> None:
+    group = test_selection.install(rig)
+    test_selection.TestLimit().test_the_flows_slot_then_a_second_one_then_the_live_one_again(group)
+
+
+def limit_of_what_opens_nothing(rig: Rig) -> None:
+    group = test_selection.install(rig)
+    test_selection.TestLimit().test_what_opens_no_flow_neither_counts_nor_spills(group, "PA")
+
+
+def limit_without_a_place(rig: Rig) -> None:
+    test_selection.TestLimit().test_a_flow_without_a_place_goes_by_hash(test_selection.install(rig))
+
+
+def windows(rig: Rig) -> None:
+    test_selection.TestWindow().test_the_next_one_begins_anew(test_selection.install(rig))
+
+
+def late_cpu(rig: Rig) -> None:
+    group = test_selection.install(rig)
+    test_selection.TestWindow().test_a_cpu_that_is_late_counts_in_the_window_of_the_others(group)
+
+
 CHECKS: tuple[Check, ...] = (
     *(differential, spill_limit, one_bit_of_the_tag, tuple_on_syn, established_victim),
     *(udp_without_a_place, udp_sum_of_zero, second_bucket, syn_sent_again),
     *(unacknowledged, stray_syn, idle_answer, own_source, error_to_endpoint, error_to_another),
+    *(limits, limit_of_what_opens_nothing, limit_without_a_place, windows, late_cpu),
 )
 
 
@@ -180,7 +204,8 @@ MUTATIONS = {
     ),
     "a completed flow is its shadow's": Mutation(
         "steer.c",
-        "if (gained & LIFE(FLOW_ESTABLISHED))\n\t\tcount_completed(here, service, hash);",
+        "if (gained & LIFE(FLOW_ESTABLISHED))\n"
+        "\t\tcount_completed(here, service, packet->v6, packet->source, hash);",
         "counted = lookup_counters(here->cpu, ref_index(place->id));\n"
         "\tif (counted)\n\t\tcounted->completed += !!(gained & LIFE(FLOW_ESTABLISHED));",
     ),
@@ -194,6 +219,43 @@ MUTATIONS = {
         "packet->protocol == IPPROTO_UDP && !kept",
         "!kept && !packet->protocol",
         udp_without_a_place,
+    ),
+    "a limit is passed by one": Mutation(
+        "limit.h",
+        "(u32)seen < most &&\n\t       (u32)__sync_fetch_and_add(&limit->used, 1) < most;",
+        "(u32)seen <= most &&\n\t       (u32)__sync_fetch_and_add(&limit->used, 1) <= most;",
+        limits,
+    ),
+    "a shadow's limit is not asked for": Mutation(
+        "steer.c", "!ref || admit(here, ref_index(ref)))", "!ref || 1)", limits
+    ),
+    "the second slot may be the first again": Mutation("steer.c", "ref != but && usable(", "usable(", limits),
+    "what opens no flow is limited": Mutation(
+        "steer.c",
+        "return packet->protocol == IPPROTO_UDP ||\n",
+        "return true ||\n",
+        limit_of_what_opens_nothing,
+    ),
+    "a flow without a place goes where a limit sent it": Mutation(
+        "steer.c", "choice.ref = choice.hashed;", ";", limit_without_a_place
+    ),
+    "a window never ends": Mutation("limit.h", "> 0) {", "> 0 && !seen) {", windows),
+    "a CPU that is late begins a window": Mutation(
+        "limit.h",
+        "(s32)(window - (u32)(seen >> LIMIT_WINDOW)) > 0",
+        "window != seen >> LIMIT_WINDOW",
+        late_cpu,
+    ),
+    "a client's flows go apart": Mutation(
+        "steer.c", "client, service->vip, 0, service->port);", "client, service->vip, hash, service->port);"
+    ),
+    "a client's flows are parted by a limit": Mutation(
+        "steer.c", "if (service->flags & SERVICE_AFFINITY)\n\t\treturn false;", ";"
+    ),
+    "a client's completed flow is credited by its own hash": Mutation(
+        "steer.c",
+        "u64 pick = pick_bits(here, service, v6, client, hash);",
+        "u64 pick = hash_pick(hash);\n\t(void)client;\n\t(void)v6;",
     ),
     "a SYN sent again gives a sample": Mutation("steer.c", "life & ~(u64)LIFE_STAMP", "life", syn_sent_again),
     "answers to direct destinations are rewritten": Mutation(

@@ -53,6 +53,12 @@ def scattered(key: Key, flows: int) -> U64:
     return picks(key, clients, random.integers(1024, 2**16, flows, np.uint64))
 
 
+def neighbouring(key: Key) -> U64:
+    """Every client of a /16, in turn, of whose flows no port counts: ``affinity: source``."""
+    clients = np.arange(1 << 16, dtype=np.uint64) + np.uint64(int(IPv4Address("10.7.0.0")))
+    return picks(key, clients, np.zeros(len(clients), np.uint64))
+
+
 def given(pick: U64, spill: float, weights: dict[str, float]) -> dict[str, int]:
     """Flows of each shadow, and of the live one under "live"."""
     names = slot_table.place(weights)
@@ -92,6 +98,7 @@ def test_within_a_point_whatever_the_key(spill: float, weights: dict[str, float]
         for flows, pick in {
             "sequential ports of one address": sequential(key),
             "scattered": scattered(key, 65_536),
+            "clients whose flows go alike": neighbouring(key),
         }.items():
             assert furthest(given(pick, spill, weights), spill, weights) < POINT, (flows, KEYS.index(key))
 
@@ -122,9 +129,12 @@ def test_slots_by_the_rings_bits_would_be_noticed() -> None:
     [(0.1, "8 alike"), (0.5, "unequal"), (0.9, "3 alike"), (1.0, "5 alike")],
     ids=lambda part: part if isinstance(part, str) else f"spill {part:.0%}",
 )
-def test_the_program_gives_each_member_exactly_these_flows(rig: Rig, spill: float, weights: str) -> None:
+@pytest.mark.parametrize("affinity", [False, True], ids=["by flow", "by client"])
+def test_the_program_gives_each_member_exactly_these_flows(
+    rig: Rig, spill: float, weights: str, affinity: bool
+) -> None:
     shares = WEIGHTS[weights]
-    rig.service(1, VIP, PORT)
+    rig.service(1, VIP, PORT, affinity=affinity)
     rig.ring(1, [rig.endpoint(1, 1, "203.0.113.1", 8080)] * 7)
     indices = {name: 2 + i for i, name in enumerate(shares)}
     references = {
@@ -132,14 +142,18 @@ def test_the_program_gives_each_member_exactly_these_flows(rig: Rig, spill: floa
     }
     rig.slots[1] = [references[str(name)] for name in slot_table.place(shares)]
     rig.endpoints[1:2]["spill"] = steering.spill_bits(spill)
-    frame = bytearray(bytes(tcp("192.0.2.7", 0, VIP, PORT, "S")))
-    for port in PORTS.tolist():
-        frame[34:36] = port.to_bytes(2, "big")
+    pick = neighbouring(KEY) if affinity else sequential(KEY)
+    frame = bytearray(bytes(tcp("10.7.0.0" if affinity else "192.0.2.7", 0, VIP, PORT, "S")))
+    for number in range(len(pick)) if affinity else PORTS.tolist():
+        if affinity:  # the last half of the client's address; the port is whatever
+            frame[28:30], frame[34:36] = number.to_bytes(2, "big"), (number * 7 % 65_536).to_bytes(2, "big")
+        else:
+            frame[34:36] = number.to_bytes(2, "big")
         libbpf.prog_test_run(rig.compiled.program_fd, bytes(frame))
     counted = {name: rig.count(index, "flows") for name, index in {"live": 1, **indices}.items()}
-    assert counted == given(sequential(KEY), spill, shares)
+    assert counted == given(pick, spill, shares)
     assert rig.counts(1, "offered", "spilled") == {
-        "offered": len(PORTS),
-        "spilled": len(PORTS) - counted["live"],
+        "offered": len(pick),
+        "spilled": len(pick) - counted["live"],
     }
     assert furthest(counted, spill, shares) < POINT
