@@ -23,7 +23,7 @@
 #define CANDIDATES (2 * BUCKET_FLOWS)	/* entries a flow may lie in */
 #define SLOT_TRIES 16			/* shadow slots looked at for a usable one */
 #define SLOT_STRIDE 53			/* odd: passes over neighbours alike */
-#define HANDSHAKES_TIMED 256		/* per CPU and tick; then one in */
+#define HANDSHAKES_TIMED 2048		/* per CPU and tick; then one in */
 #define HANDSHAKE_SHARE 8
 #define RING_TRIES 8			/* ring slots looked at when one is down */
 
