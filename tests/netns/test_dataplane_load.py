@@ -12,6 +12,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -502,6 +503,43 @@ def test_another_version_of_the_program_takes_over_and_maps_stay(
     assert {libbpf.prog_info(program).id} == now
     os.close(program)
     maps.close()
+
+
+def one_field_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A version whose ``struct service`` has one: its sources, and from now on its layout."""
+    made = another_version(folder, "wider")
+    header = made / "structs.h"
+    text, end = header.read_text(), "};\n_Static_assert(sizeof(struct service) == 64"
+    assert text.count(end) == 1, "structs.h has changed: name the struct's end anew"
+    header.write_text(text.replace(end, "\t__u64 cost;\n};\n_Static_assert(sizeof(struct service) == 72"))
+    wider = np.dtype([*layout.SERVICE.descr, ("cost", "<u8")])
+    monkeypatch.setattr(layout, "SERVICE", wider)
+    monkeypatch.setitem(layout.STRUCTS, "service", wider)
+    return made
+
+
+def test_a_version_with_one_field_more_is_refused_before_anything_is_touched(
+    loaded: MapDataplane,
+    topology: Topology,
+    config: model.Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_some(loaded)
+    before, earlier = loaded.installed(), [xdp(topology, name) for name in config.interfaces]
+    pinned = {pin.name: pin.stat().st_ino for pin in pins.folder(config.instance).iterdir()}
+    with monkeypatch.context() as newer:
+        wider = one_field_more(tmp_path, newer)
+        with network.entered(topology.namespace(AP)):
+            with pytest.raises(DataplaneError, match=r"another version.*penumbra unload"):
+                loader.load(config, wider)
+            assert [xdp(topology, name) for name in config.interfaces] == earlier
+            assert {pin.name: pin.stat().st_ino for pin in pins.folder(config.instance).iterdir()} == pinned
+            loader.unload(config.instance)
+            assert loader.load(config, wider).fresh, "the version itself is sound"
+            loader.unload(config.instance)
+            assert not pins.folder(config.instance).exists()
+    assert before.services, "there was something to lose"
 
 
 def test_a_version_that_does_not_compile_changes_nothing(
