@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Every map, a line each: meaning; writer; reader. Sizes come as -D from the
- * loader: MAX_SERVICES, MAX_ENDPOINTS, MAX_BUCKETS, MAX_RING_LINES, MAX_CPUS,
+ * loader: MAX_SERVICES, MAX_ENDPOINTS, MAX_BUCKETS, MAX_RING_LINES, MAX_CPUS, MAX_FRAGMENTS,
  * and the target tables' buckets, powers of two: SERVICE_BUCKETS, ENDPOINT_BUCKETS.
  * Arrays are mmapable: user space reads and writes them without system calls.
  */
@@ -32,6 +32,8 @@ BPF_F_TABLE("array", u32, struct limit, limits, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct bucket, flows, MAX_BUCKETS, BPF_F_MMAPABLE);
 /* The 5-tuples of the flow cache, cold; program; program on SYN, CLI. */
 BPF_F_TABLE("array", u32, struct bucket_keys, flow_keys, MAX_BUCKETS, BPF_F_MMAPABLE);
+/* Where fragmented packets went, the latest so many; program; program. */
+BPF_TABLE("lru_hash", struct fragment_key, struct fragment, fragments, MAX_FRAGMENTS);
 /* [cpu][endpoint] counters; program; user space. */
 BPF_F_TABLE("array", u32, struct endpoint_counters, counters, MAX_CPUS * MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* [cpu] packets by reason; program; user space. */

@@ -22,6 +22,9 @@
 #define TCP_WORDS_MIN 5
 #define EXTENSIONS_MAX 4	/* IPv6 extension headers looked past */
 #define EXTENSION_UNIT 8	/* bytes that their length counts in */
+#define FRAGMENT_BYTES 8	/* of IPv6's fragment header */
+#define FRAGMENT_MORE bpf_htons(1)
+#define FRAGMENT_OFFSET bpf_htons(0xfff8)
 #define CHECK_AT_MASK 0x1f
 #define VID_MASK bpf_htons(0x0fff)
 #define L3_OFFSET_MASK 0x3f
@@ -39,7 +42,7 @@ enum parsed {
 	PARSED_NOT_IP,		/* nothing is set */
 	PARSED_OTHER,		/* IP that is never ours */
 	PARSED_VLAN,		/* more tags than TAGS_MAX */
-	PARSED_FRAGMENT,	/* addresses are set, from here on */
+	PARSED_FRAGMENT,	/* a later one; addresses are set, from here on */
 	PARSED_ICMP,		/* packet->l4 is its header */
 	PARSED_OTHER_PROTOCOL,
 	PARSED_BROKEN,
@@ -77,9 +80,19 @@ struct packet {
 	volatile bool v6;
 	volatile u8 check_at;	/* of the checksum, from the ports on */
 	u32 zero;		/* is 0, which the verifier can't know */
+	volatile u8 fragmented; /* the first fragment, or a later one */
+	volatile __be32 fragment_id;
 	volatile u8 tags;	/* of the frame as it came */
 	__be16 vlan[TAGS_MAX];	/* VID, outer first; 0: none */
 	struct port out;	/* how it is redirected */
+};
+
+/* IPv6's fragment header (RFC 8200 section 4.5). */
+struct fragment_header {
+	u8 next;
+	u8 reserved;
+	__be16 offset;		/* and FRAGMENT_MORE */
+	__be32 id;
 };
 
 /* How far the parsers are. */
@@ -182,7 +195,7 @@ static __always_inline enum parsed parse_udp(struct packet *packet,
 
 	if ((void *)(udp + 1) > packet->end || cursor->bytes < sizeof(*udp) ||
 	    bpf_ntohs(udp->len) < sizeof(*udp) ||
-	    bpf_ntohs(udp->len) > cursor->bytes)
+	    (bpf_ntohs(udp->len) > cursor->bytes && !packet->fragmented))
 		return PARSED_BROKEN;
 	/* RFC 8200 section 8.1: over IPv6 the checksum is no option. */
 	if (packet->v6 && !udp->check)
@@ -235,11 +248,26 @@ static __always_inline enum parsed parse_ipv4(struct packet *packet,
 	    packet->bytes < header ||
 	    packet->bytes > (u32)(packet->end - cursor->at))
 		return PARSED_BROKEN;
-	if (ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_OFFSET))
-		return PARSED_FRAGMENT;
+	packet->fragmented = packet->zero;
+	if (ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_OFFSET)) {
+		packet->fragmented = 1 + packet->zero;
+		packet->fragment_id = ip->id;
+		if (ip->frag_off & bpf_htons(IP_OFFSET))
+			return PARSED_FRAGMENT;
+	}
 	cursor->at += header;
 	cursor->bytes = packet->bytes - header;
 	return ip->protocol == IPPROTO_ICMP ? PARSED_ICMP : PARSED;
+}
+
+/* False: a later one. A packet in one piece may have the header too (RFC 6946). */
+static __always_inline bool parse_fragment(struct packet *packet,
+					   const struct fragment_header *fragment)
+{
+	packet->fragment_id = fragment->id;
+	if (fragment->offset & (FRAGMENT_OFFSET | FRAGMENT_MORE))
+		packet->fragmented = 1 + packet->zero;
+	return !(fragment->offset & FRAGMENT_OFFSET);
 }
 
 /* Past the headers that a router need not understand. */
@@ -249,23 +277,28 @@ static __always_inline enum parsed parse_extensions(struct packet *packet,
 	struct ipv6_rt_hdr *extension;
 	u32 length;
 
+	packet->fragmented = packet->zero;
 	for (u32 i = 0; i <= EXTENSIONS_MAX; i++) {
 		switch (packet->protocol) {
 		case IPPROTO_HOPOPTS:
 		case IPPROTO_DSTOPTS:
 		case IPPROTO_ROUTING:
-			break;
 		case IPPROTO_FRAGMENT:
-			return PARSED_FRAGMENT;
+			break;
 		case IPPROTO_ICMPV6:
 			return PARSED_ICMP;
 		default:
 			return PARSED;
 		}
 		extension = cursor->at;
-		if ((void *)(extension + 1) > packet->end)
+		if (cursor->at + FRAGMENT_BYTES > packet->end)
 			return PARSED_BROKEN;
 		length = (extension->hdrlen + 1) * EXTENSION_UNIT;
+		if (packet->protocol == IPPROTO_FRAGMENT) {
+			length = FRAGMENT_BYTES;
+			if (!parse_fragment(packet, cursor->at))
+				return PARSED_FRAGMENT;
+		}
 		if (length > cursor->bytes)
 			return PARSED_BROKEN;
 		/* Another address than the header's is where it ends. */
@@ -358,7 +391,7 @@ static __always_inline enum parsed parse(struct packet *packet, void *data,
 		found = parse_ipv6(packet, &cursor);
 	else
 		return is_tag(protocol) ? PARSED_VLAN : PARSED_NOT_IP;
-	if (found != PARSED && found != PARSED_ICMP)
+	if (found != PARSED && found != PARSED_ICMP && found != PARSED_FRAGMENT)
 		return found;
 	/*
 	 * Whichever way led here, the packet's path is one story to the

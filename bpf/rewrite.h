@@ -60,12 +60,19 @@ static __always_inline u64 rewrite_v6(struct packet *packet, bool source,
 	return rewrite_words(at, address);
 }
 
+/* Alone it does for a later fragment, whose checksum lies in the first one. */
+static __always_inline u64 rewrite_address(struct packet *packet, bool source,
+					   const __be32 *address)
+{
+	return packet->v6 ? rewrite_v6(packet, source, address) :
+			    rewrite_v4(packet, source, address);
+}
+
 static __always_inline void rewrite_destination(struct packet *packet,
 						const __be32 *address,
 						__be16 port)
 {
-	u64 change = packet->v6 ? rewrite_v6(packet, false, address) :
-				  rewrite_v4(packet, false, address);
+	u64 change = rewrite_address(packet, false, address);
 
 	change += csum_change(packet->destination_port, port);
 	rewrite_l4_check(packet, change);
@@ -75,8 +82,7 @@ static __always_inline void rewrite_destination(struct packet *packet,
 static __always_inline void rewrite_source(struct packet *packet,
 					   const __be32 *address, __be16 port)
 {
-	u64 change = packet->v6 ? rewrite_v6(packet, true, address) :
-				  rewrite_v4(packet, true, address);
+	u64 change = rewrite_address(packet, true, address);
 
 	change += csum_change(packet->source_port, port);
 	rewrite_l4_check(packet, change);

@@ -11,6 +11,7 @@
 #include "parse.h"
 #include "endpoint.h"
 #include "flow.h"
+#include "fragment.h"
 #include "hash.h"
 #include "histogram.h"
 #include "icmp.h"
@@ -678,29 +679,44 @@ static __always_inline struct gateway *lookup_gateway(struct here *here, bool v6
 	return gateway;
 }
 
-static __always_inline void rewrite_to(struct packet *packet,
+/*
+ * What of a packet is rewritten: addresses and ports; addresses alone; or those
+ * of an ICMP error and of what it is about.
+ */
+enum part {
+	WHOLE,
+	LATER_FRAGMENT,
+	ICMP_ERROR,
+};
+
+static __always_inline void rewrite_to(struct packet *packet, enum part part,
 				       struct embedded *about,
 				       const struct endpoint *to)
 {
-	if (about)
+	if (part == ICMP_ERROR)
 		rewrite_error(packet, about, true, to->address, to->port);
+	else if (part == LATER_FRAGMENT)
+		rewrite_address(packet, false, to->address);
 	else
 		rewrite_destination(packet, to->address, to->port);
 }
 
-static __always_inline void rewrite_from(struct packet *packet,
+static __always_inline void rewrite_from(struct packet *packet, enum part part,
 					 struct embedded *about,
 					 const struct service *service)
 {
-	if (about)
+	if (part == ICMP_ERROR)
 		rewrite_error(packet, about, false, service->vip, service->port);
+	else if (part == LATER_FRAGMENT)
+		rewrite_address(packet, true, service->vip);
 	else
 		rewrite_source(packet, service->vip, service->port);
 }
 
-/* :about is what the packet is an ICMP error about; NULL: it is none. */
+/* :about is what the packet is an ICMP error about, if it is one. */
 static __always_inline enum reason send_forward(struct here *here,
 						struct packet *packet,
+						enum part part,
 						struct embedded *about,
 						const struct endpoint *to)
 {
@@ -710,7 +726,7 @@ static __always_inline enum reason send_forward(struct here *here,
 	if (here->tick < to->hop_expires) {
 		if (to->hop_mtu && packet->bytes > to->hop_mtu)
 			return REASON_pass_mtu;
-		rewrite_to(packet, about, to);
+		rewrite_to(packet, part, about, to);
 		rewrite_hop(here->ctx, packet, to->hop_dst, to->hop_src);
 		packet->out.ifindex = to->hop_ifindex;
 		packet->out.vlan[0] = to->hop_vlan;
@@ -721,7 +737,7 @@ static __always_inline enum reason send_forward(struct here *here,
 			     to->address, &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
-	rewrite_to(packet, about, to);
+	rewrite_to(packet, part, about, to);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
 		return REASON_forward_kernel;
 	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
@@ -730,6 +746,7 @@ static __always_inline enum reason send_forward(struct here *here,
 
 static __always_inline enum reason send_return(struct here *here,
 					       struct packet *packet,
+					       enum part part,
 					       struct embedded *about,
 					       const struct service *service)
 {
@@ -742,7 +759,7 @@ static __always_inline enum reason send_return(struct here *here,
 
 	if (gateway &&
 	    (!gateway->hop_mtu || packet->bytes <= gateway->hop_mtu)) {
-		rewrite_from(packet, about, service);
+		rewrite_from(packet, part, about, service);
 		rewrite_hop(here->ctx, packet, gateway->hop_dst,
 			    gateway->hop_src);
 		packet->out.ifindex = gateway->hop_ifindex;
@@ -754,11 +771,30 @@ static __always_inline enum reason send_return(struct here *here,
 			     client, &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_pass_mtu;
-	rewrite_from(packet, about, service);
+	rewrite_from(packet, part, about, service);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
 		return REASON_return_kernel;
 	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
 	return REASON_return_fib;
+}
+
+/* The first of a packet's fragments leaves: where the later ones go. */
+static __always_inline void remember_fragment(struct here *here,
+					      const struct packet *packet,
+					      u32 ref, u32 service, u32 endpoint)
+{
+	struct fragment fragment = {
+		.ref = ref,
+		.service = service,
+		.endpoint = endpoint,
+		.tick = here->tick,
+	};
+	struct fragment_key key;
+
+	if (!packet->fragmented)
+		return;
+	fragment_of(&key, packet);
+	fragments.update(&key, &fragment);
 }
 
 /* ---- client to endpoint -------------------------------------------------- */
@@ -1023,7 +1059,7 @@ static __always_inline enum reason forward(struct here *here,
 		return here->no_client ?
 			       REASON_drop_source :
 			       REASON_drop_no_endpoint;
-	reason = send_forward(here, packet, NULL, to);
+	reason = send_forward(here, packet, WHOLE, NULL, to);
 	if (reason == REASON_pass_mtu)
 		return reason;
 	counted = lookup_counters(here->cpu, ref_index(ref));
@@ -1031,6 +1067,7 @@ static __always_inline enum reason forward(struct here *here,
 		return REASON_abort_impossible;
 	counted->packets++;
 	counted->bytes += packet->bytes;
+	remember_fragment(here, packet, ref, index, ref_index(ref));
 	return reason;
 }
 
@@ -1118,7 +1155,7 @@ static __always_inline enum reason giveback(struct here *here,
 	}
 	if (packet->ttl <= 1)
 		return REASON_pass_ttl;
-	reason = send_return(here, packet, NULL, service);
+	reason = send_return(here, packet, WHOLE, NULL, service);
 	if (reason == REASON_pass_mtu)
 		return reason;
 	if (place.flow)
@@ -1126,7 +1163,66 @@ static __always_inline enum reason giveback(struct here *here,
 			    counted);
 	counted->return_packets++;
 	counted->return_bytes += packet->bytes;
+	remember_fragment(here, packet, 0, at, index);
 	return reason;
+}
+
+/* ---- later fragments ------------------------------------------------------ */
+
+/* To the endpoint of the first one, while that may have it. */
+static __always_inline enum reason follow_first(struct here *here,
+						struct packet *packet, u32 ref)
+{
+	struct endpoint *to;
+	u64 state;
+
+	to = lookup_present(ref, &state);
+	if (!to || (state & ENDPOINT_DOWN))
+		return REASON_drop_fragment;
+	return send_forward(here, packet, LATER_FRAGMENT, NULL, to);
+}
+
+static __always_inline enum reason go_after(struct here *here,
+					    struct packet *packet,
+					    const struct fragment *first)
+{
+	u32 at = first->service, endpoint = first->endpoint;
+	struct endpoint_counters *counted = lookup_counters(here->cpu, endpoint);
+	struct service *service = services.lookup(&at);
+	enum reason reason;
+
+	if (!service || !counted)
+		return REASON_abort_impossible;
+	if (packet->ttl <= 1)
+		return REASON_pass_ttl;
+	if (first->ref) {
+		reason = follow_first(here, packet, first->ref);
+		if (reason == REASON_pass_mtu || reason == REASON_drop_fragment)
+			return reason;
+		counted->packets++;
+		counted->bytes += packet->bytes;
+		return reason;
+	}
+	reason = send_return(here, packet, LATER_FRAGMENT, NULL, service);
+	if (reason == REASON_pass_mtu)
+		return reason;
+	counted->return_packets++;
+	counted->return_bytes += packet->bytes;
+	return reason;
+}
+
+/* Without ports; only its first one tells whose it is. */
+static __always_inline enum reason later_fragment(struct here *here,
+						  struct packet *packet)
+{
+	struct fragment_key key;
+	struct fragment *first;
+
+	fragment_of(&key, packet);
+	first = fragments.lookup(&key);
+	if (first && !fragment_old(first, here->tick))
+		return go_after(here, packet, first);
+	return would_loop(packet) ? REASON_drop_fragment : REASON_pass_fragment;
 }
 
 /* ---- ICMP errors --------------------------------------------------------- */
@@ -1156,7 +1252,7 @@ static __always_inline enum reason follow_to_endpoint(struct here *here,
 	to = lookup_present(place.id, &state);
 	if (!to || to->service != index)
 		return REASON_pass_icmp;
-	return send_forward(here, packet, about, to);
+	return send_forward(here, packet, ICMP_ERROR, about, to);
 }
 
 /* From the endpoint's side, about what a client sent. */
@@ -1185,7 +1281,7 @@ static __always_inline enum reason follow_to_client(struct here *here,
 					  service->port));
 	if (!place.flow || (u32)place.id != ref_of(index, from->state))
 		return REASON_pass_icmp;
-	return send_return(here, packet, about, service);
+	return send_return(here, packet, ICMP_ERROR, about, service);
 }
 
 static __always_inline bool same_address(const __be32 *one, const __be32 *other)
@@ -1295,7 +1391,7 @@ static __always_inline enum reason sort(struct here *here,
 	case PARSED_VLAN:
 		return REASON_pass_vlan;
 	case PARSED_FRAGMENT:
-		return REASON_pass_fragment;
+		return later_fragment(here, packet);
 	case PARSED_ICMP:
 		return icmp(here, packet);
 	case PARSED_OTHER_PROTOCOL:
@@ -1339,6 +1435,7 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	case REASON_drop_vip_port:
 	case REASON_drop_no_endpoint:
 	case REASON_drop_broken:
+	case REASON_drop_fragment:
 	case REASON_drop_source:
 		return XDP_DROP;
 	case REASON_abort_impossible:

@@ -221,6 +221,24 @@ struct bucket_keys {
 };
 _Static_assert(sizeof(struct bucket_keys) == 96, "bucket_keys");
 
+/* What the fragments of one packet have in common (RFC 791, RFC 8200). */
+struct fragment_key {
+	__be32 source[ADDRESS_WORDS];
+	__be32 destination[ADDRESS_WORDS];
+	__be32 id;
+	__u32 protocol;		/* IPv4's; 0 for IPv6 */
+};
+_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
+
+/* Where the first of them went. */
+struct fragment {
+	__u32 ref;		/* of its endpoint; 0: to the client, from the VIP */
+	__u32 service;		/* index */
+	__u32 endpoint;		/* index: whose traffic it is */
+	__u32 tick;
+};
+_Static_assert(sizeof(struct fragment) == 16, "fragment");
+
 /* One endpoint on one CPU. User space never zeroes: it takes baselines. */
 struct endpoint_counters {
 	__u64 packets;		/* to the endpoint */
@@ -265,12 +283,13 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(pass_not_ip)		/* neither IP nor a protocol named below */ \
 	X(pass_vlan)		/* a VLAN that this host has no device for */ \
 	X(pass_icmp)		/* not to a VIP, nor an error about a steered flow */ \
-	X(pass_fragment)	/* not steered yet */ \
+	X(pass_fragment)	/* a later one, neither to a VIP nor of a return */ \
 	X(pass_ttl)		/* TTL would end here: the kernel answers */ \
 	X(pass_mtu)		/* larger than the next hop takes, as it came */ \
 	X(drop_vip_port)	/* a VIP, but no such service: passing would loop */ \
 	X(drop_no_endpoint)	/* a service without any endpoint */ \
 	X(drop_broken)		/* ours, but malformed */ \
+	X(drop_fragment)	/* to a VIP, but its first one is not known */ \
 	X(drop_source)		/* to a service, from where no client can be */ \
 	X(abort_impossible)	/* a map without an entry that must exist */
 

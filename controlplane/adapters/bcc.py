@@ -60,6 +60,7 @@ class ProgramSizes:
             f"-DMAX_RING_LINES={self.ring_lines}",
             f"-DMAX_CPUS={self.cpus}",
             f"-DMAX_DIRECT={layout.direct_prefixes(self.endpoints)}",
+            f"-DMAX_FRAGMENTS={layout.FRAGMENTS}",
             f"-DSERVICE_BUCKETS={layout.target_buckets(self.services)}",
             f"-DENDPOINT_BUCKETS={layout.target_buckets(self.endpoints)}",
         ]
@@ -141,7 +142,7 @@ def compile_file(
 
 def _with_parts(source: Path) -> bytes:
     """The file with its parts, ``#include "PART.c"``, in it: BCC sees to the map calls of one file only."""
-    text: list[str] = []
+    text = [f'#line 1 "{source.name}"']
     for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
         if part := _PART.fullmatch(line):
             path = source.with_name(part[1])

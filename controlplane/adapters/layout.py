@@ -42,6 +42,8 @@ LIMIT_WINDOW = 32
 DIRECT_OWN = 2
 _MAPPED = bytes(10) + b"\xff\xff"
 PORTS = 1024
+FRAGMENTS = 16_384
+"""Fragmented packets on their way at once."""
 EVENT_PAGES = 16
 HASH_VERSION = 4
 """Of the formulas in bpf/hash.h, which says when to raise it."""
@@ -84,6 +86,7 @@ REASONS = (
     "drop_vip_port",
     "drop_no_endpoint",
     "drop_broken",
+    "drop_fragment",
     "drop_source",
     "abort_impossible",
 )
@@ -157,6 +160,8 @@ TARGET_BUCKET = np.dtype([("entry", "<u8", TARGET_WAYS)])
 RING_LINE = np.dtype([("cell", "<u4", RING_LINE_CELLS)])
 SHADOW_SLOT_TABLE = np.dtype([("slot", "<u4", SHADOW_SLOTS)])
 LIMIT = np.dtype([("used", "<u8"), ("limit", "<u4"), ("pad", "<u4")])
+FRAGMENT_KEY = np.dtype([("source", "u1", 16), ("destination", "u1", 16), ("id", ">u4"), ("protocol", "<u4")])
+FRAGMENT = np.dtype([("ref", "<u4"), ("service", "<u4"), ("endpoint", "<u4"), ("tick", "<u4")])
 FLOW = np.dtype([("id", "<u8"), ("life", "<u8")])
 BUCKET = np.dtype([("flow", FLOW, BUCKET_FLOWS)])
 FLOW_KEY = np.dtype([("client", "u1", 16), ("client_port", ">u2"), ("pad", "<u2"), ("service", "<u4")])
@@ -228,6 +233,8 @@ STRUCTS = {
     "ring_line": RING_LINE,
     "shadow_slots": SHADOW_SLOT_TABLE,
     "limit": LIMIT,
+    "fragment_key": FRAGMENT_KEY,
+    "fragment": FRAGMENT,
     "flow": FLOW,
     "bucket": BUCKET,
     "flow_key": FLOW_KEY,
@@ -315,6 +322,7 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "limits": array(LIMIT, sizes.endpoints),
         "flows": array(BUCKET, buckets(sizes)),
         "flow_keys": array(BUCKET_KEYS, buckets(sizes)),
+        "fragments": MapLayout(MapType.LRU_HASH, FRAGMENT_KEY, FRAGMENT, FRAGMENTS),
         "counters": array(ENDPOINT_COUNTERS, cpus * sizes.endpoints),
         "reasons": array(REASON_COUNTS, cpus),
         "rtt": array(HISTOGRAM, sizes.endpoints),

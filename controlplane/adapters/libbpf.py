@@ -57,6 +57,7 @@ class MapType(IntEnum):
     HASH = 1
     ARRAY = 2
     PROG_ARRAY = 3
+    LRU_HASH = 9
     LPM_TRIE = 11
     RINGBUF = 27
 

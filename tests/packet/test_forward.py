@@ -97,12 +97,6 @@ UNTOUCHED = {
         DROP,
         "drop_vip_port",
     ),
-    "a first fragment passes": (LINK / IP(src=CLIENT, dst=VIP, flags="MF") / TCP(), PASS, "pass_fragment"),
-    "a later fragment passes": (
-        LINK / IP(src=CLIENT, dst=VIP, frag=10) / (b"x" * 40),
-        PASS,
-        "pass_fragment",
-    ),
     "a frame to all passes": (Ether(src=LINK.src, dst="ff:ff:ff:ff:ff:ff") / SYN[IP], PASS, "pass_other"),
     "a multicast frame passes": (Ether(src=LINK.src, dst="01:00:5e:00:00:01") / SYN[IP], PASS, "pass_other"),
     "TTL 1 passes untouched": (tcp(CLIENT, 4000, VIP, 80, "S", ttl=1), PASS, "pass_ttl"),

@@ -10,7 +10,6 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NS,
     IPv6,
     IPv6ExtHdrDestOpt,
-    IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
 )
@@ -89,7 +88,6 @@ UNTOUCHED = {
         PASS,
         "pass_icmp",
     ),
-    "a fragment passes": (chained(IPv6ExtHdrFragment(m=1)), PASS, "pass_fragment"),
     "five extension headers to a VIP are dropped": (
         chained(*[IPv6ExtHdrDestOpt() for _ in range(5)]),
         DROP,

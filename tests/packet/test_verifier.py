@@ -6,7 +6,7 @@ from __future__ import annotations
 from controlplane.adapters import libbpf
 from tests.packet.rig import Rig
 
-MOST = 150_000
+MOST = 400_000
 """Other versions of clang and of the verifier may need a multiple of what these do."""
 
 
