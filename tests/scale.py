@@ -18,7 +18,7 @@ SERVICES, ENDPOINTS, FLOWS = 512, 10_000, 1 << 22
 LARGE, LARGE_ENDPOINTS, LARGE_RING = "large", 650, 65_537
 """One service is much larger than the others."""
 RING = 2_039
-SIZES = model.Sizes(SERVICES, ENDPOINTS + 1, FLOWS, 2 * (LARGE_RING + SERVICES * (RING + 16)))
+SIZES = model.Sizes(SERVICES, ENDPOINTS + 240, FLOWS, 2 * (LARGE_RING + SERVICES * (RING + 16)))
 V4_CLIENTS, V6_CLIENTS = 0xFFFF_0B00_0000, 0x2001_0DB8_00FE_0000
 VIPS: tuple[Address, Address] = (IPv4Address("203.0.113.0"), IPv6Address("2001:db8:ffff::"))
 MEMBERS: tuple[Address, Address] = (IPv4Address("10.128.0.0"), IPv6Address("2001:db8:1::"))

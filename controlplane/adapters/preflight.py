@@ -20,6 +20,8 @@ _NATIVE_MTU_BYTES = 3498
 """A page less headroom and skb_shared_info: more wants XDP with fragments."""
 
 
+_CROWDED = 0.75
+"""The kernel begins to give neighbours up before its table is full; others want some too."""
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
@@ -130,6 +132,28 @@ def misplaced(config: model.Config) -> list[Problem]:
         for one in service.endpoints:
             where = f"services.{name}.endpoints.{one.name}.address {one.address}"
             found += _misplaced_endpoint(where, one, routing, config.interfaces)
+    return found
+
+
+def crowded(config: model.Config) -> list[Problem]:
+    """More endpoints on connected networks than the kernel takes neighbours."""
+    routing = netlink.routing()
+    addresses = {one.address for service in config.services.values() for one in service.endpoints}
+    found = []
+    for version in (4, 6):
+        key = f"ipv{version}/neigh/default/gc_thresh3"
+        most = int(_setting(key) or 0)  # unknown in other network namespaces than the first
+        routes = [routing.route(address) for address in addresses if address.version == version]
+        connected = sum(route is not None and route.gateway is None for route in routes)
+        if most and connected > most * _CROWDED:
+            name = f"net.{key.replace('/', '.')}"
+            found.append(
+                Problem(
+                    f"{name} is {most}, and {connected} endpoints are on connected networks: those that "
+                    "find no place in the kernel's table of neighbours are not reached",
+                    f"sysctl -w {name}={2 * connected}",
+                )
+            )
     return found
 
 

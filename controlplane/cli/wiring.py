@@ -87,6 +87,7 @@ def hints(configured: model.Config) -> list[str]:
             configured.interfaces, {service.vip.version for service in configured.services.values()}
         ),
         *preflight.misplaced(configured),
+        *preflight.crowded(configured),
         *preflight.memory(configured.sizes, libbpf.possible_cpus()),
     )
     return [f"{problem.what}: {problem.command}" for problem in found]

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench import dataplane, figures
+from tests.bench import control, dataplane, figures
 
-BENCHES = (dataplane.measure,)
+BENCHES = (dataplane.measure, control.measure)
 OUTPUT = Path("build/bench.json")
 
 

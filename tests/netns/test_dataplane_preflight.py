@@ -90,14 +90,31 @@ def test_policy_rules_leave_everything_to_the_kernel(ap: str, topology: Topology
         network.run(["ip", "rule", "delete", "from", "192.0.2.1", "lookup", "100"])
 
 
-def placed(vip: str, *addresses: str, interfaces: tuple[str, ...] = ("clients", "host1")) -> str:
-    """What is said of a service with this VIP and endpoints at these addresses."""
+def serving(vip: str, *addresses: str, interfaces: tuple[str, ...] = ("clients", "host1")) -> model.Config:
+    """A service with this VIP and endpoints at these addresses."""
     endpoints = tuple(
         model.Endpoint(f"web-{at}", "web", IPv4Address(address), 80) for at, address in enumerate(addresses)
     )
     web = model.Service("web", IPv4Address(vip), 80, model.Protocol.TCP, endpoints)
-    config = model.Config("lab", interfaces, {"web": web})
-    return "\n".join(f"{p.what}: {p.command}" for p in preflight.misplaced(config))
+    return model.Config("lab", interfaces, {"web": web})
+
+
+def placed(vip: str, *addresses: str, interfaces: tuple[str, ...] = ("clients", "host1")) -> str:
+    """What is said of such a service."""
+    found = preflight.misplaced(serving(vip, *addresses, interfaces=interfaces))
+    return "\n".join(f"{p.what}: {p.command}" for p in found)
+
+
+def test_more_connected_endpoints_than_the_kernel_takes_neighbours_are_said(
+    ap: str, topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first network namespace shows the limit."""
+    monkeypatch.setattr(preflight, "_setting", {"ipv4/neigh/default/gc_thresh3": "4"}.get)
+    near = [str(address) for address in list(topology.hosts[0].gateway.network.hosts())[:4]]
+    (problem,) = preflight.crowded(serving("203.0.113.10", *near))
+    assert problem.command == "sysctl -w net.ipv4.neigh.default.gc_thresh3=8"
+    network.run(["ip", "route", "replace", "192.0.2.0/24", "via", str(topology.hosts[0].address)])
+    assert preflight.crowded(serving("203.0.113.10", *near[:3], "192.0.2.7", "192.0.2.8")) == []
 
 
 def test_a_vip_that_nobody_answers_arp_for_is_said_with_the_command(ap: str, topology: Topology) -> None:
