@@ -7,13 +7,12 @@ Where it is set the program asks the kernel's routes; so a bit too many costs ti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from ipaddress import ip_network
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
-from controlplane.adapters import layout, libbpf, netlink
+from controlplane.adapters import layout, libbpf, netlink, steering
 from controlplane.adapters.maps import Maps
 from controlplane.addresses import Network
 
@@ -22,6 +21,8 @@ _SLICE_BITS = {4: 16, 6: 32}
 """Leading bits that make one slice of the address space; ``near`` has its bit."""
 _SEEN_BITS = 16
 """Of a prefix that is shorter by more than these, all slices are marked."""
+_MAPPED, _MAPPED_BITS = np.array([*[0] * 10, 0xFF, 0xFF], np.uint8), 96
+"""What an IPv4 prefix begins with, as every address in the maps does (RFC 4291 section 2.5.5.2)."""
 _NO_CLIENT = frozenset({3, 5})
 """RTN_BROADCAST, RTN_MULTICAST of linux/rtnetlink.h."""
 
@@ -34,10 +35,10 @@ def renew(
     :param interfaces: indices of those that take redirected frames.
     :return: the next hops, resolved or not.
     """
-    covered = [*_other_routes(routing), *_direct(maps), *_vips(maps)]
+    covered = _covered(maps, routing)
     hops = []
     for place, version in enumerate(_VERSIONS):
-        maps.near[place] = _bits(network for network in covered if network.version == version)
+        maps.near[place] = _bits(covered, version)
         hop = routing.default_hop(version)
         if hop is not None and hop.ifindex not in interfaces:
             hop = None
@@ -49,38 +50,44 @@ def renew(
 
 def cover(maps: Maps, networks: Iterable[Network]) -> None:
     """Marks more, at once: what became direct, or a VIP, must not wait for ``renew``."""
-    for network in networks:
-        maps.near[_VERSIONS.index(network.version)] |= _bits([network])
+    prefixes = _prefixes(networks)
+    for place, version in enumerate(_VERSIONS):
+        maps.near[place] |= _bits(prefixes, version)
 
 
-def _other_routes(routing: netlink.Routing) -> Iterator[Network]:
-    return (r.network for r in routing.routes if r.network.prefixlen and r.kind not in _NO_CLIENT)
+def _covered(maps: Maps, routing: netlink.Routing) -> npt.NDArray[np.void]:
+    """Routes but the default ones, direct destinations and VIPs."""
+    routes = (r.network for r in routing.routes if r.network.prefixlen and r.kind not in _NO_CLIENT)
+    direct, _ = libbpf.map_lookup_batch(maps.direct, layout.PREFIX, layout.INDEX)
+    present = steering.present_services(maps)
+    vips = np.zeros(len(present), layout.PREFIX)
+    vips["length"], vips["address"] = 128, maps.services["vip"][present]
+    return np.concatenate([_prefixes(routes), direct, vips])
 
 
-def _direct(maps: Maps) -> Iterator[Network]:
-    keys, _ = libbpf.map_lookup_batch(maps.direct, layout.PREFIX, layout.INDEX)
-    return (layout.network(key) for key in keys)
+def _prefixes(networks: Iterable[Network]) -> npt.NDArray[np.void]:
+    """(n,) of layout.PREFIX."""
+    return np.frombuffer(b"".join(map(layout.prefix, networks)), layout.PREFIX)
 
 
-def _vips(maps: Maps) -> Iterator[Network]:
-    present = maps.services["flags"] & layout.SERVICE_PRESENT != 0
-    return (ip_network(layout.unmapped(vip.tobytes())) for vip in maps.services["vip"][present])
-
-
-def _bits(networks: Iterable[Network]) -> npt.NDArray[np.uint64]:
-    """(NEAR_WORDS,): the slices that these networks, of one IP version, have a part in."""
+def _bits(prefixes: npt.NDArray[np.void], version: int) -> npt.NDArray[np.uint64]:
+    """(NEAR_WORDS,): the slices that those prefixes have a part in which are of this IP version."""
+    address, length = prefixes["address"], prefixes["length"].astype(np.int64)
+    mapped = (address[:, :12] == _MAPPED).all(axis=1) & (length >= _MAPPED_BITS)
+    if version == 4:
+        address, length = address[mapped, 12:14], length[mapped] - _MAPPED_BITS
+    else:
+        address, length = address[~mapped, :4], length[~mapped]
+    first = np.zeros(len(length), np.uint64)
+    for byte in range(address.shape[1]):
+        first = first << np.uint64(8) | address[:, byte]
+    free = _SLICE_BITS[version] - length
+    if (free > _SEEN_BITS).any():
+        return np.full(layout.NEAR_WORDS, ~np.uint64(0))
     marked = np.zeros(64 * layout.NEAR_WORDS, np.bool_)
-    for network in networks:
-        free = _SLICE_BITS[network.version] - network.prefixlen
-        if free > _SEEN_BITS:
-            marked[:] = True
-            break
-        first = int.from_bytes(network.network_address.packed[:4], "big")
-        if network.version == 4:
-            first >>= 16
-        marked[layout.near_bits(first + np.arange(1 << max(free, 0), dtype=np.uint64), network.version)] = (
-            True
-        )
+    marked[layout.near_bits(first[free <= 0], version)] = True
+    for start, bits in zip(first[free > 0], free[free > 0].tolist(), strict=True):
+        marked[layout.near_bits(start + np.arange(1 << bits, dtype=np.uint64), version)] = True
     return np.packbits(marked, bitorder="little").view("<u8")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import numpy as np
 import numpy.typing as npt
@@ -397,12 +397,6 @@ def prefix(network: Network) -> bytes:
     """A ``struct prefix``, the key of ``direct``."""
     bits = network.prefixlen + (96 if isinstance(network, IPv4Network) else 0)
     return bits.to_bytes(4, "little") + mapped(network.network_address)
-
-
-def network(key: npt.NDArray[np.void]) -> Network:
-    """What a ``struct prefix`` stands for."""
-    address = unmapped(key["address"].tobytes())
-    return ip_network((address, int(key["length"]) - (96 if address.version == 4 else 0)))
 
 
 def target(address: Address, port: int, protocol: int) -> bytes:

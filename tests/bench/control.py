@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +81,8 @@ def _loaded() -> Iterator[tuple[MapDataplane, Maps, model.Config, float]]:
     try:
         for step in plan.plan(model.Steering(), wiring.as_configured(config)):
             dataplane.apply(step)
+        members = (one.address for service in config.services.values() for one in service.endpoints)
+        dataplane.set_direct(set(map(ip_network, members)))
         took_s = time.perf_counter() - started
         for name in _shadows():
             address = IPv4Address("10.250.0.1") + int(name[-1])
