@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from controlplane.model import Endpoint, RunResult, RunState, Shadow, ShadowSettings, ShadowState
 
@@ -121,4 +120,4 @@ def lead_time_s(measured: Sequence[float], settings: ShadowSettings) -> float:
     times = list(measured)
     if len(times) < _TRUSTED:
         times.append(settings.lead_time_s + settings.warm_up_s)
-    return float(np.quantile(times, 0.95, method="higher"))
+    return float(sorted(times)[math.ceil(0.95 * (len(times) - 1))])  # numpy's takes 50 us, for each service
