@@ -265,7 +265,7 @@ static __always_inline int hit_forward(struct here *here,
 	    (to->hop_mtu && seen->bytes > to->hop_mtu))
 		return LONG_WAY;
 	counted = lookup_counters(here->cpu, index);
-	reason = reasons.lookup(&here->cpu);
+	reason = lookup_reasons(here);
 	if (!counted || !reason)
 		return LONG_WAY;
 	counted->packets++;
@@ -315,7 +315,7 @@ static __always_inline int hit_return(struct here *here,
 	    !goes_without_saying(here, &known, seen, service->flags, true))
 		return LONG_WAY;
 	counted = lookup_counters(here->cpu, index);
-	reason = reasons.lookup(&here->cpu);
+	reason = lookup_reasons(here);
 	if (!counted || !reason)
 		return LONG_WAY;
 	counted->return_packets++;

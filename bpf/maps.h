@@ -36,8 +36,14 @@ BPF_F_TABLE("array", u32, struct bucket_keys, flow_keys, MAX_BUCKETS, BPF_F_MMAP
 BPF_TABLE("lru_hash", struct fragment_key, struct fragment, fragments, MAX_FRAGMENTS);
 /* [cpu][endpoint] counters; program; user space. */
 BPF_F_TABLE("array", u32, struct endpoint_counters, counters, MAX_CPUS * MAX_ENDPOINTS, BPF_F_MMAPABLE);
-/* [cpu] packets by reason; program; user space. */
-BPF_F_TABLE("array", u32, struct reasons, reasons, MAX_CPUS, BPF_F_MMAPABLE);
+/* Interfaces that the program is attached to, by interface_row(); user space; program. */
+BPF_F_TABLE("array", u32, struct interface, interfaces, INTERFACE_ROWS, BPF_F_MMAPABLE);
+/* [cpu][interface] packets by reason; program; user space. */
+BPF_F_TABLE("array", u32, struct reasons, reasons, MAX_CPUS * INTERFACE_ROWS, BPF_F_MMAPABLE);
+/* [cpu][interface] frames redirected to it; redirects.c; user space. */
+BPF_F_TABLE("array", u32, struct redirects, redirects, MAX_CPUS * INTERFACE_ROWS, BPF_F_MMAPABLE);
+/* What counts them; loader; redirects.c. */
+BPF_PROG_ARRAY(redirect_programs, REDIRECT_PROGRAMS);
 /* SYN to SYN-ACK time of each endpoint, one copy for all CPUs; program; user space. */
 BPF_F_TABLE("array", u32, struct histogram, rtt, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Destinations that endpoints may answer as themselves; user space; program. */
@@ -67,5 +73,6 @@ BPF_RINGBUF_OUTPUT(events, 16);
 /* Names and weights; user space; user space. */
 BPF_F_TABLE("array", u32, struct label, endpoint_labels, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct label, service_labels, MAX_SERVICES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct label, interface_labels, INTERFACE_ROWS, BPF_F_MMAPABLE);
 
 #endif

@@ -15,6 +15,7 @@
 #include "hash.h"
 #include "histogram.h"
 #include "icmp.h"
+#include "interface.h"
 #include "limit.h"
 #include "rewrite.h"
 #include "route.h"
@@ -1410,12 +1411,25 @@ static __always_inline bool is_redirect(enum reason reason)
 	       reason == REASON_return_hop || reason == REASON_return_fib;
 }
 
+/* Of the interface that the frame came in by, on this CPU. */
+static __always_inline struct reasons *lookup_reasons(const struct here *here)
+{
+	u32 ifindex = here->ctx->ingress_ifindex;
+	u32 row = interface_row(here->settings->interface_multiplier, ifindex);
+	u32 index;
+	struct interface *interface = interfaces.lookup(&row);
+
+	if (!interface || interface->ifindex != ifindex)
+		row = OTHER_INTERFACES;
+	index = here->cpu * INTERFACE_ROWS + row;
+	return reasons.lookup(&index);
+}
+
 /* The one way out: counts the reason and names the verdict. */
 static __always_inline int leave(struct here *here, struct packet *packet,
 				 enum reason reason)
 {
-	u32 cpu = here->cpu;
-	struct reasons *counted = reasons.lookup(&cpu);
+	struct reasons *counted = lookup_reasons(here);
 
 	if (!counted)
 		return XDP_ABORTED;

@@ -20,6 +20,9 @@
 #define HISTOGRAM_BUCKETS 336	/* 16 linear + 20 octaves: 1 us to 16.8 s */
 #define REASON_SLOTS 64
 #define NAME_BYTES 48
+#define INTERFACE_ROWS 256	/* counters' rows of interfaces: interface.h */
+#define INTERFACE_SHIFT 24	/* 32 - log2 of INTERFACE_ROWS */
+#define OTHER_INTERFACES 0	/* the row of those that have none */
 
 /*
  * One tick is 2^28 ns (268 ms) of CLOCK_MONOTONIC: coarse enough that a busy
@@ -88,7 +91,7 @@ struct settings {
 	__u32 seen_ticks;	/* a flow's last seen is stored when it is older than this */
 	__u32 insert_limit;	/* new flows remembered, per CPU and tick: the flood's bound */
 	__u32 icmp_limit;	/* ICMP errors of our own, per CPU and tick */
-	__u32 pad;
+	__u32 interface_multiplier; /* interface_row() */
 	__u64 destinations[DESTINATION_WORDS]; /* hash_destination() bits of services */
 };
 _Static_assert(sizeof(struct settings) == 2136, "settings");
@@ -161,6 +164,13 @@ struct gateway {
 	__u32 pad[2];
 };
 _Static_assert(sizeof(struct gateway) == 32, "gateway");
+
+/* One that the program is attached to: whose row of the counters this is. */
+struct interface {
+	__u32 ifindex;		/* 0: nobody's now */
+	__u32 netns;		/* inode of its network namespace */
+};
+_Static_assert(sizeof(struct interface) == 8, "interface");
 
 #define TAGS_MAX 2		/* VLAN tags of a frame: 802.1Q, QinQ */
 
@@ -304,6 +314,21 @@ _Static_assert(REASON_COUNT <= REASON_SLOTS, "reasons");
 struct reasons {
 	__u64 count[REASON_SLOTS];
 };
+
+/* What became of frames that were redirected to one interface: redirects.c. */
+struct redirects {
+	__u64 sent;		/* taken by its driver */
+	__u64 lost;		/* not taken by it */
+	__u64 refused;		/* not given to it */
+	__u32 error;		/* errno of the last loss; 0: none was named */
+	__u32 error_tick;	/* when that was; 0: never */
+};
+_Static_assert(sizeof(struct redirects) == 32, "redirects");
+
+/* Places in redirect_programs. */
+#define REDIRECT_SENT 0
+#define REDIRECT_REFUSED 1
+#define REDIRECT_PROGRAMS 2
 
 /* Things seen beside the verdict; these may overlap with each other. */
 enum event_kind {

@@ -38,6 +38,32 @@ class Counters:
     limited: npt.NDArray[np.uint64]
 
 
+@dataclass(frozen=True, slots=True)
+class Redirects:
+    """What became of the frames that were redirected to one interface. They only grow."""
+
+    sent: int
+    """Taken by its driver. In generic mode nobody counts these."""
+    lost: int
+    """Not taken by it: no room, or nobody at the other end."""
+    refused: int
+    """Not given to it: it is down, or the frame is larger than its MTU."""
+    error: str
+    """Of the last loss: its symbol, e.g. ENETDOWN; empty: there was none, or the driver named none."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceCounts:
+    """What came in by one interface, and what became of what was redirected to it. They only grow."""
+
+    name: str
+    """``other``: all that have no row of their own."""
+    reasons: Mapping[str, int]
+    """Packets that came in, by why they left as they did."""
+    redirects: Redirects | None
+    """None: this kernel does not tell."""
+
+
 class Dataplane(Protocol):
     """What steers packets. Raises ``DataplaneError`` with what is wrong and what to do."""
 
@@ -54,6 +80,8 @@ class Dataplane(Protocol):
 
     def interfaces(self, names: Collection[str]) -> Sequence[model.Interface]:
         """Whether the program is attached to what has these names now."""
+
+    def interface_counts(self) -> Sequence[InterfaceCounts]: ...
 
     def own_addresses(self) -> Collection[Address]:
         """This host's own: nobody that is steered to can be there."""

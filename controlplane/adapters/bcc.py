@@ -14,7 +14,7 @@ import struct
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,44 @@ def compile_file(
 
     ``headers`` is the folder that holds our headers and, in ``include``, what stands for the kernel's.
     """
+    with _module(source, defines, headers) as (bcc, module):
+        # BCC would load it without its attach type, and then it could not share a PROG_ARRAY with others.
+        instructions = module.dump_func(program.encode())
+        own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
+        if maps is not None:
+            instructions = _with_maps(instructions, _instead(source, own, maps))
+        program_fd = libbpf.prog_load(program, instructions, LICENCE)
+        # BCC closes its descriptors with the module, and the caller keeps his: so ours are copies.
+        fds = {name: os.dup(fd) for name, fd in (own if maps is None else maps).items()}
+    return Compiled(program_fd, fds, len(instructions) // _INSTRUCTION.size)
+
+
+def compile_tracers(
+    source: Path, programs: Iterable[str], defines: list[str], *, headers: Path, maps: Mapping[str, int]
+) -> dict[str, int]:
+    """Compiles one C file and loads these of its programs for raw tracepoints, on the maps given.
+
+    Returns name -> descriptor; the caller closes them.
+    """
+    fds: dict[str, int] = {}
+    try:
+        with _module(source, defines, headers) as (bcc, module):
+            own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
+            instead = _instead(source, own, maps)
+            for name in programs:
+                instructions = _with_maps(module.dump_func(name.encode()), instead)
+                kind = libbpf.ProgramType.RAW_TRACEPOINT
+                fds[name] = libbpf.prog_load(name, instructions, LICENCE, kind=kind)
+    except BaseException:
+        for fd in fds.values():
+            os.close(fd)
+        raise
+    return fds
+
+
+@contextmanager
+def _module(source: Path, defines: list[str], headers: Path) -> Iterator[tuple[ModuleType, Any]]:
+    """BCC and what it made of the file."""
     bcc = _import_bcc()
     source, headers = (
         source.resolve(),
@@ -123,21 +161,18 @@ def compile_file(
         except Exception as error:  # BCC raises bare Exception for everything
             raise DataplaneError(f"{source}: not compiled: {_tail(log) or error}") from error
     try:
-        # BCC would load it without its attach type, and then it could not share a PROG_ARRAY with others.
-        instructions = module.dump_func(program.encode())
-        own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
-        if maps is not None:
-            if strange := sorted(own.keys() ^ maps.keys()):
-                raise DataplaneError(f"{source}: the maps given are not its own: {', '.join(strange)}")
-            instructions = _with_maps(instructions, {fd: maps[name] for name, fd in own.items()})
-        program_fd = libbpf.prog_load(program, instructions, LICENCE)
-        # BCC closes its descriptors with the module, and the caller keeps his: so ours are copies.
-        fds = {name: os.dup(fd) for name, fd in (own if maps is None else maps).items()}
+        yield bcc, module
     except libbpf.BpfError as error:
         raise DataplaneError(f"{source}: refused by the kernel: {error}") from error
     finally:
         module.cleanup()
-    return Compiled(program_fd, fds, len(instructions) // _INSTRUCTION.size)
+
+
+def _instead(source: Path, own: Mapping[str, int], maps: Mapping[str, int]) -> dict[int, int]:
+    """Descriptor of each map of BCC's -> the one of its name to use instead."""
+    if strange := sorted(own.keys() ^ maps.keys()):
+        raise DataplaneError(f"{source}: the maps given are not its own: {', '.join(strange)}")
+    return {fd: maps[name] for name, fd in own.items()}
 
 
 def _with_parts(source: Path) -> bytes:

@@ -25,6 +25,7 @@ from controlplane.adapters import (
     next_hops,
     pins,
     readings,
+    redirects,
     steering,
 )
 from controlplane.adapters.event_ring import EventRing
@@ -33,7 +34,7 @@ from controlplane.adapters.libbpf import XdpMode
 from controlplane.adapters.maps import Maps, open_instance
 from controlplane.adapters.read_back import ReadBack
 from controlplane.addresses import Address, Network, with_port
-from controlplane.ports import Clock, Counters, DataplaneError
+from controlplane.ports import Clock, Counters, DataplaneError, InterfaceCounts
 
 
 class MapDataplane:
@@ -163,6 +164,11 @@ class MapDataplane:
     def reasons(self) -> Mapping[str, int]:
         """Packets by why they left as they did; they only grow."""
         return readings.reasons(self._maps)
+
+    def interface_counts(self) -> Sequence[InterfaceCounts]:
+        """By interface that is attached or was; they only grow."""
+        counted = redirects.is_counting(self._maps.instance)
+        return readings.interfaces(self._maps, redirects=counted)
 
     def rtt_quantiles_ms(self, shares: Sequence[float]) -> Mapping[str, Sequence[float | None]]:
         """SYN to SYN-ACK per member, since the maps were made; None without samples."""

@@ -31,6 +31,12 @@ HISTOGRAM_SUB = 16
 HISTOGRAM_BUCKETS = 336
 REASON_SLOTS = 64
 NAME_BYTES = 48
+INTERFACE_ROWS = 256
+INTERFACE_SHIFT = 24
+OTHER_INTERFACES = 0
+REDIRECT_SENT = 0
+REDIRECT_REFUSED = 1
+REDIRECT_PROGRAMS = 2
 TICK_SHIFT = 28
 TICK_S = (1 << TICK_SHIFT) / 1e9
 REF_INDEX_BITS = 20
@@ -108,7 +114,7 @@ SETTINGS = np.dtype(
         ("seen_ticks", "<u4"),
         ("insert_limit", "<u4"),
         ("icmp_limit", "<u4"),
-        ("pad", "<u4"),
+        ("interface_multiplier", "<u4"),
         ("destinations", "<u8", DESTINATION_WORDS),
     ]
 )
@@ -187,6 +193,16 @@ ENDPOINT_COUNTERS = np.dtype(
     ]
 )
 HISTOGRAM = np.dtype([("bucket", "<u4", HISTOGRAM_BUCKETS)])
+INTERFACE = np.dtype([("ifindex", "<u4"), ("netns", "<u4")])
+REDIRECTS = np.dtype(
+    [
+        ("sent", "<u8"),
+        ("lost", "<u8"),
+        ("refused", "<u8"),
+        ("error", "<u4"),
+        ("error_tick", "<u4"),
+    ]
+)
 REASON_COUNTS = np.dtype([("count", "<u8", REASON_SLOTS)])
 EVENT = np.dtype(
     [
@@ -241,7 +257,9 @@ STRUCTS = {
     "bucket_keys": BUCKET_KEYS,
     "endpoint_counters": ENDPOINT_COUNTERS,
     "histogram": HISTOGRAM,
+    "interface": INTERFACE,
     "reasons": REASON_COUNTS,
+    "redirects": REDIRECTS,
     "event": EVENT,
     "cpu": CPU,
     "event_gate": EVENT_GATE,
@@ -324,7 +342,10 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "flow_keys": array(BUCKET_KEYS, buckets(sizes)),
         "fragments": MapLayout(MapType.LRU_HASH, FRAGMENT_KEY, FRAGMENT, FRAGMENTS),
         "counters": array(ENDPOINT_COUNTERS, cpus * sizes.endpoints),
-        "reasons": array(REASON_COUNTS, cpus),
+        "interfaces": array(INTERFACE, INTERFACE_ROWS),
+        "reasons": array(REASON_COUNTS, cpus * INTERFACE_ROWS),
+        "redirects": array(REDIRECTS, cpus * INTERFACE_ROWS),
+        "redirect_programs": MapLayout(MapType.PROG_ARRAY, INDEX, INDEX, REDIRECT_PROGRAMS),
         "rtt": array(HISTOGRAM, sizes.endpoints),
         "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, direct_prefixes(sizes.endpoints)),
         "gateways": array(GATEWAY, 2),
@@ -335,6 +356,7 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "event_gates": array(EVENT_GATE, sizes.endpoints),
         "endpoint_labels": array(LABEL, sizes.endpoints),
         "service_labels": array(LABEL, sizes.services),
+        "interface_labels": array(LABEL, INTERFACE_ROWS),
     }
 
 

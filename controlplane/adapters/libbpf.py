@@ -42,7 +42,6 @@ from controlplane.adapters.libbpf_abi import (
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 BPF_XDP = 37
 """enum bpf_attach_type."""
-BPF_PROG_TYPE_XDP = 6
 BPF_F_MMAPABLE = 1 << 10
 BPF_F_REPLACE = 1 << 2
 BPF_F_XDP_HAS_FRAGS = 1 << 5
@@ -60,6 +59,13 @@ class MapType(IntEnum):
     LRU_HASH = 9
     LPM_TRIE = 11
     RINGBUF = 27
+
+
+class ProgramType(IntEnum):
+    """enum bpf_prog_type, those that are in use here."""
+
+    XDP = 6
+    RAW_TRACEPOINT = 17
 
 
 class XdpMode(IntEnum):
@@ -256,23 +262,31 @@ class ProgramRun:
     duration_ns: int
 
 
-def prog_load(name: str, instructions: bytes, licence: str, flags: int = 0) -> int:
-    """Loads XDP instructions (struct bpf_insn, map file descriptors filled in); returns the program's fd.
+def prog_load(
+    name: str,
+    instructions: bytes,
+    licence: str,
+    flags: int = 0,
+    kind: ProgramType = ProgramType.XDP,
+) -> int:
+    """Loads instructions (struct bpf_insn, map file descriptors filled in); returns the program's fd.
 
     On refusal it is tried again with the verifier's log, whose end is in the error.
     """
     log = ctypes.create_string_buffer(1)
-    options = ProgLoadOpts(sz=ctypes.sizeof(ProgLoadOpts), expected_attach_type=BPF_XDP, prog_flags=flags)
+    options = ProgLoadOpts(sz=ctypes.sizeof(ProgLoadOpts), prog_flags=flags)
+    if kind is ProgramType.XDP:
+        options.expected_attach_type = BPF_XDP
     arguments = (name[:15].encode(), licence.encode(), instructions, len(instructions) // 8, byref(options))
     try:
-        return call(f"load program {name}", "bpf_prog_load", BPF_PROG_TYPE_XDP, *arguments)
+        return call(f"load program {name}", "bpf_prog_load", int(kind), *arguments)
     except BpfError as error:
         if error.errno == errno.EPERM:
             raise
     log = ctypes.create_string_buffer(1 << 24)
     options.log_level, options.log_size, options.log_buf = 1, len(log), ctypes.addressof(log)
     try:
-        return call(f"load program {name}", "bpf_prog_load", BPF_PROG_TYPE_XDP, *arguments)
+        return call(f"load program {name}", "bpf_prog_load", int(kind), *arguments)
     except BpfError as error:
         tail = " | ".join(log.value.decode(errors="replace").strip().splitlines()[-4:])
         raise BpfError(error.errno or errno.EINVAL, f"load program {name}: {tail}") from None
@@ -343,6 +357,14 @@ def prog_test_run(
         options.data_out, options.data_size_out = ctypes.addressof(out), len(out)
     call("test run", "bpf_prog_test_run_opts", fd, byref(options))
     return ProgramRun(options.retval, out.raw[: 0 if live else options.data_size_out], options.duration)
+
+
+# ---- tracepoints ---------------------------------------------------------------------
+
+
+def raw_tracepoint_attach(program_fd: int, name: str) -> int:
+    """A link that ends with its last fd and pin; ENOENT: the kernel has no such tracepoint."""
+    return call(f"attach to tracepoint {name}", "bpf_raw_tracepoint_open", name.encode(), program_fd)
 
 
 # ---- XDP links -----------------------------------------------------------------------

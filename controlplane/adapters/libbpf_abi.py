@@ -203,8 +203,18 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_link_detach": (c_int,),
     "bpf_obj_get_info_by_fd": (c_int, c_void_p, POINTER(c_uint32)),
     "bpf_xdp_query": (c_int, c_int, POINTER(XdpQueryOpts)),
+    "bpf_raw_tracepoint_open": (c_char_p, c_int),
+    "btf__find_by_name_kind": (c_void_p, c_char_p, c_uint32),
     "libbpf_num_possible_cpus": (),
 }
+"""Of those that return a number; negative: what failed."""
+POINTERS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "btf__load_vmlinux_btf": (c_void_p, ()),
+    "btf__type_by_id": (c_void_p, (c_void_p, c_uint32)),
+    "btf__name_by_offset": (c_char_p, (c_void_p, c_uint32)),
+    "btf__free": (None, (c_void_p,)),
+}
+"""What others return, then what they take."""
 
 
 @cache
@@ -217,6 +227,10 @@ def _library() -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = arguments
         function.restype = c_int
+    for name, (result, arguments) in POINTERS.items():
+        function = getattr(library, name)
+        function.argtypes = arguments
+        function.restype = result
     return library
 
 
@@ -226,3 +240,14 @@ def call(operation: str, function: str, *arguments: object) -> int:
     if result < 0:
         raise BpfError(-result, operation)
     return result
+
+
+def pointer(function: str, *arguments: object) -> int:
+    """What a function of ``POINTERS`` returns; 0: NULL."""
+    return int(getattr(_library(), function)(*arguments) or 0)
+
+
+def text(function: str, *arguments: object) -> str:
+    """What one that returns a string does; empty where there is none."""
+    found: bytes | None = getattr(_library(), function)(*arguments)
+    return (found or b"").decode()

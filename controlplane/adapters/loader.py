@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from controlplane import model
-from controlplane.adapters import attach, devices, layout, libbpf, netlink, pins
+from controlplane.adapters import attach, devices, interface_rows, layout, libbpf, netlink, pins, redirects
 from controlplane.adapters.attach import Attachment
 from controlplane.adapters.bcc import PROGRAM, Compiled, ProgramSizes, compile_program, source_hash
 from controlplane.adapters.libbpf import BpfError, Kind, XdpMode
@@ -35,6 +35,10 @@ class Loaded:
     """False: the instance was loaded already, and its maps were kept."""
     replaced: bool = False
     """Loaded already, and now by another program than before: this version's."""
+    uncounted: str = ""
+    """Why nobody counts what becomes of redirected frames; empty: it is counted."""
+    rowless: tuple[str, ...] = ()
+    """Interfaces whose packets are counted together, for no row of their own was left."""
 
 
 def load(config: model.Config, bpf_dir: Path) -> Loaded:
@@ -84,7 +88,7 @@ def _load_fresh(config: model.Config, bpf_dir: Path) -> Loaded:
     source = source_hash(bpf_dir)
     compiled = compile_program(bpf_dir, _program_sizes(config))
     try:
-        return _pin_and_attach(config, compiled, source)
+        return _pin_and_attach(config, compiled, source, bpf_dir)
     except BpfError as error:
         _unload(config.instance)
         raise DataplaneError(f"instance {config.instance!r} was not loaded: {error}") from error
@@ -105,7 +109,7 @@ def _program_sizes(config: model.Config) -> ProgramSizes:
     )
 
 
-def _pin_and_attach(config: model.Config, compiled: Compiled, source: int) -> Loaded:
+def _pin_and_attach(config: model.Config, compiled: Compiled, source: int, bpf_dir: Path) -> Loaded:
     folder = pins.make_folder(config.instance)
     for name, fd in compiled.maps.items():
         libbpf.obj_pin(fd, folder / name)
@@ -117,11 +121,12 @@ def _pin_and_attach(config: model.Config, compiled: Compiled, source: int) -> Lo
     maps = open_instance(config.instance)
     try:
         _write_settings(maps, config)
-        attachments = _attach_all(config, maps, compiled.program_fd)
+        uncounted = redirects.attach(config.instance, bpf_dir, compiled.maps)
+        attachments, rowless = _attach_all(config, maps, compiled.program_fd)
     finally:
         maps.close()
     libbpf.obj_pin(compiled.program_fd, folder / PROGRAM)
-    return Loaded(attachments, fresh=True)
+    return Loaded(attachments, fresh=True, uncounted=uncounted, rowless=rowless)
 
 
 def _write_settings(maps: Maps, config: model.Config) -> None:
@@ -149,16 +154,19 @@ def _load_again(config: model.Config, maps: Maps, bpf_dir: Path) -> Loaded:
     try:
         if int(maps.settings["source"]) == source:
             _write_settings(maps, config)
-            return Loaded(_attach_again(config, maps, present, present), fresh=False)
+            attachments, rowless = _attach_again(config, maps, present, present)
+            uncounted = "" if redirects.is_counting(config.instance) else _count_redirects(config, bpf_dir)
+            return Loaded(attachments, fresh=False, uncounted=uncounted, rowless=rowless)
         following = _compile_for(config, bpf_dir)
         try:
             _write_settings(maps, config)
-            attachments = _attach_again(config, maps, following, present)
+            attachments, rowless = _attach_again(config, maps, following, present)
+            uncounted = _count_redirects(config, bpf_dir)
             _pin_program(config.instance, following)
         finally:
             os.close(following)
         maps.settings["source"] = source
-        return Loaded(attachments, fresh=False, replaced=True)
+        return Loaded(attachments, fresh=False, replaced=True, uncounted=uncounted, rowless=rowless)
     finally:
         os.close(present)
 
@@ -176,6 +184,16 @@ def _compile_for(config: model.Config, bpf_dir: Path) -> int:
     return compiled.program_fd
 
 
+def _count_redirects(config: model.Config, bpf_dir: Path) -> str:
+    """By this version's program; empty, or why not."""
+    fds = opened(config.instance)
+    try:
+        return redirects.attach(config.instance, bpf_dir, fds)
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+
+
 def _pin_program(instance: str, program_fd: int) -> None:
     """In the place of the one before, which is never missing: a load without it counts as dead."""
     aside = pins.folder(instance) / pins.PROGRAM_ASIDE
@@ -186,14 +204,14 @@ def _pin_program(instance: str, program_fd: int) -> None:
 
 def _attach_again(
     config: model.Config, maps: Maps, program_fd: int, before_fd: int
-) -> tuple[Attachment, ...]:
+) -> tuple[tuple[Attachment, ...], tuple[str, ...]]:
     """Where it is not attached yet, and nowhere that the configuration doesn't name; all or nothing.
 
     :param before_fd: the program that goes on where it steered if one of the interfaces fails.
     """
     before = {a.interface for a in attach.attached(config.instance) if a.mode != XdpMode.NONE}
     try:
-        attachments = _attach_all(config, maps, program_fd)
+        attachments, rowless = _attach_all(config, maps, program_fd)
     except BaseException:
         for interface in config.interfaces:
             pin = pins.link_path(config.instance, interface)
@@ -201,17 +219,25 @@ def _attach_again(
                 attach.attach(config.instance, before_fd, interface)
             elif pin.exists():
                 attach.detach(pin)
+        interface_rows.assign(
+            maps, {attach.interface_index(name): name for name in before}, interface_rows.namespace()
+        )
         raise
     for pin in pins.folder(config.instance).glob(pins.LINK_PREFIX + "*"):
         if pins.linked_interface(pin) not in config.interfaces:
             attach.detach(pin)
-    return attachments
+    return attachments, rowless
 
 
-def _attach_all(config: model.Config, maps: Maps, program_fd: int) -> tuple[Attachment, ...]:
+def _attach_all(
+    config: model.Config, maps: Maps, program_fd: int
+) -> tuple[tuple[Attachment, ...], tuple[str, ...]]:
+    """How it is attached, and who has no row of counters of his own."""
+    wanted = {attach.interface_index(name): name for name in config.interfaces}
+    # Before: from its first packet on, an interface counts in its own row.
+    rowless = interface_rows.assign(maps, wanted, interface_rows.namespace())
     attachments = tuple(attach.attach(config.instance, program_fd, name) for name in config.interfaces)
-    wanted = {attachment.ifindex for attachment in attachments}
-    devices.write(maps, wanted, netlink.routing())
+    devices.write(maps, wanted.keys(), netlink.routing())
     for attachment in attachments:
         if attachment.mode != XdpMode.NATIVE:
             log.warning(
@@ -219,7 +245,7 @@ def _attach_all(config: model.Config, maps: Maps, program_fd: int) -> tuple[Atta
                 attachment.interface,
                 attachment.reason or "so since an earlier load",
             )
-    return attachments
+    return attachments, rowless
 
 
 def unload(instance: str) -> None:

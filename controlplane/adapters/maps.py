@@ -19,8 +19,8 @@ from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 
 Array = npt.NDArray[Any]
-LABELS = ("endpoint_labels", "service_labels")
-"""Maps of user space's own: the program does not use them."""
+BESIDES = ("endpoint_labels", "service_labels", "interface_labels", "redirects", "redirect_programs")
+"""Maps that ``steer`` does not use: user space's own, and those of bpf/redirects.c."""
 _KERNEL_NAME = 15
 """What the kernel keeps of a map's name (BPF_OBJ_NAME_LEN, less the end)."""
 
@@ -47,8 +47,12 @@ class Maps:
     """(flows,) of layout.FLOW_KEY."""
     counters: Array
     """(cpus, endpoints) of layout.ENDPOINT_COUNTERS."""
+    interfaces: Array
+    """(INTERFACE_ROWS,) of layout.INTERFACE."""
     reasons: Array
-    """(cpus, REASON_SLOTS)."""
+    """(cpus, INTERFACE_ROWS, REASON_SLOTS)."""
+    redirects: Array
+    """(cpus, INTERFACE_ROWS) of layout.REDIRECTS, by the interface that frames were redirected to."""
     rtt: Array
     """(endpoints, HISTOGRAM_BUCKETS)."""
     gateways: Array
@@ -59,6 +63,7 @@ class Maps:
     endpoint_names: Names
     service_labels: Array
     service_names: Names
+    interface_labels: Array
     service_targets: TargetTable
     vips: int
     endpoint_targets: TargetTable
@@ -163,7 +168,7 @@ def _check_program(instance: str, pin: Path, information: dict[str, MapInfo]) ->
     strange = [
         name
         for name, found in information.items()
-        if found.name != name[:_KERNEL_NAME] or (found.id not in used and name not in LABELS)
+        if found.name != name[:_KERNEL_NAME] or (found.id not in used and name not in BESIDES)
     ]
     if strange:
         raise DataplaneError(
@@ -197,7 +202,9 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         flows=view("flows")["flow"].reshape(-1),
         flow_keys=view("flow_keys")["key"].reshape(-1),
         counters=view("counters").reshape(cpus, sizes.endpoints),
-        reasons=view("reasons")["count"],
+        interfaces=view("interfaces"),
+        reasons=view("reasons")["count"].reshape(cpus, layout.INTERFACE_ROWS, layout.REASON_SLOTS),
+        redirects=view("redirects").reshape(cpus, layout.INTERFACE_ROWS),
         rtt=view("rtt")["bucket"],
         gateways=view("gateways"),
         near=view("near").reshape(2, layout.NEAR_WORDS),
@@ -205,6 +212,7 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         endpoint_names=Names(endpoints["state"], layout.ENDPOINT_PRESENT, endpoint_labels),
         service_labels=service_labels,
         service_names=Names(services["flags"], layout.SERVICE_PRESENT, service_labels),
+        interface_labels=view("interface_labels"),
         service_targets=TargetTable(view("service_targets")["entry"], services, "vip", settings),
         vips=fds["vips"],
         endpoint_targets=TargetTable(view("endpoint_targets")["entry"], endpoints, "address", settings),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,14 @@ import numpy.typing as npt
 
 from controlplane.adapters import layout
 from controlplane.adapters.maps import Maps
-from controlplane.ports import Counters
+from controlplane.ports import Counters, InterfaceCounts, Redirects
 
 _THREADS = 4
 """One core reads 20 to 25 GB/s, a few all that there is."""
 _WORTH_THREADS_BYTES = 16 << 20
 """Less is read in the time that starting threads takes."""
+_OTHER = "other"
+"""The name under which interfaces without a row of their own are counted together."""
 _FIELDS = tuple(name for name in layout.ENDPOINT_COUNTERS.names or () if name != "pad")
 
 
@@ -34,7 +37,8 @@ def counters(maps: Maps, at_s: float) -> Counters:
 def ran(maps: Maps) -> npt.NDArray[np.intp]:
     """CPUs that a packet left on, ascending. The kernel could have far more CPUs than queues interrupt; the
     others' counters are all zero. One that only just begins is counted with the next reading."""
-    return np.flatnonzero(maps.reasons.any(axis=1))
+    rows = [layout.OTHER_INTERFACES, *np.flatnonzero(maps.interface_labels["name"] != b"").tolist()]
+    return np.flatnonzero(maps.reasons[:, rows].any(axis=(1, 2)))
 
 
 def totals(
@@ -79,9 +83,42 @@ def _summed(
 
 
 def reasons(maps: Maps) -> dict[str, int]:
-    """Packets by reason; they only grow."""
-    summed = maps.reasons.sum(axis=0, dtype=np.uint64).tolist()
+    """Packets by reason, over all interfaces; they only grow."""
+    summed = maps.reasons.sum(axis=(0, 1), dtype=np.uint64).tolist()
     return dict(zip(layout.REASONS, summed, strict=False))
+
+
+def interfaces(maps: Maps, *, redirects: bool) -> list[InterfaceCounts]:
+    """By name: each interface that is attached or was, and those that have no row of their own.
+
+    :param redirects: whether somebody counts them.
+    """
+    names = maps.interface_labels["name"]
+    named = {_OTHER: [layout.OTHER_INTERFACES]}
+    for row in np.flatnonzero(names != b"").tolist():
+        named.setdefault(bytes(names[row]).decode(), []).append(row)
+    return [_interface(maps, name, rows, redirects) for name, rows in named.items()]
+
+
+def _interface(maps: Maps, name: str, rows: list[int], redirects: bool) -> InterfaceCounts:
+    reasons = maps.reasons[:, rows].sum(axis=(0, 1), dtype=np.uint64).tolist()
+    there = maps.redirects[:, rows]
+    counted = Redirects(
+        sent=int(there["sent"].sum()),
+        lost=int(there["lost"].sum()),
+        refused=int(there["refused"].sum()),
+        error=_last_error(there),
+    )
+    return InterfaceCounts(
+        name, dict(zip(layout.REASONS, reasons, strict=False)), counted if redirects else None
+    )
+
+
+def _last_error(redirects: npt.NDArray[np.void]) -> str:
+    """Of all CPUs."""
+    last = redirects.reshape(-1)[redirects["error_tick"].argmax()]
+    code = int(last["error"])
+    return errno.errorcode.get(code, str(code)) if code else ""
 
 
 def bucket_edges_us() -> npt.NDArray[np.float64]:

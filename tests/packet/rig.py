@@ -64,7 +64,9 @@ class Rig:
         self.flows = view("flows", layout.BUCKET)["flow"]
         self.flow_keys = view("flow_keys", layout.BUCKET_KEYS)["key"]
         self.counters = view("counters", layout.ENDPOINT_COUNTERS).reshape(SIZES.cpus, SIZES.endpoints)
+        self.interfaces = view("interfaces", layout.INTERFACE)
         self.reasons = view("reasons", layout.REASON_COUNTS)["count"]
+        """(cpus * INTERFACE_ROWS, REASON_SLOTS)."""
         self.rtt = view("rtt", layout.HISTOGRAM)["bucket"]
         self.gates = view("event_gates", layout.EVENT_GATE)
         self.cpus = view("cpus", layout.CPU)
@@ -80,7 +82,7 @@ class Rig:
         for array in (self.services, self.endpoints, self.cells, self.slots, self.flows, self.flow_keys):
             array.view(np.uint8)[...] = 0
         written = (self.limits, self.counters, self.reasons, self.rtt, self.gates, self.cpus)
-        for array in (*written, self.gateways, self.near):
+        for array in (*written, self.gateways, self.near, self.interfaces):
             array.view(np.uint8)[...] = 0
         self.service_targets.clear()
         self.endpoint_targets.clear()
@@ -103,6 +105,7 @@ class Rig:
         settings["destinations"] = 0
         settings["seen_ticks"] = 0
         settings["insert_limit"] = NO_LIMIT
+        settings["interface_multiplier"] = 0
 
     # ---- what is installed ---------------------------------------------------------------
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from controlplane.adapters.bcc import compile_program
-from tests.packet import test_differential, test_flows, test_forward, test_icmp, test_selection
+from tests.packet import (
+    test_differential,
+    test_flows,
+    test_forward,
+    test_icmp,
+    test_interfaces,
+    test_selection,
+)
 from tests.packet.rig import BPF_DIR, SIZES, Rig
 
 Check = Callable[[Rig], object]
@@ -115,11 +122,16 @@ def late_cpu(rig: Rig) -> None:
     test_selection.TestWindow().test_a_cpu_that_is_late_counts_in_the_window_of_the_others(group)
 
 
+def interface_row(rig: Rig) -> None:
+    test_interfaces.test_what_meets_anothers_row_counts_among_the_others(rig)
+
+
 CHECKS: tuple[Check, ...] = (
     *(differential, spill_limit, one_bit_of_the_tag, tuple_on_syn, established_victim),
     *(udp_without_a_place, udp_sum_of_zero, second_bucket, syn_sent_again),
     *(unacknowledged, stray_syn, idle_answer, own_source, error_to_endpoint, error_to_another),
     *(limits, limit_of_what_opens_nothing, limit_without_a_place, windows, late_cpu),
+    interface_row,
 )
 
 
@@ -258,6 +270,15 @@ MUTATIONS = {
         "u64 pick = hash_pick(hash);\n\t(void)client;\n\t(void)v6;",
     ),
     "a SYN sent again gives a sample": Mutation("steer.c", "life & ~(u64)LIFE_STAMP", "life", syn_sent_again),
+    "not every reason is counted": Mutation(
+        "steer.c",
+        "\tcounted->count[reason % REASON_SLOTS]++;",
+        "\tif (reason != REASON_drop_source)\n\t\tcounted->count[reason % REASON_SLOTS]++;",
+        own_source,
+    ),
+    "an interface counts in whatever row it meets": Mutation(
+        "steer.c", "!interface || interface->ifindex != ifindex", "!interface", interface_row
+    ),
     "answers to direct destinations are rewritten": Mutation(
         "steer.c",
         "\t\tif (direct_kind(packet->destination))",
