@@ -143,6 +143,14 @@ class Fleet:
         """Members whose last probe was answered well."""
         return frozenset(name for name, health in self.health.items() if health.successes > 0)
 
+    def answered_s(self) -> dict[str, float]:
+        """Members whose last probe was answered well -> when."""
+        return {
+            name: health.seen_s
+            for name, health in self.health.items()
+            if health.successes > 0 and health.seen_s is not None
+        }
+
     def high(self, endpoint: model.Endpoint) -> float:
         view = self._views[endpoint.service]
         i = view.index[endpoint.name]

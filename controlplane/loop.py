@@ -13,6 +13,7 @@ from controlplane.addresses import Address, Network
 from controlplane.fleet import Fleet
 from controlplane.happenings import Happenings
 from controlplane.journal import Journal
+from controlplane.ledger import Ledger
 from controlplane.plan import plan
 from controlplane.ports import (
     Clock,
@@ -64,6 +65,7 @@ class Controller:
         self._roster = Roster(config, provisioner, store, clock, self._journal)
         self._fleet = Fleet(config)
         self._happenings = Happenings(self._journal)
+        self._ledger = Ledger(self._journal)
         self._requests = requests.Requests(serial="")
         self._installed = model.Steering()
         self._read_back = False
@@ -132,6 +134,7 @@ class Controller:
         started_s = self._clock.now_s()
         self._guarded("requests", self._take_requests)
         self._guarded("observe", self._observe)
+        self._guarded("counters", self._reconcile)
         self._guarded("steering", self._look_at_interfaces)
         self._guarded("events", self._take_events)
         self._guarded("shadows", lambda: self._roster.advance(self._own_addresses))
@@ -202,6 +205,11 @@ class Controller:
         before, self._counters = self._counters, self._dataplane.counters()
         if self._fleet.observe_counters(before, self._counters, self._roster):
             self._fresh_s = self._clock.now_s()
+
+    def _reconcile(self) -> None:
+        if self._counters is not None:
+            passed = self._dataplane.interface_counts()
+            self._ledger.take(self._counters, passed, self._installed, self._fleet.answered_s)
 
     def _read_own_addresses(self) -> None:
         if self._clock.now_s() >= self._own_due_s:
@@ -358,12 +366,15 @@ class Controller:
             steps=self._steps,
             troubles=self._journal.troubles(),
             interfaces=tuple(self._interfaces),
+            traffic=self._ledger.traffic(),
+            bypassed=self._ledger.bypassed,
             services=self._fleet.status(
                 self._roster, self._installed, self._requests.drained, self._clock.record_s()
             ),
         )
         status, happened = self._status, list(self._happenings.samples())
-        self._metrics.publish(lambda: [*samples(status), *happened])
+        ledger, installed = self._ledger, self._installed
+        self._metrics.publish(lambda: [*samples(status), *happened, *ledger.samples(installed)])
         try:
             self._show(self._status.to_json())
             self._journal.well("status")

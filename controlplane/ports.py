@@ -63,6 +63,27 @@ class InterfaceCounts:
     redirects: Redirects | None
     """None: this kernel does not tell."""
 
+    @property
+    def received(self) -> int:
+        return sum(self.reasons.values())
+
+    @property
+    def forwarded(self) -> int:
+        """To endpoints, to clients, answered: left by a redirect, or rewritten for the kernel to forward."""
+        return self._of("forward", "return", "reply")
+
+    @property
+    def passed(self) -> int:
+        """Left to the kernel as they came."""
+        return self._of("pass")
+
+    @property
+    def dropped(self) -> int:
+        return self._of("drop", "abort")
+
+    def _of(self, *kinds: str) -> int:
+        return sum(count for reason, count in self.reasons.items() if reason.partition("_")[0] in kinds)
+
 
 class Dataplane(Protocol):
     """What steers packets. Raises ``DataplaneError`` with what is wrong and what to do."""

@@ -69,6 +69,23 @@ class ServiceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class InterfaceTraffic:
+    """Packets that came in by an interface, and what became of frames that were to leave by it."""
+
+    name: str
+    received: int
+    forwarded: int
+    passed: int
+    dropped: int
+    sent: int | None
+    """This and the following: None where the kernel does not tell."""
+    lost: int | None
+    refused: int | None
+    error: str
+    """Of the last frame that was lost or refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     instance: str
     at_unix_s: float
@@ -84,6 +101,9 @@ class Status:
     troubles: dict[str, str] = field(default_factory=dict)
     """What does not work: part -> why."""
     interfaces: tuple[Interface, ...] = ()
+    traffic: tuple[InterfaceTraffic, ...] = ()
+    bypassed: tuple[str, ...] = ()
+    """Members whose replies bypass the access point."""
     services: tuple[ServiceStatus, ...] = ()
 
     def to_json(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from controlplane import model
 from controlplane.model import Role, RunResult, RunState, Shadow
-from controlplane.ports import Counters, DataplaneError, Sample, StoreError
+from controlplane.ports import Counters, DataplaneError, InterfaceCounts, Redirects, Sample, StoreError
 
 FIELDS = [
     "packets",
@@ -82,6 +82,8 @@ class FakeDataplane:
         self.own_address = IPv4Address("10.0.0.254")
         self.detached: set[str] = set()
         """Interfaces that are gone."""
+        self.reasons = {"forward_hop": 0, "pass_other": 0, "drop_broken": 0}
+        self.sent = self.frames_lost = 0
         self.happened: list[model.Event] = []
         """Events that nobody has taken yet."""
 
@@ -177,6 +179,11 @@ class FakeDataplane:
             self.read_at = self.clock.now
         rows = {name: self.rows[name] for name in self.members}
         return Counters(at_s=self.read_at, rows=rows, **{f: v.copy() for f, v in self.count.items()})
+
+    def interface_counts(self) -> Sequence[InterfaceCounts]:
+        return [
+            InterfaceCounts("eth9", dict(self.reasons), Redirects(self.sent, self.frames_lost, 0, "ENXIO"))
+        ]
 
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
         return {name: self.flows[name] for name in members if name in self.flows}

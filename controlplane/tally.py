@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data plane's counters as people and Prometheus read them: by interface, endpoint and service. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from controlplane.ports import Counters, InterfaceCounts, Sample
+
+COUNTS = ("packets", "bytes", "return_packets", "return_bytes", "flows")
+"""To the endpoints and back; flows are new ones that they were given."""
+
+
+def by_service(counters: Counters, services: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Sums over the members that are there; service -> count -> number.
+
+    :param services: member's name -> its service's.
+    """
+    there = [name for name in counters.rows if name in services]
+    rows = np.array([counters.rows[name] for name in there], np.intp)
+    names = sorted({services[name] for name in there})
+    place = {name: at for at, name in enumerate(names)}
+    of = np.array([place[services[name]] for name in there], np.intp)
+    sums: dict[str, dict[str, int]] = {name: {} for name in names}
+    for count in COUNTS:
+        total = np.zeros(len(names), np.uint64)
+        np.add.at(total, of, np.asarray(getattr(counters, count))[rows])
+        for name, value in zip(names, total.tolist(), strict=True):
+            sums[name][count] = value
+    return sums
+
+
+def samples(
+    counters: Counters, services: Mapping[str, str], interfaces: Sequence[InterfaceCounts]
+) -> Iterator[Sample]:
+    """:param services: member's name -> its service's."""
+    for one in interfaces:
+        labels = {"interface": one.name}
+        for reason, packets in one.reasons.items():
+            yield Sample("packets_total", labels | {"reason": reason}, float(packets), counter=True)
+        if one.redirects is not None:
+            for result in ("sent", "lost", "refused"):
+                value = float(getattr(one.redirects, result))
+                yield Sample("redirected_frames_total", labels | {"result": result}, value, counter=True)
+    for service, sums in by_service(counters, services).items():
+        for count, number in sums.items():
+            yield Sample(f"service_{count}_total", {"service": service}, float(number), counter=True)
+    for count in COUNTS:
+        numbers = np.asarray(getattr(counters, count))
+        for name, row in counters.rows.items():
+            if name in services:
+                labels = {"service": services[name], "endpoint": name}
+                yield Sample(f"endpoint_{count}_total", labels, float(numbers[row]), counter=True)
