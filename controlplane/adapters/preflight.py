@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controlplane import model
-from controlplane.adapters import layout, netlink
+from controlplane.adapters import layout, netlink, redirects
 from controlplane.adapters.netlink import Link, Routing
 
 _NATIVE_MTU_BYTES = 3498
@@ -133,6 +133,14 @@ def misplaced(config: model.Config) -> list[Problem]:
             where = f"services.{name}.endpoints.{one.name}.address {one.address}"
             found += _misplaced_endpoint(where, one, routing, config.interfaces)
     return found
+
+
+def uncounted() -> Iterable[Problem]:
+    if why := redirects.missing():
+        yield Problem(
+            f"frames that the kernel loses after a redirect will not be counted: {why}",
+            "a kernel with CONFIG_DEBUG_INFO_BTF and CONFIG_FTRACE",
+        )
 
 
 def crowded(config: model.Config) -> list[Problem]:

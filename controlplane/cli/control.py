@@ -20,6 +20,7 @@ from controlplane.ports import StoreError
 
 RELOAD_S = 10.0
 STALE_S = 5.0
+TRAFFIC = ("name", "received", "forwarded", "passed", "dropped", "sent", "lost", "refused", "error")
 _MIB = 1 << 20
 
 
@@ -72,6 +73,13 @@ def load(config_file: ConfigFile) -> None:
             say(line)
         else:
             warn(line)
+    if loaded.uncounted:
+        warn(f"frames that the kernel loses after a redirect are not counted: {loaded.uncounted}")
+    if loaded.rowless:
+        warn(
+            f"{', '.join(loaded.rowless)}: counted together as 'other', for too many interfaces have been "
+            "attached since the maps were made; penumbra unload begins anew"
+        )
 
 
 def unload(instance: InstanceName = None) -> None:
@@ -172,6 +180,8 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         warn("counters are not fresh: weights stay and nothing is removed")
     for part, trouble in found["troubles"].items():
         warn(f"{part} does not work: {trouble}")
+    for name in found.get("bypassed", ()):
+        warn(f"{name}: its replies bypass the access point")
     groups, shadows = [], []
     for service in found["services"]:
         if service["fail_open"]:
@@ -186,6 +196,9 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         columns = ("endpoint", "name", "state", "host", "address", "port", "up", "served", "age_s", "reason")
         output.rows(columns, shadows, as_json=False)
+    if found.get("traffic"):
+        say("")
+        output.rows(TRAFFIC, found["traffic"], as_json=False)
     if found["decisions"]:
         say("")
         for one in reversed(found["decisions"]):

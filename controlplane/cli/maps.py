@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
-from controlplane import model
+from controlplane import model, tally
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.cli import instance as instances
 from controlplane.cli import output
 from controlplane.cli.options import AsJsonLines, InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail
+from controlplane.ports import InterfaceCounts
 
 app = typer.Typer(help="What the BPF maps hold.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -23,6 +24,9 @@ COUNTS = (
     "packets", "bytes", "return_packets", "return_bytes", "flows", "offered", "completed", "spilled",
     "midstream", "unremembered", "resets", "fins", "rtt_count", "limited",
 )  # fmt: skip
+
+
+INTERFACE_COUNTS = ("received", "forwarded", "passed", "dropped", "sent", "lost", "refused", "error")
 
 
 @contextmanager
@@ -130,23 +134,47 @@ def flows(
 
 @app.command()
 def counters(instance: InstanceName = None, as_json: AsJsonLines = False) -> None:
-    """Counters per endpoint since the maps were made, and packets by why they left as they did.
+    """Counters since the maps were made: per endpoint, their sums per service; per interface what came in by
+    it and what became of frames that were to leave by it; and packets by why they left as they did.
 
-    With --json a line has the key "endpoint", or the key "reason".
+    With --json a line has one of the keys "endpoint", "service", "interface", "reason".
 
     Example: penumbra maps counters
     """
     with _opened(instance) as dataplane:
         found = dataplane.counters()
-        reasons = dataplane.reasons()
-    rows = (
+        services = {name: one.service for name, one in dataplane.installed().members.items()}
+        interfaces = dataplane.interface_counts()
+    per_endpoint = [
         {"endpoint": name, **{count: int(getattr(found, count)[row]) for count in COUNTS}}
         for name, row in found.rows.items()
-    )
-    output.rows(("endpoint", *COUNTS), rows, as_json)
-    if not as_json:
-        output.say("")
-    output.rows(("reason", "packets"), ({"reason": r, "packets": n} for r, n in reasons.items()), as_json)
+    ]
+    per_service = [{"service": name, **sums} for name, sums in tally.by_service(found, services).items()]
+    per_interface = [_interface(one) for one in interfaces]
+    names = [one.name for one in interfaces]
+    per_reason = []
+    for reason in interfaces[0].reasons:
+        packets = {one.name: one.reasons[reason] for one in interfaces}
+        of = packets if not as_json else {"interfaces": packets}
+        per_reason.append({"reason": reason, "packets": sum(packets.values()), **of})
+    for columns, rows in (
+        (("endpoint", *COUNTS), per_endpoint),
+        (("service", *tally.COUNTS), per_service),
+        (("interface", *INTERFACE_COUNTS), per_interface),
+        (("reason", "packets", *names), per_reason),
+    ):
+        output.rows(columns, rows, as_json)
+        if not as_json:
+            output.say("")
+
+
+def _interface(one: InterfaceCounts) -> dict[str, object]:
+    ends = one.redirects
+    return {
+        "interface": one.name,
+        **{count: getattr(one, count) for count in ("received", "forwarded", "passed", "dropped")},
+        **{count: getattr(ends, count) if ends else None for count in ("sent", "lost", "refused", "error")},
+    }
 
 
 @app.command()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from controlplane import config, model, plan, weights
+from controlplane import bypass, config, model, plan, weights
 from controlplane.adapters import layout, libbpf, loader, pins, preflight, status_file
 from controlplane.adapters.ansible import AnsibleProvisioner, check_playbooks, shipped_playbooks
 from controlplane.adapters.attach import Attachment
@@ -89,8 +89,29 @@ def hints(configured: model.Config) -> list[str]:
         *preflight.misplaced(configured),
         *preflight.crowded(configured),
         *preflight.memory(configured.sizes, libbpf.possible_cpus()),
+        *preflight.uncounted(),
     )
-    return [f"{problem.what}: {problem.command}" for problem in found]
+    return [*(f"{problem.what}: {problem.command}" for problem in found), *_bypassing(configured.instance)]
+
+
+def _bypassing(instance: str) -> list[str]:
+    """If it is loaded: whose replies bypass it, as far as that can be told without probes."""
+    if instance not in loaded_instances():
+        return []
+    try:
+        dataplane = MapDataplane.open(instance, MachineClock())
+    except DataplaneError:
+        return []  # of another version: load says so
+    try:
+        installed, counters = dataplane.installed(), dataplane.counters()
+    finally:
+        dataplane.close()
+    judged = [
+        name
+        for name, member in installed.members.items()
+        if installed.services[member.service].protocol is model.Protocol.TCP and not member.down
+    ]
+    return [one.sentence for one in bypass.silent(None, counters, judged)]
 
 
 @dataclass(frozen=True, slots=True)

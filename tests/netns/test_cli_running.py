@@ -57,7 +57,10 @@ SHOWN = {
     "endpoints": ("web-1-s1", ("endpoint", "role", "address", "port", "parent", "down", "draining", "spill")),
     "shadows": ("web-1-s1", ("endpoint", "shadow", "share")),
     "flows": ("198.51.100.2", ("client", "client_port", "service", "endpoint", "state", "idle_s")),
-    "counters": ("forward_hop", ("endpoint", "packets", "completed", "reason")),
+    "counters": (
+        "forward_hop",
+        ("endpoint", "packets", "completed", "service", "flows", "interface", "received", "lost", "reason"),
+    ),
     "events": ("at_s", ("at_s", "event", "endpoint", "chosen")),
 }
 
