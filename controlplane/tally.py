@@ -35,7 +35,11 @@ def by_service(counters: Counters, services: Mapping[str, str]) -> dict[str, dic
 def samples(
     counters: Counters, services: Mapping[str, str], interfaces: Sequence[InterfaceCounts]
 ) -> Iterator[Sample]:
-    """:param services: member's name -> its service's."""
+    """By interface and by endpoint; a service's are the sum of its endpoints' rates, as one that was removed
+    takes its counts along.
+
+    :param services: member's name -> its service's.
+    """
     for one in interfaces:
         labels = {"interface": one.name}
         for reason, packets in one.reasons.items():
@@ -44,9 +48,6 @@ def samples(
             for result in ("sent", "lost", "refused"):
                 value = float(getattr(one.redirects, result))
                 yield Sample("redirected_frames_total", labels | {"result": result}, value, counter=True)
-    for service, sums in by_service(counters, services).items():
-        for count, number in sums.items():
-            yield Sample(f"service_{count}_total", {"service": service}, float(number), counter=True)
     for count in COUNTS:
         numbers = np.asarray(getattr(counters, count))
         for name, row in counters.rows.items():

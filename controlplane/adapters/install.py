@@ -16,7 +16,7 @@ from ipaddress import ip_network
 import numpy as np
 
 from controlplane import model, ring
-from controlplane.adapters import gateways, layout, libbpf, slot_table, steering
+from controlplane.adapters import gateways, layout, libbpf, readings, slot_table, steering
 from controlplane.adapters.layout import ENDPOINT_DOWN, ENDPOINT_DRAINING, ENDPOINT_PRESENT, SERVICE_PRESENT
 from controlplane.adapters.maps import Maps
 from controlplane.addresses import with_port
@@ -217,6 +217,7 @@ def _install_member(maps: Maps, member: model.Member, now_tick: int) -> None:
     row["hop_expires"] = 0
     label_row = maps.endpoint_labels[index : index + 1]
     label_row["name"], label_row["weight"], label_row["removed_tick"] = label, 0, 0
+    readings.begin_anew(maps, index)
     maps.endpoint_targets.put(key, index)
     flags = ENDPOINT_PRESENT | (ENDPOINT_DOWN if member.down else 0)
     maps.endpoints["state"][index] = steering.generation(maps, index) << 32 | flags

@@ -342,6 +342,7 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "flow_keys": array(BUCKET_KEYS, buckets(sizes)),
         "fragments": MapLayout(MapType.LRU_HASH, FRAGMENT_KEY, FRAGMENT, FRAGMENTS),
         "counters": array(ENDPOINT_COUNTERS, cpus * sizes.endpoints),
+        "baselines": array(ENDPOINT_COUNTERS, sizes.endpoints),
         "interfaces": array(INTERFACE, INTERFACE_ROWS),
         "reasons": array(REASON_COUNTS, cpus * INTERFACE_ROWS),
         "redirects": array(REDIRECTS, cpus * INTERFACE_ROWS),

@@ -19,7 +19,14 @@ from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 
 Array = npt.NDArray[Any]
-BESIDES = ("endpoint_labels", "service_labels", "interface_labels", "redirects", "redirect_programs")
+BESIDES = (
+    "baselines",
+    "endpoint_labels",
+    "service_labels",
+    "interface_labels",
+    "redirects",
+    "redirect_programs",
+)
 """Maps that ``steer`` does not use: user space's own, and those of bpf/redirects.c."""
 _KERNEL_NAME = 15
 """What the kernel keeps of a map's name (BPF_OBJ_NAME_LEN, less the end)."""
@@ -47,6 +54,8 @@ class Maps:
     """(flows,) of layout.FLOW_KEY."""
     counters: Array
     """(cpus, endpoints) of layout.ENDPOINT_COUNTERS."""
+    baselines: Array
+    """(endpoints,) of layout.ENDPOINT_COUNTERS: what they were when each was installed."""
     interfaces: Array
     """(INTERFACE_ROWS,) of layout.INTERFACE."""
     reasons: Array
@@ -202,6 +211,7 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         flows=view("flows")["flow"].reshape(-1),
         flow_keys=view("flow_keys")["key"].reshape(-1),
         counters=view("counters").reshape(cpus, sizes.endpoints),
+        baselines=view("baselines"),
         interfaces=view("interfaces"),
         reasons=view("reasons")["count"].reshape(cpus, layout.INTERFACE_ROWS, layout.REASON_SLOTS),
         redirects=view("redirects").reshape(cpus, layout.INTERFACE_ROWS),

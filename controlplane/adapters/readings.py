@@ -29,9 +29,15 @@ def counters(maps: Maps, at_s: float) -> Counters:
     top = max(rows.values(), default=0) + 1
     words = layout.ENDPOINT_COUNTERS.itemsize // 8
     (summed,) = totals((maps.counters[:, :top],), ran(maps))
-    of_row = summed.reshape(top, words)
+    of_row = summed.reshape(top, words) - maps.baselines[:top].view("<u8").reshape(top, words)
     by_field = {name: of_row[:, layout.ENDPOINT_COUNTERS.fields[name][1] // 8] for name in _FIELDS}  # type: ignore[index]
     return Counters(at_s=at_s, rows=rows, **by_field)
+
+
+def begin_anew(maps: Maps, index: int) -> None:
+    """From here on the counters of this index are those of another member."""
+    counted = maps.counters[:, index].copy().view("<u8").reshape(len(maps.counters), -1)
+    maps.baselines[index : index + 1].view("<u8")[:] = counted.sum(axis=0, dtype=np.uint64)
 
 
 def ran(maps: Maps) -> npt.NDArray[np.intp]:

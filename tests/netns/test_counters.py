@@ -30,7 +30,11 @@ from tests.netns import mixed
 from tests.netns.steered import eventually
 
 BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
-REDIRECTING = ("forward_hop", "forward_fib", "return_fib", "reply_echo")
+REDIRECTING = tuple(
+    reason
+    for reason in layout.REASONS
+    if reason.startswith(("forward_", "return_", "reply_")) and not reason.endswith("_kernel")
+)
 """Reasons that end in a redirect."""
 NO_GRO = "host3"
 """Whose uplink gets no XDP program: what it takes depends on its offloads."""

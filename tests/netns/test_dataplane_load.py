@@ -11,6 +11,7 @@ import struct
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controlplane import model
-from controlplane.adapters import attach, layout, libbpf, loader, pins, slot_table, steering
+from controlplane.adapters import (
+    attach,
+    kernel_types,
+    layout,
+    libbpf,
+    loader,
+    pins,
+    preflight,
+    redirects,
+    slot_table,
+    steering,
+)
 from controlplane.adapters.bcc import Compiled, ProgramSizes
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.dataplane import MapDataplane
@@ -79,6 +91,26 @@ def test_it_attaches_in_native_mode_and_unload_leaves_nothing(
     assert not pins.folder(config.instance).exists()
     assert not (pins.LOCKS / f"{config.instance}.lock").exists()
     assert {xdp(topology, name).mode for name in config.interfaces} == {XdpMode.NONE}
+
+
+def test_a_kernel_that_does_not_describe_itself_steers_and_says_that_lost_frames_are_not_counted(
+    topology: Topology, config: model.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_types, "_BTF", Path("/nowhere"))
+    assert [problem.what for problem in preflight.uncounted()]
+    try:
+        with network.entered(topology.namespace(AP)):
+            done = loader.load(config, BPF_DIR)
+            assert [a.mode for a in done.attachments] == [XdpMode.NATIVE] * 4
+            assert "/nowhere" in done.uncounted
+            dataplane = MapDataplane.open(config.instance, MachineClock())
+            assert {one.redirects for one in dataplane.interface_counts()} == {None}
+            monkeypatch.undo()
+            assert loader.load(config, BPF_DIR).uncounted == "", "the next load makes up for it"
+            assert None not in {one.redirects for one in dataplane.interface_counts()}
+            dataplane.close()
+    finally:
+        loader.unload(config.instance)
 
 
 def test_loading_again_keeps_what_is_installed_and_drops_interfaces_no_longer_named(
@@ -249,6 +281,27 @@ def test_a_removed_member_is_out_of_ring_and_slots_and_may_come_back_at_the_same
     loaded.apply(model.RemoveMember("web-1-c"))
     loaded.apply(model.InstallMember(shadow("web-1-d", 1, "web-1")))
     assert steering.endpoint_rows(maps)["web-1-d"] != index
+    maps.close()
+
+
+def test_a_member_at_an_index_that_another_had_counts_from_zero(
+    loaded: MapDataplane, config: model.Config
+) -> None:
+    install_some(loaded)
+    maps = open_instance(config.instance)
+    index = steering.endpoint_rows(maps)["web-1-a"]
+    maps.counters["packets"][:, index] = 7
+    maps.reasons[:, 0, 0] = 1  # as if these CPUs had seen them
+    assert int(loaded.counters().packets[index]) == 7 * len(maps.counters)
+    loaded.apply(model.RemoveMember("web-1-a"))
+    loaded.apply(model.InstallMember(shadow("web-1-c", 3, "web-1")))
+    found = loaded.counters()
+    assert found.rows["web-1-c"] == index
+    assert int(found.packets[index]) == 0
+    maps.counters["packets"][0, index] += 2
+    assert int(loaded.counters().packets[index]) == 2
+    loaded.apply(model.InstallMember(shadow("web-1-c", 3, "web-1")))
+    assert int(loaded.counters().packets[index]) == 2, "installed again it is the same member"
     maps.close()
 
 
@@ -427,10 +480,17 @@ def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
         maps = {name: os.dup(fd) for name, fd in made[0].maps.items()}
         return replace(made[0], program_fd=os.dup(made[0].program_fd), maps=maps)
 
+    compile_tracers, tracers = redirects.compile_tracers, dict[str, int]()
+
+    def copies_of_the_first(*arguments: Any, **named: Any) -> dict[str, int]:
+        tracers.update(tracers or compile_tracers(*arguments, **named))
+        return {name: os.dup(fd) for name, fd in tracers.items()}
+
     monkeypatch.setattr(loader, "compile_program", copy_of_the_first)
+    monkeypatch.setattr(redirects, "compile_tracers", copies_of_the_first)
 
 
-CHANGES = ("bpf_obj_pin", "bpf_link_create", "bpf_link_update")
+CHANGES = ("bpf_obj_pin", "bpf_link_create", "bpf_link_update", "bpf_raw_tracepoint_open")
 
 
 def killed_at(step: int, config: model.Config, source: Path = BPF_DIR) -> bool:
@@ -470,7 +530,7 @@ def test_a_load_killed_after_any_step_leaves_nothing_that_the_next_one_stumbles_
                 assert len(attach.attached(config.instance)) == 2
                 loader.unload(config.instance)
                 assert xdp_links(ap) == []
-        assert steps == pinned + 2, "each pin, and each link before it was pinned"
+        assert steps == pinned + 4, "each pin, and each link before it was pinned"
     finally:
         loader.unload(config.instance)
 

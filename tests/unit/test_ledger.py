@@ -31,7 +31,7 @@ def test_every_reason_is_forwarded_passed_or_dropped() -> None:
     assert one.received == one.forwarded + one.passed + one.dropped
 
 
-def test_the_numbers_are_published_by_interface_endpoint_and_service() -> None:
+def test_the_numbers_are_published_by_interface_and_endpoint() -> None:
     world = World(config())
     world.ticks(3, 5.0)
     world.dataplane.reasons["drop_broken"] = 7
@@ -44,7 +44,6 @@ def test_the_numbers_are_published_by_interface_endpoint_and_service() -> None:
     assert found["packets_total", ("interface", "eth9"), ("reason", "drop_broken")] == 7
     assert found["redirected_frames_total", ("interface", "eth9"), ("result", "sent")] == 9
     assert found["endpoint_packets_total", ("endpoint", "web-1"), ("service", "web")] == 11
-    assert found["service_packets_total", ("service", "web")] == 11
 
 
 def test_frames_that_are_lost_are_told_once_with_the_cause_and_so_is_the_end() -> None:
