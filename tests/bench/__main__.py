@@ -5,9 +5,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+<<<<<<< HEAD
 from tests.bench import control, dataplane, figures
 
 BENCHES = (dataplane.measure, control.measure)
+=======
+from tests.bench import dataplane, endtoend, figures
+
+BENCHES = (dataplane.measure, endtoend.measure)
+>>>>>>> 52a7265 (bench: end to end beside nftables and HAProxy)
 OUTPUT = Path("build/bench.json")
 
 
@@ -15,7 +21,7 @@ def main() -> None:
     measured: dict[str, figures.Figure] = {}
     for bench in BENCHES:
         for name, figure in bench().items():
-            print(f"{name:24} {figure.value:10.1f} {figure.unit}")
+            print(f"{name:36} {figure.rounded:>12,.10g} {figure.unit}")
             measured[name] = figure
     figures.write(measured, OUTPUT)
     print(f"written to {OUTPUT}")
