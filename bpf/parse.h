@@ -16,6 +16,7 @@
 
 #include "structs.h"
 
+#define IP_NO_FRAGMENTS 0x4000
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_OFFSET 0x1fff
 #define IP_WORDS_MIN 5
@@ -117,6 +118,15 @@ static __always_inline struct ipv6hdr *header_v6(const struct packet *packet)
 	struct ipv6hdr *ip = packet->l3;
 
 	return (void *)(ip + 1) > packet->end ? NULL : ip;
+}
+
+/* Whether a router may send it on in fragments; never over IPv6. */
+static __always_inline bool may_be_cut(const struct packet *packet)
+{
+	struct iphdr *ip = header_v4(packet);
+
+	return !packet->v6 && ip &&
+	       !(ip->frag_off & bpf_htons(IP_NO_FRAGMENTS));
 }
 
 static __always_inline void map_v4(__be32 *mapped, __be32 address, u32 zero)

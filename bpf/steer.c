@@ -714,6 +714,13 @@ static __always_inline void rewrite_from(struct packet *packet, enum part part,
 		rewrite_source(packet, service->vip, service->port);
 }
 
+/* As lookup_route() would have found it of a next hop that is known. */
+static __always_inline long found_large(struct bpf_fib_lookup *route)
+{
+	__builtin_memset(route, 0, sizeof(*route));
+	return BPF_FIB_LKUP_RET_FRAG_NEEDED;
+}
+
 /* :about is what the packet is an ICMP error about, if it is one. */
 static __always_inline enum reason send_forward(struct here *here,
 						struct packet *packet,
@@ -724,9 +731,12 @@ static __always_inline enum reason send_forward(struct here *here,
 	struct bpf_fib_lookup route;
 	long found;
 
-	if (here->tick < to->hop_expires) {
-		if (to->hop_mtu && packet->bytes > to->hop_mtu)
-			return REASON_pass_mtu;
+	if (here->tick >= to->hop_expires) {
+		found = lookup_route(here->ctx, packet, here->ifindex,
+				     packet->source, to->address, &route);
+	} else if (to->hop_mtu && packet->bytes > to->hop_mtu) {
+		found = found_large(&route);
+	} else {
 		rewrite_to(packet, part, about, to);
 		rewrite_hop(here->ctx, packet, to->hop_dst, to->hop_src);
 		packet->out.ifindex = to->hop_ifindex;
@@ -734,11 +744,12 @@ static __always_inline enum reason send_forward(struct here *here,
 		packet->out.protocol[0] = bpf_htons(ETH_P_8021Q);
 		return REASON_forward_hop;
 	}
-	found = lookup_route(here->ctx, packet, here->ifindex, packet->source,
-			     to->address, &route);
-	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+	found = forget(here, found);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && !may_be_cut(packet))
 		return REASON_pass_mtu;
 	rewrite_to(packet, part, about, to);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return REASON_forward_cut;
 	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
 		return REASON_forward_kernel;
 	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
@@ -758,8 +769,12 @@ static __always_inline enum reason send_return(struct here *here,
 	struct bpf_fib_lookup route;
 	long found;
 
-	if (gateway &&
-	    (!gateway->hop_mtu || packet->bytes <= gateway->hop_mtu)) {
+	if (!gateway) {
+		found = lookup_route(here->ctx, packet, here->ifindex,
+				     service->vip, client, &route);
+	} else if (gateway->hop_mtu && packet->bytes > gateway->hop_mtu) {
+		found = found_large(&route);
+	} else {
 		rewrite_from(packet, part, about, service);
 		rewrite_hop(here->ctx, packet, gateway->hop_dst,
 			    gateway->hop_src);
@@ -768,11 +783,12 @@ static __always_inline enum reason send_return(struct here *here,
 		packet->out.protocol[0] = bpf_htons(ETH_P_8021Q);
 		return REASON_return_hop;
 	}
-	found = lookup_route(here->ctx, packet, here->ifindex, service->vip,
-			     client, &route);
-	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+	found = forget(here, found);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && !may_be_cut(packet))
 		return REASON_pass_mtu;
 	rewrite_from(packet, part, about, service);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return REASON_return_cut;
 	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
 		return REASON_return_kernel;
 	rewrite_hop(here->ctx, packet, route.dmac, route.smac);

@@ -284,9 +284,11 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(forward_hop)		/* to an endpoint by its cached next hop */ \
 	X(forward_fib)		/* to an endpoint by fib lookup */ \
 	X(forward_kernel)	/* rewritten, then left to the kernel to forward */ \
+	X(forward_cut)		/* the same, for it is too large: to be fragmented */ \
 	X(return_hop)		/* to a client by the cached gateway */ \
 	X(return_fib)		/* to a client by fib lookup */ \
 	X(return_kernel)	/* rewritten, then left to the kernel to forward */ \
+	X(return_cut)		/* the same, for it is too large: to be fragmented */ \
 	X(reply_echo)		/* a VIP's answer to an echo request */ \
 	X(pass_other)		/* neither to a VIP nor a return */ \
 	X(pass_direct)		/* from an endpoint to a direct destination */ \
@@ -295,7 +297,7 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(pass_icmp)		/* not to a VIP, nor an error about a steered flow */ \
 	X(pass_fragment)	/* a later one, neither to a VIP nor of a return */ \
 	X(pass_ttl)		/* TTL would end here: the kernel answers */ \
-	X(pass_mtu)		/* larger than the next hop takes, as it came */ \
+	X(pass_mtu)		/* too large, and not to be fragmented: as it came */ \
 	X(drop_vip_port)	/* a VIP, but no such service: passing would loop */ \
 	X(drop_no_endpoint)	/* a service without any endpoint */ \
 	X(drop_broken)		/* ours, but malformed */ \

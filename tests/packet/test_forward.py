@@ -159,8 +159,17 @@ class TestMtu:
         steered.endpoints[1:2]["hop_mtu"] = len(packet) - 14
         assert steered.send(packet).reason == "forward_hop"
 
-    def test_a_larger_one_is_left_to_the_kernel_as_it_came(self, steered: Rig) -> None:
+    def test_a_larger_one_is_the_kernels_to_cut_and_rewritten(self, steered: Rig) -> None:
         packet = tcp(CLIENT, 4000, VIP, 80, "PA", b"x" * 100)
+        steered.endpoints[1:2]["hop_mtu"] = len(packet) - 15
+        result = steered.send(packet)
+        assert (result.verdict, result.reason) == (PASS, "forward_cut")
+        assert result.raw == rewritten(packet, destination=(ENDPOINT, 8080), hop=None)
+        assert steered.count(1, "packets") == 1
+
+    def test_one_that_may_not_be_cut_is_left_to_the_kernel_as_it_came(self, steered: Rig) -> None:
+        packet = tcp(CLIENT, 4000, VIP, 80, "PA", b"x" * 100)
+        packet[IP].flags = "DF"
         steered.endpoints[1:2]["hop_mtu"] = len(packet) - 15
         result = steered.send(packet)
         assert (result.verdict, result.reason, result.raw) == (PASS, "pass_mtu", bytes(packet))

@@ -94,6 +94,16 @@ def udp_without_a_place(rig: Rig) -> None:
     test_flows.TestVictims().test_a_udp_flow_without_a_place_is_no_demand(rig)
 
 
+def cut_and_rewritten(rig: Rig) -> None:
+    steered = test_forward.install_two_services(rig)
+    test_forward.TestMtu().test_a_larger_one_is_the_kernels_to_cut_and_rewritten(steered)
+
+
+def not_to_be_cut(rig: Rig) -> None:
+    steered = test_forward.install_two_services(rig)
+    test_forward.TestMtu().test_one_that_may_not_be_cut_is_left_to_the_kernel_as_it_came(steered)
+
+
 def udp_sum_of_zero(rig: Rig) -> None:
     steered = test_forward.install_two_services(rig)
     test_forward.TestUdpChecksum().test_a_sum_of_zero_is_written_as_all_ones(steered)
@@ -132,6 +142,7 @@ CHECKS: tuple[Check, ...] = (
     *(unacknowledged, stray_syn, idle_answer, own_source, error_to_endpoint, error_to_another),
     *(limits, limit_of_what_opens_nothing, limit_without_a_place, windows, late_cpu),
     interface_row,
+    *(cut_and_rewritten, not_to_be_cut),
 )
 
 
@@ -210,6 +221,12 @@ MUTATIONS = {
     "an error shows the endpoint's port": Mutation("icmp.h", "*old_port = port;", ";", error_to_endpoint),
     "an error is believed whoever sent what it is about": Mutation(
         "steer.c", "!same_address(packet->destination, about.source)", "0", error_to_another
+    ),
+    "what may be cut passes as it came": Mutation(
+        "parse.h", "!(ip->frag_off & bpf_htons(IP_NO_FRAGMENTS))", "0", cut_and_rewritten
+    ),
+    "what may not be cut is": Mutation(
+        "parse.h", "!(ip->frag_off & bpf_htons(IP_NO_FRAGMENTS))", "1", not_to_be_cut
     ),
     "TTL stays": Mutation(
         "rewrite.h", "rewrite_ttl(packet, packet->ttl - 1);", "rewrite_ttl(packet, packet->ttl);"

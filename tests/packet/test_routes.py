@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP
 
 from controlplane.adapters import libbpf
 from tests.packet.rig import PASS, REDIRECT, Result, Rig, rewritten, tcp
@@ -109,10 +110,32 @@ def test_an_interface_that_takes_no_redirects_gets_it_by_the_kernel(
     assert result.raw == rewritten(SYN, destination=(ENDPOINT, 8080), hop=None)
 
 
-def test_a_packet_larger_than_the_routes_mtu_is_left_to_the_kernel_as_it_came(routed: Send) -> None:
+@pytest.mark.parametrize("flags", ["DF", 0], ids=["not to be cut", "to be cut"])
+def test_a_packet_larger_than_the_routes_mtu_is_the_kernels(routed: Send, flags: object) -> None:
     packet = tcp(CLIENT, 4000, VIP, 80, "PA", b"x" * 700)
+    packet[IP].flags = flags
     result = routed(packet)
-    assert (result.verdict, result.reason, result.raw) == (PASS, "pass_mtu", bytes(packet))
+    if flags:
+        assert (result.verdict, result.reason, result.raw) == (PASS, "pass_mtu", bytes(packet))
+    else:
+        assert (result.verdict, result.reason) == (PASS, "forward_cut")
+        assert result.raw == rewritten(packet, destination=(ENDPOINT, 8080), hop=None)
+
+
+@pytest.mark.parametrize("flags", ["DF", 0], ids=["not to be cut", "to be cut"])
+def test_an_answer_larger_than_the_route_to_its_client_never_shows_the_endpoint(
+    routed: Send, flags: object
+) -> None:
+    """Uncut it is not forwarded; in fragments the client would get it from an address it does not know."""
+    routed(SYN)
+    packet = tcp(ENDPOINT, 8080, CLIENT, 4000, "PA", b"x" * 1500)
+    packet[IP].flags = flags
+    result = routed(packet)
+    if flags:
+        assert (result.verdict, result.reason, result.raw) == (PASS, "pass_mtu", bytes(packet))
+    else:
+        assert (result.verdict, result.reason) == (PASS, "return_cut")
+        assert result.raw == rewritten(packet, source=(VIP, 80), hop=None)
 
 
 def test_an_unknown_neighbour_is_the_kernels_to_resolve(routed: Send, namespace: str) -> None:
