@@ -5,15 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-<<<<<<< HEAD
-from tests.bench import control, dataplane, figures
+from tests.bench import control, dataplane, endtoend, figures
 
-BENCHES = (dataplane.measure, control.measure)
-=======
-from tests.bench import dataplane, endtoend, figures
-
-BENCHES = (dataplane.measure, endtoend.measure)
->>>>>>> 52a7265 (bench: end to end beside nftables and HAProxy)
+BENCHES = (dataplane.measure, control.measure, endtoend.measure)
 OUTPUT = Path("build/bench.json")
 
 
