@@ -881,8 +881,7 @@ static __always_inline bool is_limited(const struct service *service,
 {
 	if (service->flags & SERVICE_AFFINITY)
 		return false;
-	return packet->protocol == IPPROTO_UDP ||
-	       (opens(packet) && !(packet->tcp_flags & TCP_RST));
+	return packet->protocol == IPPROTO_UDP || opens(packet);
 }
 
 /*
@@ -898,20 +897,22 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 {
 	struct choice choice = {};
 	struct endpoint *other;
-	u32 kept = 0, at;
+	u32 kept = 0, room, at;
 	u64 state;
 
 	if (is_no_client(here, packet->source)) {
 		here->no_client = true;
 		return NULL;
 	}
+	/* The RST of an unknown flow is its end: nothing to remember. */
+	room = !(packet->tcp_flags & TCP_RST) && may_remember(here);
+	room = forget(here, room);
 	choice = pick(here, index, service, packet,
 		      pick_bits(here, service, packet->v6, packet->source, hash),
-		      forget(here, is_limited(service, packet)));
+		      forget(here, room && is_limited(service, packet)));
 	if (!choice.ref)
 		return NULL;
-	/* The RST of an unknown flow is its end: nothing to remember. */
-	if (!(packet->tcp_flags & TCP_RST) && may_remember(here))
+	if (room)
 		kept = remember(here, hash, choice.ref,
 				first_life(here->tick, packet,
 					   times_handshake(here, hash)),

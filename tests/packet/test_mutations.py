@@ -261,8 +261,8 @@ MUTATIONS = {
     "the second slot may be the first again": Mutation("steer.c", "ref != but && usable(", "usable(", limits),
     "what opens no flow is limited": Mutation(
         "steer.c",
-        "return packet->protocol == IPPROTO_UDP ||\n",
-        "return true ||\n",
+        "return packet->protocol == IPPROTO_UDP || opens(packet);",
+        "return true;",
         limit_of_what_opens_nothing,
     ),
     "a flow without a place goes where a limit sent it": Mutation(
