@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import TypeVar
 
@@ -123,7 +124,7 @@ class Controller:
         self._config = config
         self._roster.reconfigure(config)
         self._fleet.reconfigure(config)
-        self._requests = requests.Requests(serial="")
+        self._requests = replace(self._requests, serial="")  # what is asked for holds on, and is read anew
         self._journal.say("config", "reload", "configuration reloaded")
 
     def status(self) -> Status | None:

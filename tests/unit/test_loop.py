@@ -277,6 +277,25 @@ def test_a_drained_endpoint_leaves_the_ring_until_undrained():
     assert set(world.dataplane.services["web"].ring) == {"web-1", "web-2"}
 
 
+def with_capacity(whole: model.Config, capacity: float) -> model.Service:
+    web = whole.services["web"]
+    return replace(web, endpoints=tuple(replace(one, capacity=capacity) for one in web.endpoints))
+
+
+def test_a_reload_neither_thaws_nor_undrains_for_a_tick():
+    world = World(config(endpoints=2))
+    world.ticks(3, 20.0)
+    requests.request_freeze(world.store, True)
+    requests.request_drain(world.store, "web-1", True)
+    world.ticks(2, 20.0)
+    said, steps = len(world.store.rows), len(world.dataplane.steps)
+    world.config = replace(world.config, services={"web": with_capacity(world.config, 200.0)})
+    requests.request_reload(world.store)
+    world.ticks(3, 20.0)
+    assert [row.action for row in world.store.rows[said:]] == ["reload"]
+    assert world.dataplane.steps[steps:] == []
+
+
 def test_reload_adds_and_removes_endpoints_without_losing_a_flow():
     world = World(config(endpoints=2))
     world.ticks(5, 20.0)
