@@ -123,6 +123,9 @@ class Fleet:
         up = self.health.get(name, MemberHealth()).up
         return default if up is None else up
 
+    def back_s(self, name: str) -> float | None:
+        return self.health.get(name, MemberHealth()).back_s
+
     def shadow_health(self, roster: Roster) -> dict[str, bool]:
         """Health of the shadows that are probed; what is known of others is forgotten: a shadow
         made again under its name starts unknown."""

@@ -18,6 +18,8 @@ class MemberHealth:
     failures: int = 0
     seen_s: float | None = None
     reason: str = ""
+    back_s: float | None = None
+    """When it came up after it had been down; None: it has not been."""
 
     def observe(self, answer: Health, probe: Probe) -> MemberHealth:
         """Takes one answer. Up after ``rise`` successes in a row, down after ``fall`` failures."""
@@ -25,9 +27,10 @@ class MemberHealth:
             return self
         if answer.ok:
             up = True if self.successes + 1 >= probe.rise else self.up
-            return MemberHealth(up, self.successes + 1, 0, answer.at_s, "")
+            back_s = answer.at_s if up and self.up is False else self.back_s
+            return MemberHealth(up, self.successes + 1, 0, answer.at_s, "", back_s)
         up = False if self.failures + 1 >= probe.fall else self.up
-        return MemberHealth(up, 0, self.failures + 1, answer.at_s, answer.reason)
+        return MemberHealth(up, 0, self.failures + 1, answer.at_s, answer.reason, self.back_s)
 
     def forgotten(self) -> MemberHealth:
         """For a member that was made anew."""

@@ -63,8 +63,8 @@ class Journal:
     def troubles(self) -> dict[str, str]:
         return dict(self._troubles)
 
-    def step(self, step: model.Step, before: model.Steering) -> None:
-        """A step that was taken, if people care."""
+    def step(self, step: model.Step, before: model.Steering, after: model.Steering) -> None:
+        """A step that was taken, if people care. ``after``: what it is a step to."""
         match step:
             case model.InstallMember(member):
                 at = with_port(member.address, member.port)
@@ -84,4 +84,8 @@ class Journal:
             case model.SetSpill(name, share):
                 old = before.members[name].spill if name in before.members else 0.0
                 if (old == 0.0) != (share == 0.0) or share == 1.0:
-                    self.say(name, "spill", f"{name}: {share:.0%} of its new flows go to its shadows")
+                    whom = "its shadows"
+                    slots = after.members[name].slots if name in after.members else ()
+                    if any(after.members[other].role is model.Role.LIVE for other in slots):
+                        whom = "its neighbours while it warms up"
+                    self.say(name, "spill", f"{name}: {share:.0%} of its new flows go to {whom}")

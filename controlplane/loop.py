@@ -331,7 +331,7 @@ class Controller:
             self._steps += 1
             if isinstance(step, model.SetRing):
                 self._ring_changed_s[step.service] = now_s
-            self._journal.step(step, self._installed)
+            self._journal.step(step, self._installed, steering)
         self._installed = steering
 
     def _set_direct(self, steering: model.Steering, now_s: float) -> None:

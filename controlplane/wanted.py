@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from controlplane import model, shadows, weights
@@ -11,6 +12,8 @@ from controlplane.model import Member, Role, Shadow, ShadowState
 
 _BLIND_S = 180.0
 """Weights stay so long without readings, then they move to capacity shares."""
+_HELPERS = 16
+"""At most so many neighbours share what one that warms up leaves: each gets some of the slots."""
 
 
 class Knowledge(Protocol):
@@ -19,6 +22,8 @@ class Knowledge(Protocol):
     fail_open: dict[str, bool]
 
     def is_up(self, name: str, default: bool) -> bool: ...
+
+    def back_s(self, name: str) -> float | None: ...
 
     def high(self, endpoint: model.Endpoint) -> float: ...
 
@@ -47,6 +52,7 @@ def wanted_steering(
         shadows_of.setdefault(shadow.parent, []).append(shadow)
     for service in config.services.values():
         usable: dict[str, bool] = {}
+        parts = _returning(config, fleet, service, frozen, now_s)
         for endpoint in service.endpoints:
             own = shadows_of.get(endpoint.name, [])
             live = _live(
@@ -58,11 +64,13 @@ def wanted_steering(
                 endpoint.name in drained,
                 frozen,
                 stale_s.get(endpoint.name),
+                parts.get(endpoint.name),
                 now_unix_s,
             )
             members[endpoint.name] = live
             usable[endpoint.name] = not live.down or live.spill == 1.0
             members |= {s.name: _shadow(fleet, s) for s in own if _installable(s)}
+        members |= _helped(service, members, parts)
         ring = _ring(
             installed, service, usable, drained, frozen, ring_changed_s.get(service.name, -1e9), now_s
         )
@@ -86,11 +94,46 @@ def wanted_steering(
 
 
 def _without_down(live: Member) -> Member:
-    return Member(live.name, live.service, live.address, live.port, live.role, None, False, live.draining)
+    return replace(live, down=False, spill=0.0, slots={})
 
 
 def _installable(shadow: Shadow) -> bool:
     return shadow.state in shadows.INSTALLED and shadow.address is not None and shadow.port is not None
+
+
+def _returning(
+    config: model.Config, fleet: Knowledge, service: model.Service, frozen: bool, now_s: float
+) -> dict[str, float]:
+    """Live endpoints that were down not long ago -> the part of its full share that each takes. They are in
+    it for two more ticks, so that the last step is taken too."""
+    warm_up_s = service.shadows.warm_up_s
+    back = {e.name: back_s for e in service.endpoints if (back_s := fleet.back_s(e.name)) is not None}
+    return {
+        name: weights.warmth(back_s, warm_up_s, now_s)
+        for name, back_s in back.items()
+        if not frozen and now_s - back_s < warm_up_s + 2.0 * config.tick_s
+    }
+
+
+def _helped(
+    service: model.Service, members: Mapping[str, Member], parts: Mapping[str, float]
+) -> dict[str, Member]:
+    """Live endpoints that warm up and have no shadow: their neighbours keep what they don't take yet."""
+    endpoints = {e.name: e for e in service.endpoints}
+    names = list(endpoints)
+    serving = {n for n in names if not members[n].down and not members[n].draining}
+    changed = {}
+    for at, name in enumerate(names):
+        if parts.get(name, 1.0) == 1.0 or name not in serving or members[name].slots:
+            continue
+        others = [n for n in names[at + 1 :] + names[:at] if n in serving and parts.get(n, 1.0) == 1.0][
+            :_HELPERS
+        ]
+        if others:
+            slots = weights.ring_weights({n: endpoints[n] for n in others})
+            spill = weights.warming_spill(0.0, parts[name])
+            changed[name] = replace(members[name], slots=slots, spill=spill)
+    return changed
 
 
 def _shadow(fleet: Knowledge, shadow: Shadow) -> Member:
@@ -117,6 +160,7 @@ def _live(
     drained: bool,
     frozen: bool,
     stale_s: float | None,
+    part: float | None,
     now_unix_s: float,
 ) -> Member:
     before = installed.members.get(endpoint.name)
@@ -148,7 +192,10 @@ def _live(
             target = weights.wanted_spill(0.0, None, usable, True)
         else:
             target = weights.wanted_spill(high, endpoint.capacity, usable, True) if high == high else spill
-        spill = weights.step_spill(spill if spill < 1.0 else target, target)
+        if part is not None:
+            spill = weights.warming_spill(target, part)
+        else:
+            spill = weights.step_spill(spill if spill < 1.0 else target, target)
     return Member(
         name=endpoint.name,
         service=service.name,

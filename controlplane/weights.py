@@ -18,16 +18,40 @@ _RING_PAUSE_S = 10.0
 _RING_BAND = 0.1
 
 
-def shadow_weight(shadow: Shadow, up: bool, warm_up_s: float, now_unix_s: float) -> float:
-    """0..1 of its full share: rising through the warm-up, 0 if it may get no new flows."""
-    if not up:
-        return 0.0
-    if shadow.state is ShadowState.READY:
+def warmth(since_s: float | None, warm_up_s: float, now_s: float) -> float:
+    """The part of its full share for who has been healthy since then: 0.1 to 1, rising through the warm-up.
+
+    None: it has not been down.
+    """
+    if since_s is None or warm_up_s <= 0.0:
         return 1.0
-    if shadow.state is not ShadowState.WARMING or shadow.healthy_unix_s is None:
+    return round(min(max(_WARM_START, (now_s - since_s) / warm_up_s), 1.0), 1)
+
+
+def shadow_part(shadow: Shadow, warm_up_s: float, now_unix_s: float) -> float:
+    """The part of its full share that a shadow may take: rising through the warm-up, when it is new and when
+    it was down."""
+    healthy, ready = shadow.healthy_unix_s, shadow.ready_unix_s
+    if shadow.state is ShadowState.WARMING:
+        return warmth(now_unix_s if healthy is None else healthy, warm_up_s, now_unix_s)
+    was_down = healthy is not None and ready is not None and healthy > ready
+    return warmth(healthy if was_down else None, warm_up_s, now_unix_s)
+
+
+def shadow_weight(shadow: Shadow, up: bool, warm_up_s: float, now_unix_s: float) -> float:
+    """0..1 of its full share; 0 if it may get no new flows."""
+    warming = shadow.state is ShadowState.WARMING and shadow.healthy_unix_s is not None
+    if not up or not (warming or shadow.state is ShadowState.READY):
         return 0.0
-    warmed = (now_unix_s - shadow.healthy_unix_s) / max(warm_up_s, 1e-9)
-    return round(min(max(_WARM_START, warmed), 1.0), 1)
+    return shadow_part(shadow, warm_up_s, now_unix_s)
+
+
+def warming_spill(target: float, part: float) -> float:
+    """What others keep while a live endpoint that came back takes ``part`` of what is meant for it.
+
+    :param target: the share that they are to have in the end.
+    """
+    return 1.0 - part * (1.0 - target)
 
 
 def wanted_spill(demand: float, capacity: float | None, shadows: float, live_usable: bool) -> float:

@@ -23,6 +23,15 @@ def test_it_flips_exactly_after_its_count_in_a_row(answers, rise, fall):
         assert bool(health.reason) is not ok
 
 
+def test_it_is_back_only_after_it_was_down():
+    health, probe = MemberHealth(), Probe(rise=2, fall=2)
+    back = []
+    for at, ok in enumerate([True, True, True, False, True, False, False, True, True, True, False]):
+        health = health.observe(Health("a", ok, float(at), 0.01), probe)
+        back.append(health.back_s)
+    assert back == [None] * 8 + [8.0] * 3
+
+
 def test_an_answer_older_than_the_last_one_is_ignored():
     now = MemberHealth().observe(Health("a", True, 5.0, 0.01), Probe(rise=1))
     assert now.observe(Health("a", False, 4.0, 0.01, "late"), Probe(fall=1)) is now

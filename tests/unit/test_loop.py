@@ -542,3 +542,86 @@ def test_an_endpoint_renamed_by_reload_keeps_its_place():
     world.ticks(5, 20.0)
     assert world.controller.status().troubles == {}
     assert set(world.dataplane.services["web"].ring) == {"www-1", "www-2"}
+
+
+# ---- the way back --------------------------------------------------------------------------
+
+
+def returning(world: World, name: str, demand: float) -> list[float]:
+    """Its spill, tick by tick, from when it is up again."""
+    world.prober.dead.add(name)
+    world.ticks(6, demand)
+    assert world.dataplane.members[name].down
+    world.prober.dead.discard(name)
+    while world.dataplane.members[name].down:
+        world.tick(demand)
+    spills = [world.dataplane.members[name].spill]
+    for _ in range(8):
+        world.tick(demand)
+        spills.append(world.dataplane.members[name].spill)
+    return spills
+
+
+def test_a_live_endpoint_that_comes_back_gets_its_share_from_its_shadow_through_the_warm_up():
+    world = grown(warm_up_s=5.0, min_life_s=600.0)
+    world.ticks(60, 20.0)
+    spills = returning(world, "web-1", 20.0)
+    assert spills == pytest.approx([0.9, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0, 0.0])
+    assert world.dataplane.lost < 400, "only what came before it was known to be down"
+
+
+def test_without_a_shadow_its_neighbours_keep_what_it_does_not_take_yet():
+    world = World(config(endpoints=3, hosts=(), warm_up_s=5.0))
+    world.ticks(5, 30.0)
+    lost = world.dataplane.lost
+    spills = returning(world, "web-2", 60.0)
+    assert spills[:5] == pytest.approx([0.9, 0.8, 0.6, 0.4, 0.2])
+    assert spills[5:] == [0.0] * 4
+    web = world.dataplane.members["web-2"]
+    assert web.slots == {}
+    slots = next(s for s in world.dataplane.steps if isinstance(s, model.SetSlots) and s.slots)
+    assert slots == model.SetSlots("web-2", {"web-3": 1.0, "web-1": 1.0})
+    rings = [s for s in world.dataplane.steps if isinstance(s, model.SetRing)]
+    assert len(rings) == 3, "whole, without it, whole again"
+    assert world.dataplane.lost - lost < 100
+    said = [row.reason for row in world.store.rows if row.action == "spill"]
+    assert said[0] == "web-2: 90% of its new flows go to its neighbours while it warms up"
+
+
+def test_who_comes_back_while_its_only_neighbour_is_dead_takes_all():
+    world = World(config(endpoints=2, hosts=(), warm_up_s=5.0))
+    world.ticks(5, 30.0)
+    world.prober.dead |= {"web-1", "web-2"}
+    world.ticks(5, 30.0)
+    world.prober.dead.discard("web-2")
+    world.ticks(8, 30.0)
+    assert not any(isinstance(step, model.SetSlots | model.SetSpill) for step in world.dataplane.steps)
+    assert set(world.dataplane.services["web"].ring) == {"web-2"}
+
+
+def test_a_shadow_that_comes_back_warms_up_again():
+    world = grown(warm_up_s=5.0, min_life_s=600.0)
+    world.ticks(10, 150.0)
+    usual = world.dataplane.members["web-1"].spill
+    world.prober.dead.add("web-1-s1")
+    world.ticks(6, 90.0)
+    assert world.dataplane.members["web-1"].slots == {}
+    world.prober.dead.clear()
+    while not world.dataplane.members["web-1"].slots:
+        world.tick(150.0)
+    seen = []
+    for _ in range(8):
+        member = world.dataplane.members["web-1"]
+        seen.append((member.slots["web-1-s1"], member.spill))
+        world.tick(150.0)
+    assert [weight for weight, _ in seen] == [0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0]
+    assert seen[0][1] < usual / 2
+    assert seen[-1][1] == pytest.approx(usual, abs=0.15)
+
+
+def test_at_the_start_of_a_controller_nobody_warms_up():
+    world = World(config(endpoints=2, hosts=(), warm_up_s=5.0))
+    world.ticks(3, 30.0)
+    world.restart()
+    world.ticks(8, 30.0)
+    assert not any(isinstance(step, model.SetSlots | model.SetSpill) for step in world.dataplane.steps)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import pairwise
 
@@ -72,6 +73,24 @@ def a_shadow(state: ShadowState, healthy: float | None = None) -> Shadow:
 )
 def test_a_shadow_is_given_its_share_by_state_and_health(state, up, weight):
     assert weights.shadow_weight(a_shadow(state, 95.0), up, 10.0, 100.0) == weight
+
+
+@pytest.mark.parametrize(
+    ("back", "now", "weight"),
+    [(None, 200.0, 1.0), (90.0, 200.0, 1.0), (200.0, 200.0, 0.1), (200.0, 204.0, 0.4), (200.0, 210.0, 1.0)],
+    ids=["never down", "healthy before it was ready", "just back", "warming up again", "warm"],
+)
+def test_a_ready_shadow_that_was_down_warms_up_again(back, now, weight):
+    shadow = replace(a_shadow(ShadowState.READY, back), ready_unix_s=100.0)
+    assert weights.shadow_weight(shadow, True, 10.0, now) == weight
+    assert weights.shadow_weight(shadow, False, 10.0, now) == 0.0
+
+
+def test_who_came_back_takes_its_share_step_by_step():
+    parts = [weights.warmth(100.0, 4.0, 100.0 + at) for at in range(6)]
+    assert parts == [0.1, 0.2, 0.5, 0.8, 1.0, 1.0]
+    assert weights.warmth(None, 4.0, 100.0) == weights.warmth(100.0, 0.0, 100.0) == 1.0
+    assert [weights.warming_spill(0.5, part) for part in (0.1, 0.5, 1.0)] == pytest.approx([0.95, 0.75, 0.5])
 
 
 def endpoint(name: str, weight: float = 1.0, capacity: float | None = None) -> Endpoint:
