@@ -6,6 +6,7 @@ Nothing here looks at the machine: that an interface or a host exists is for ``p
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Network, ip_network
@@ -57,6 +58,17 @@ def _flows_per_s(value: object) -> object:
     if isinstance(value, str) and (match := _CAPACITY.fullmatch(value.strip())) and float(match[1]) > 0:
         return float(match[1])
     raise ValueError('a rate of new flows above 0 with its unit is allowed, e.g. "40 flows/s"')
+
+
+def _limit(value: object) -> object:
+    if value == "none":
+        return math.inf
+    try:
+        return _flows_per_s(value)
+    except ValueError:
+        raise ValueError(
+            '"none" or a rate of new flows above 0 with its unit is allowed, e.g. "80 flows/s"'
+        ) from None
 
 
 def _named(value: str) -> str:
@@ -162,6 +174,7 @@ class _Endpoint(_Section):
     port: Port
     weight: Annotated[float, Strict(), Field(ge=0.001, le=1000)] = 1.0
     capacity: Annotated[float, BeforeValidator(_flows_per_s)] | None = None
+    limit: Annotated[float, BeforeValidator(_limit)] | None = None
     host: Name | None = None
 
 
@@ -170,6 +183,7 @@ class _Service(_Section):
     port: Port
     protocol: Literal["tcp", "udp"] = "tcp"
     on_down: model.OnDown = model.OnDown.RESET
+    affinity: model.Affinity = model.Affinity.NONE
     ring_size: Annotated[int, Strict(), Field(le=2_097_143), AfterValidator(_is_prime)] = 16381
     probe: _Probe = _Probe()
     endpoints: Annotated[dict[Name, _Endpoint], Field(min_length=1)]
@@ -275,6 +289,12 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
     for path, host in hosts.items():
         if host not in root.hosts:
             yield f"{where}.{path}: {host!r} is not a key of hosts ({keys})"
+    for name, one in service.endpoints.items():
+        if service.affinity is model.Affinity.SOURCE and one.limit is not None and one.limit < math.inf:
+            yield (
+                f"{where}.endpoints.{name}.limit: {one.limit:g} flows/s would part the flows of a client, "
+                f"which affinity: source keeps together; one of the two is allowed"
+            )
     probe = service.probe
     if probe.timeout > probe.interval:
         yield (
@@ -376,10 +396,11 @@ def _service(name: str, service: _Service) -> model.Service:
         port=service.port,
         protocol=model.Protocol[service.protocol.upper()],
         endpoints=tuple(
-            model.Endpoint(key, name, one.address, one.port, one.weight, one.capacity, one.host)
+            model.Endpoint(key, name, one.address, one.port, one.weight, one.capacity, one.host, one.limit)
             for key, one in service.endpoints.items()
         ),
         on_down=service.on_down,
+        affinity=service.affinity,
         ring_size=service.ring_size,
         probe=model.Probe(**_given(service.probe, {"interval": "interval_s", "timeout": "timeout_s"})),
         forecast=model.ForecastSettings(**_given(service.forecast, {"window": "window_s"})),

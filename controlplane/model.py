@@ -46,6 +46,19 @@ class OnDown(Enum):
     KEEP = "keep"
 
 
+class Affinity(Enum):
+    """What of a new flow decides who is given it."""
+
+    NONE = "none"
+    """Addresses and ports: a client's flows are spread."""
+    SOURCE = "source"
+    """The client's address: all its flows go alike."""
+
+
+LIMIT_WINDOW_S = 0.1
+"""What an endpoint's limit is counted in, by the program."""
+
+
 class ProbeKind(Enum):
     TCP = "tcp"
     HTTP = "http"
@@ -140,6 +153,8 @@ class Endpoint:
     capacity: float | None = None
     """New flows per second it can serve; None: unknown, no shadows are ordered for it."""
     host: str | None = None
+    limit: float | None = None
+    """New flows per second past which the program spills at once; None: by capacity, infinite: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +165,7 @@ class Service:
     protocol: Protocol
     endpoints: tuple[Endpoint, ...]
     on_down: OnDown = OnDown.RESET
+    affinity: Affinity = Affinity.NONE
     ring_size: int = 16381
     probe: Probe = Probe()
     forecast: ForecastSettings = ForecastSettings()
@@ -230,6 +246,8 @@ class Member:
     """Live only: share of its new flows that go to ``slots``; resolution 2**-32."""
     slots: Mapping[str, float] = field(default_factory=dict)
     """Live only: name of a shadow (or of a neighbour with room) -> weight."""
+    limit: int = 0
+    """New flows in ``LIMIT_WINDOW_S`` past which they go elsewhere at once; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +262,7 @@ class VirtualService:
     ring_size: int
     ring: Mapping[str, float] = field(default_factory=dict)
     """Name of a live endpoint -> weight in the ring, resolution 1/1000."""
+    affinity: Affinity = Affinity.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +276,7 @@ class Steering:
 @dataclass(frozen=True, slots=True)
 class InstallService:
     service: VirtualService
-    """Installed without a ring."""
+    """Installed without a ring. One that is there keeps its ring, and takes ``on_down`` and ``affinity``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +287,7 @@ class RemoveService:
 @dataclass(frozen=True, slots=True)
 class InstallMember:
     member: Member
-    """Installed with its down flag, without spill or slots."""
+    """Installed with its down flag, without spill, slots or limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +315,12 @@ class SetSpill:
 
 
 @dataclass(frozen=True, slots=True)
+class SetLimit:
+    member: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetDown:
     member: str
     down: bool
@@ -315,6 +340,7 @@ Step = (
     | SetRing
     | SetSlots
     | SetSpill
+    | SetLimit
     | SetDown
     | SetDraining
 )

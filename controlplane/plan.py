@@ -19,6 +19,7 @@ from controlplane.model import (
     Role,
     SetDown,
     SetDraining,
+    SetLimit,
     SetRing,
     SetSlots,
     SetSpill,
@@ -38,7 +39,8 @@ def _identity(member: Member) -> tuple[object, ...]:
 
 
 def _same_service(a: VirtualService, b: VirtualService) -> bool:
-    return replace(a, ring={}) == replace(b, ring={})
+    """What else there is of a service can change while it is installed."""
+    return replace(a, ring={}, on_down=b.on_down, affinity=b.affinity) == replace(b, ring={})
 
 
 def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
@@ -77,10 +79,13 @@ def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
     for name in sorted(wanted.services.keys() - rings.keys()):
         yield InstallService(replace(wanted.services[name], ring={}))
         rings[name] = {}
+    for name in sorted(wanted.services.keys() & installed.services.keys() - anew):
+        if replace(wanted.services[name], ring=installed.services[name].ring) != installed.services[name]:
+            yield InstallService(replace(wanted.services[name], ring={}))
     order = sorted(wanted.members.values(), key=lambda m: (m.role is not Role.LIVE, m.name))
     for member in order:
         if member.name not in kept:
-            yield InstallMember(replace(member, spill=0.0, slots={}, draining=False))
+            yield InstallMember(replace(member, spill=0.0, slots={}, limit=0, draining=False))
     yield from _set_members(kept, order)
     for name, service in sorted(wanted.services.items()):
         if rings[name] != dict(service.ring):
@@ -142,3 +147,5 @@ def _set_members(kept: dict[str, Member], order: list[Member]) -> Iterator[Step]
             yield SetSlots(member.name, dict(member.slots))
         if member.spill > spill:
             yield SetSpill(member.name, member.spill)
+        if member.limit != (before.limit if before else 0):
+            yield SetLimit(member.name, member.limit)

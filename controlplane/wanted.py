@@ -41,7 +41,7 @@ def wanted_steering(
     now_s: float,
     now_unix_s: float,
 ) -> model.Steering:
-    """:param frozen: spill, slots and ring weights stay; health and membership still act.
+    """:param frozen: spill, slots, limits and ring weights stay; health and membership still act.
     :param stale_s: live endpoint -> how old its group's readings are, where they are too old to act on:
         its weights stay, and after three minutes they move in limited steps to capacity shares.
     """
@@ -69,7 +69,11 @@ def wanted_steering(
             )
             members[endpoint.name] = live
             usable[endpoint.name] = not live.down or live.spill == 1.0
-            members |= {s.name: _shadow(fleet, s) for s in own if _installable(s)}
+            for shadow in own:
+                if _installable(shadow):
+                    warm = weights.shadow_part(shadow, service.shadows.warm_up_s, now_unix_s)
+                    limit = _limit(installed, service, endpoint, shadow.name, warm, frozen)
+                    members[shadow.name] = _shadow(fleet, shadow, limit)
         members |= _helped(service, members, parts)
         ring = _ring(
             installed, service, usable, drained, frozen, ring_changed_s.get(service.name, -1e9), now_s
@@ -89,6 +93,7 @@ def wanted_steering(
             service.on_down,
             service.ring_size,
             ring,
+            service.affinity,
         )
     return model.Steering(services, members)
 
@@ -136,7 +141,24 @@ def _helped(
     return changed
 
 
-def _shadow(fleet: Knowledge, shadow: Shadow) -> Member:
+def _limit(
+    installed: model.Steering,
+    service: model.Service,
+    endpoint: model.Endpoint,
+    name: str,
+    part: float,
+    frozen: bool,
+) -> int:
+    """Of a member of this live endpoint's group."""
+    if frozen:
+        before = installed.members.get(name)
+        return before.limit if before else 0
+    if service.affinity is model.Affinity.SOURCE:
+        return 0
+    return weights.window_limit(endpoint, part)
+
+
+def _shadow(fleet: Knowledge, shadow: Shadow, limit: int) -> Member:
     if shadow.address is None or shadow.port is None:
         raise ValueError(f"shadow {shadow.name} has no address yet")
     return Member(
@@ -148,6 +170,7 @@ def _shadow(fleet: Knowledge, shadow: Shadow) -> Member:
         parent=shadow.parent,
         down=not fleet.is_up(shadow.name, False),
         draining=shadow.state is ShadowState.DRAINING,
+        limit=limit,
     )
 
 
@@ -206,6 +229,7 @@ def _live(
         draining=drained,
         spill=spill,
         slots=slots,
+        limit=_limit(installed, service, endpoint, endpoint.name, part or 1.0, frozen),
     )
 
 

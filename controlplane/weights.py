@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-from controlplane.model import Endpoint, Shadow, ShadowState
+from controlplane.model import LIMIT_WINDOW_S, Endpoint, Shadow, ShadowState
 
 _OWN_SHARE = 0.5
 """Of its capacity a live endpoint fills so much before it shares: the primary first."""
@@ -15,6 +16,10 @@ _RISE = 0.25
 _FALL = 0.05
 _WARM_START = 0.1
 _RING_PAUSE_S = 10.0
+_BURST_DEVIATIONS = 3.0
+"""So many standard deviations above the mean of a window at capacity are no overload. Arrivals of many
+clients are a Poisson process, whose deviation is the root of the mean: past three of them lies one window in
+several hundred."""
 _RING_BAND = 0.1
 
 
@@ -44,6 +49,19 @@ def shadow_weight(shadow: Shadow, up: bool, warm_up_s: float, now_unix_s: float)
     if not up or not (warming or shadow.state is ShadowState.READY):
         return 0.0
     return shadow_part(shadow, warm_up_s, now_unix_s)
+
+
+def window_limit(endpoint: Endpoint, part: float) -> int:
+    """New flows in ``LIMIT_WINDOW_S`` past which this endpoint, or a shadow of it, is spared more; 0: none.
+
+    :param part: of its full share, 0..1: who warms up is spared sooner.
+    """
+    if endpoint.limit is not None:
+        return 0 if math.isinf(endpoint.limit) else max(math.ceil(endpoint.limit * part * LIMIT_WINDOW_S), 1)
+    if endpoint.capacity is None:
+        return 0
+    mean = endpoint.capacity * part * LIMIT_WINDOW_S
+    return max(math.ceil(mean + _BURST_DEVIATIONS * math.sqrt(mean)), 1)
 
 
 def warming_spill(target: float, part: float) -> float:

@@ -105,12 +105,19 @@ class FakeDataplane:
         match step:
             case model.InstallService(service):
                 assert not service.ring
-                self.services[service.name] = service
+                there = self.services.get(service.name, service)
+                assert (there.vip, there.port, there.ring_size) == (
+                    service.vip,
+                    service.port,
+                    service.ring_size,
+                ), "these can't change while it is installed"
+                self.services[service.name] = replace(service, ring=there.ring)
             case model.RemoveService(name):
                 self.services.pop(name, None)
             case model.InstallMember(member):
                 assert not member.slots
                 assert member.spill == 0.0
+                assert member.limit == 0
                 assert member.service in self.services
                 self.members[member.name] = member
                 self.rows.setdefault(member.name, len(self.rows))
@@ -132,6 +139,9 @@ class FakeDataplane:
             case model.SetSpill(name, share):
                 assert 0.0 <= share <= 1.0
                 self.members[name] = replace(self.members[name], spill=share)
+            case model.SetLimit(name, limit):
+                assert limit >= 0
+                self.members[name] = replace(self.members[name], limit=limit)
             case model.SetDown(name, down):
                 self.members[name] = replace(self.members[name], down=down)
             case model.SetDraining(name, draining):

@@ -46,6 +46,8 @@ def apply(maps: Maps, step: model.Step, now_tick: int) -> None:
             _set_slots(maps, _row(maps, name), dict(slots))
         case model.SetSpill(name, share):
             maps.endpoints["spill"][_row(maps, name)] = steering.spill_bits(share)
+        case model.SetLimit(name, limit):
+            maps.limits["limit"][_row(maps, name)] = limit
         case model.SetDown(name, down):
             _set_flag(maps, _row(maps, name), ENDPOINT_DOWN, down)
         case model.SetDraining(name, draining):
@@ -83,6 +85,8 @@ def _install_service(maps: Maps, service: model.VirtualService) -> None:
     flags = SERVICE_PRESENT
     if service.on_down is model.OnDown.KEEP:
         flags |= layout.SERVICE_ON_DOWN_KEEP
+    if service.affinity is model.Affinity.SOURCE:
+        flags |= layout.SERVICE_AFFINITY
     index = maps.service_names.get(service.name)
     if index is not None:
         found = maps.services[index]
@@ -215,6 +219,7 @@ def _install_member(maps: Maps, member: model.Member, now_tick: int) -> None:
     row["port"], row["protocol"], row["role"] = member.port, protocol, member.role.value
     row["service"], row["spill"], row["parent"] = service, 0, parent
     row["hop_expires"] = 0
+    maps.limits["limit"][index] = 0
     label_row = maps.endpoint_labels[index : index + 1]
     label_row["name"], label_row["weight"], label_row["removed_tick"] = label, 0, 0
     readings.begin_anew(maps, index)

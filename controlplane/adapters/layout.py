@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from controlplane.adapters.libbpf import MapType
 from controlplane.addresses import Address, Network
-from controlplane.model import Sizes
+from controlplane.model import LIMIT_WINDOW_S, Sizes
 
 BUCKET_FLOWS = 4
 RING_LINE_CELLS = 16
@@ -43,7 +43,7 @@ REF_INDEX_BITS = 20
 REF_INDEX_MASK = (1 << REF_INDEX_BITS) - 1
 REF_GENERATION_MASK = 0xFFF
 SPILL_ALL = 0xFFFFFFFF
-WINDOW_NS = 100_000_000
+WINDOW_NS = round(LIMIT_WINDOW_S * 1_000_000_000)
 LIMIT_WINDOW = 32
 DIRECT_OWN = 2
 _MAPPED = bytes(10) + b"\xff\xff"

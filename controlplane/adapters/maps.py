@@ -48,6 +48,8 @@ class Maps:
     """(ring cells,) of references: all rings."""
     slots: Array
     """(endpoints, SHADOW_SLOTS) of references."""
+    limits: Array
+    """(endpoints,) of layout.LIMIT."""
     flows: Array
     """(flows,) of layout.FLOW; a flow's bucket is its index divided by BUCKET_FLOWS."""
     flow_keys: Array
@@ -208,6 +210,7 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         endpoints=endpoints,
         cells=view("rings")["cell"].reshape(-1),
         slots=view("shadow_table")["slot"],
+        limits=view("limits"),
         flows=view("flows")["flow"].reshape(-1),
         flow_keys=view("flow_keys")["key"].reshape(-1),
         counters=view("counters").reshape(cpus, sizes.endpoints),

@@ -29,6 +29,7 @@ class ReadBack:
         self._endpoints = Seen(maps.endpoints, _IDENTITY_AND_SPILL)
         self._endpoint_labels = Seen(maps.endpoint_labels)
         self._slots = Seen(maps.slots)
+        self._limits = np.zeros(len(maps.limits), np.uint32)
         self._services = Seen(maps.services)
         self._service_labels = Seen(maps.service_labels)
         self._service_of = np.zeros(len(maps.endpoints), np.intp)
@@ -44,7 +45,7 @@ class ReadBack:
         self._asked_since[:] = False
         renamed = self._take(self._service_labels)
         services = self._take(self._services) | renamed
-        changed = self._take(self._slots) | dirty
+        changed = self._take(self._slots) | dirty | self._take_limits()
         if not changed.any() and not services.any():
             return self._found
         services[self._service_of[dirty]] = True
@@ -87,6 +88,11 @@ class ReadBack:
     def _take(seen: Seen) -> npt.NDArray[np.bool_]:
         changed = np.zeros(len(seen.rows), np.bool_)
         changed[seen.take()] = True
+        return changed
+
+    def _take_limits(self) -> npt.NDArray[np.bool_]:
+        before, self._limits = self._limits, self._maps.limits["limit"].copy()
+        changed: npt.NDArray[np.bool_] = before != self._limits
         return changed
 
     def _named_by(self, dirty: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from controlplane.adapters import layout, slot_table
 from controlplane.adapters.layout import ENDPOINT_DOWN, ENDPOINT_DRAINING, ENDPOINT_PRESENT, SERVICE_PRESENT
 from controlplane.adapters.maps import Array, Maps
-from controlplane.model import Member, OnDown, Protocol, Role, VirtualService
+from controlplane.model import Affinity, Member, OnDown, Protocol, Role, VirtualService
 
 THOUSANDTHS = 1000
 _SPILL_DECIMALS = 9
@@ -93,6 +93,7 @@ def read_member(maps: Maps, index: int) -> Member | None:
         draining=bool(state & ENDPOINT_DRAINING),
         spill=spill_share(int(endpoint["spill"])) if role is Role.LIVE else 0.0,
         slots=read_slots(maps, index) if role is Role.LIVE else {},
+        limit=int(maps.limits["limit"][index]),
     )
 
 
@@ -138,6 +139,7 @@ def read_service(maps: Maps, index: int) -> VirtualService | None:
         protocol=Protocol(int(service["protocol"])),
         on_down=OnDown.KEEP if service["flags"] & layout.SERVICE_ON_DOWN_KEEP else OnDown.RESET,
         ring_size=int(service["ring_size"]),
+        affinity=Affinity.SOURCE if service["flags"] & layout.SERVICE_AFFINITY else Affinity.NONE,
     )
 
 

@@ -59,17 +59,20 @@ def services(instance: InstanceName = None, as_json: AsJsonLines = False) -> Non
             "port": one.port,
             "protocol": one.protocol.name.lower(),
             "on_down": one.on_down,
+            "affinity": one.affinity,
             "ring_size": one.ring_size,
             "ring": dict(one.ring),
         }
         for one in found
     )
-    output.rows(("service", "vip", "port", "protocol", "on_down", "ring_size", "ring"), rows, as_json)
+    columns = ("service", "vip", "port", "protocol", "on_down", "affinity", "ring_size", "ring")
+    output.rows(columns, rows, as_json)
 
 
 @app.command()
 def endpoints(instance: InstanceName = None, as_json: AsJsonLines = False) -> None:
-    """Endpoints, live and shadow: where they are, whether they are down or drain, how much spills.
+    """Endpoints, live and shadow: where they are, whether they are down or drain, how much spills, and past
+    how many new flows in 100 ms the rest does too (0: no limit).
 
     Example: penumbra maps endpoints --json
     """
@@ -87,13 +90,14 @@ def endpoints(instance: InstanceName = None, as_json: AsJsonLines = False) -> No
             "down": one.down,
             "draining": one.draining,
             "spill": one.spill,
+            "limit": one.limit,
             "rtt_p50_ms": times[one.name][0],
             "rtt_p99_ms": times[one.name][1],
         }
         for one in found
     )
     columns = ("endpoint", "service", "role", "address", "port", "parent", "down", "draining", "spill")
-    output.rows((*columns, "rtt_p50_ms", "rtt_p99_ms"), rows, as_json)
+    output.rows((*columns, "limit", "rtt_p50_ms", "rtt_p99_ms"), rows, as_json)
 
 
 @app.command()

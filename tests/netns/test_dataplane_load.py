@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import struct
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -68,6 +69,8 @@ def install_some(dataplane: MapDataplane) -> None:
         model.SetRing("web", {"web-1": 1.0, "web-2": 0.5}),
         model.SetSlots("web-1", {"web-1-a": 1.0, "web-1-b": 0.3}),
         model.SetSpill("web-1", 0.35),
+        model.SetLimit("web-1", 12),
+        model.SetLimit("web-1-a", 3),
         model.SetDraining("web-1-b", True),
     ]
     for step in steps:
@@ -242,10 +245,41 @@ def test_a_new_process_reads_back_what_was_installed(loaded: MapDataplane, confi
     members = again.installed().members
     assert members["web-1"].spill == 0.35
     assert members["web-1"].slots == {"web-1-a": 1.0, "web-1-b": 0.3}
+    assert {name: member.limit for name, member in members.items() if member.limit} == {
+        "web-1": 12,
+        "web-1-a": 3,
+    }
     assert members["web-2"].down
     assert members["web-1-b"].draining
     assert again.installed().services["web"].ring == {"web-1": 1.0, "web-2": 0.5}
     again.close()
+
+
+def test_a_limit_that_another_process_sets_is_seen(loaded: MapDataplane, config: model.Config) -> None:
+    install_some(loaded)
+    assert loaded.installed().members["web-1"].limit == 12
+    with closing(MapDataplane.open(config.instance, MachineClock())) as other:
+        other.apply(model.SetLimit("web-1", 0))
+    assert loaded.installed().members["web-1"].limit == 0
+
+
+def test_who_is_installed_anew_has_no_limit(loaded: MapDataplane) -> None:
+    install_some(loaded)
+    loaded.apply(model.RemoveMember("web-1-a"))
+    loaded.apply(model.InstallMember(shadow("web-1-a", 3, "web-1")))
+    assert loaded.installed().members["web-1-a"].limit == 0
+
+
+def test_affinity_and_on_down_change_while_a_service_is_installed(loaded: MapDataplane) -> None:
+    install_some(loaded)
+    before = loaded.installed()
+    changed = replace(WEB, on_down=model.OnDown.KEEP, affinity=model.Affinity.SOURCE)
+    loaded.apply(model.InstallService(changed))
+    after = loaded.installed()
+    assert after.services["web"] == replace(changed, ring=before.services["web"].ring)
+    assert after.members == before.members
+    loaded.apply(model.InstallService(WEB))
+    assert loaded.installed() == before
 
 
 def test_every_step_taken_twice_is_the_same_as_once(loaded: MapDataplane) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A configuration is read whole, or refused with the field's path, the value and what is allowed."""
 
+import math
 import os
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -41,6 +42,22 @@ def test_what_is_given_arrives_and_the_rest_has_the_models_defaults():
     assert service.probe == model.Probe()
 
 
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("", None), (", limit: none", math.inf), (", limit: 80 flows/s", 80.0)],
+    ids=["not given", "none", "a rate"],
+)
+def test_a_limit_is_a_rate_or_none_or_left_to_the_controller(text, limit):
+    parsed = config.parse(GOOD.replace("40 flows/s", f"40 flows/s{text}"))
+    assert parsed.services["web"].endpoints[0].limit == limit
+
+
+def test_affinity_is_none_unless_it_is_given():
+    assert config.parse(GOOD).services["web"].affinity is model.Affinity.NONE
+    given = config.parse(GOOD.replace("port: 80\n", "port: 80\n    affinity: source\n"))
+    assert given.services["web"].affinity is model.Affinity.SOURCE
+
+
 def test_the_models_own_defaults_stand_for_everything_that_is_not_given():
     parsed = config.parse(GOOD)
     assert parsed.sizes == model.Sizes()
@@ -66,6 +83,17 @@ BAD = {
         "capacity: '-4 flows/s': a rate of new flows above 0",
     ),
     "a capacity of zero": (("40 flows/s", "0 flows/s"), "capacity: '0 flows/s': a rate of new flows above 0"),
+    "a limit without unit": (
+        ("40 flows/s", "40 flows/s, limit: 4"),
+        'endpoints.web-1.limit: 4: "none" or a rate of new flows',
+    ),
+    "a limit that would part a client's flows": (
+        (
+            "port: 80\n    endpoints:\n      web-1: {",
+            "port: 80\n    affinity: source\n    endpoints:\n      web-1: {limit: 4 flows/s, ",
+        ),
+        "services.web.endpoints.web-1.limit: 4 flows/s would part the flows of a client",
+    ),
     "a duration without unit": (("500ms", "5"), "shadows.lead_time: 5: a duration with its unit"),
     "a bool where a count belongs": (
         ("slots: 2", "slots: true"),

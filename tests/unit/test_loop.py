@@ -544,7 +544,65 @@ def test_an_endpoint_renamed_by_reload_keeps_its_place():
     assert set(world.dataplane.services["web"].ring) == {"www-1", "www-2"}
 
 
-# ---- the way back --------------------------------------------------------------------------
+# ---- limits, and the way back --------------------------------------------------------------
+
+
+def limits(world: World) -> dict[str, int]:
+    return {name: member.limit for name, member in world.dataplane.members.items()}
+
+
+def test_live_endpoints_and_shadows_are_limited_by_capacity_and_a_restart_changes_nothing():
+    world = grown()
+    world.ticks(3, 110.0)
+    assert limits(world) == {"web-1": 20, "web-1-s1": 20}
+    world.restart()
+    before = len(world.dataplane.steps)
+    world.ticks(3, 110.0)
+    assert not any(isinstance(step, model.SetLimit) for step in world.dataplane.steps[before:])
+
+
+def test_a_shadow_that_warms_up_is_limited_to_its_part():
+    world = World(config(max_per_endpoint=1, warm_up_s=5.0))
+    world.ticks(25, 40.0)
+    world.until(ShadowState.READY, 110.0)
+    set_to = [s.limit for s in world.dataplane.steps if isinstance(s, model.SetLimit) and "-s" in s.member]
+    assert set_to == sorted(set_to)
+    assert (set_to[0], set_to[-1], len(set_to)) == (4, 20, 6)
+
+
+@pytest.mark.parametrize("why", ["affinity", "capacity", "limit"])
+def test_nobody_is_limited_who_can_not_or_shall_not_be(why):
+    plain = config()
+    web = plain.services["web"]
+    if why == "affinity":
+        web = replace(web, affinity=model.Affinity.SOURCE)
+    else:
+        changed = {"capacity": None} if why == "capacity" else {"limit": float("inf")}
+        web = replace(web, endpoints=tuple(replace(one, **changed) for one in web.endpoints))
+    world = World(replace(plain, services={"web": web}))
+    world.ticks(5, 20.0)
+    assert limits(world) == {"web-1": 0}
+    assert world.dataplane.services["web"].affinity is web.affinity
+
+
+@pytest.mark.parametrize("mode", [model.Mode.FORECAST_ONLY, model.Mode.ADVISE], ids=lambda mode: mode.value)
+def test_who_does_not_act_limits_nobody(mode):
+    world = World(config(mode=mode))
+    world.ticks(5, 20.0)
+    assert limits(world) == {"web-1": 0}
+
+
+def test_frozen_limits_stay():
+    world = World(config())
+    world.ticks(3, 20.0)
+    requests.request_freeze(world.store, True)
+    world.config = replace(world.config, services={"web": with_capacity(world.config, 200.0)})
+    requests.request_reload(world.store)
+    world.ticks(3, 20.0)
+    assert limits(world) == {"web-1": 20}
+    requests.request_freeze(world.store, False)
+    world.ticks(3, 20.0)
+    assert limits(world) == {"web-1": 34}
 
 
 def returning(world: World, name: str, demand: float) -> list[float]:
@@ -578,7 +636,7 @@ def test_without_a_shadow_its_neighbours_keep_what_it_does_not_take_yet():
     assert spills[:5] == pytest.approx([0.9, 0.8, 0.6, 0.4, 0.2])
     assert spills[5:] == [0.0] * 4
     web = world.dataplane.members["web-2"]
-    assert web.slots == {}
+    assert (web.slots, web.limit) == ({}, 20)
     slots = next(s for s in world.dataplane.steps if isinstance(s, model.SetSlots) and s.slots)
     assert slots == model.SetSlots("web-2", {"web-3": 1.0, "web-1": 1.0})
     rings = [s for s in world.dataplane.steps if isinstance(s, model.SetRing)]

@@ -3,12 +3,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.model import Member, OnDown, Protocol, Role, Steering, VirtualService
+from controlplane.model import (
+    Affinity,
+    InstallService,
+    Member,
+    OnDown,
+    Protocol,
+    Role,
+    SetLimit,
+    Steering,
+    VirtualService,
+)
 from controlplane.plan import plan
 from tests.fakes import FakeClock, FakeDataplane
 
@@ -33,6 +44,7 @@ def steerings(draw: st.DrawFn) -> Steering:
                     name,
                     draw(st.booleans()),
                     draw(st.booleans()),
+                    limit=draw(st.sampled_from([0, 10])),
                 )
             slots = {s: draw(st.sampled_from([0.5, 1.0])) for s in shadows if draw(st.booleans())}
             spill = draw(st.sampled_from([0.0, 0.3, 1.0])) if slots else 0.0
@@ -47,11 +59,13 @@ def steerings(draw: st.DrawFn) -> Steering:
                 draw(st.booleans()),
                 spill,
                 slots,
+                draw(st.sampled_from([0, 10, 20])),
             )
         chosen = draw(st.sets(st.sampled_from(live), min_size=1))
         ring = {name: draw(st.sampled_from([0.5, 1.0])) for name in sorted(chosen)}
         vip = IPv4Address("192.0.2.0") + draw(st.integers(1, 2))
-        services[service] = VirtualService(service, vip, 80, Protocol.TCP, OnDown.RESET, 4093, ring)
+        on_down, affinity = draw(st.sampled_from(OnDown)), draw(st.sampled_from(Affinity))
+        services[service] = VirtualService(service, vip, 80, Protocol.TCP, on_down, 4093, ring, affinity)
     return Steering(services, members)
 
 
@@ -85,3 +99,24 @@ def test_a_plan_cut_anywhere_is_resumed_and_arrives(installed, wanted, cut):
         assert_nothing_dangles(dataplane.installed(), installed, wanted)
     assert dataplane.installed() == wanted
     assert plan(wanted, wanted) == ()
+
+
+def test_another_affinity_or_on_down_moves_nobody():
+    web = VirtualService(
+        "web", IPv4Address("192.0.2.1"), 80, Protocol.TCP, OnDown.RESET, 4093, {"web-1": 1.0}
+    )
+    live = Member("web-1", "web", IPv4Address("10.0.0.1"), 80, Role.LIVE)
+    changed = replace(web, on_down=OnDown.KEEP, affinity=Affinity.SOURCE)
+    steps = plan(Steering({"web": web}, {"web-1": live}), Steering({"web": changed}, {"web-1": live}))
+    assert steps == (InstallService(replace(changed, ring={})),)
+
+
+def test_a_limit_is_one_step():
+    web = VirtualService(
+        "web", IPv4Address("192.0.2.1"), 80, Protocol.TCP, OnDown.RESET, 4093, {"web-1": 1.0}
+    )
+    live = Member("web-1", "web", IPv4Address("10.0.0.1"), 80, Role.LIVE)
+    installed = Steering({"web": web}, {"web-1": live})
+    assert plan(installed, Steering({"web": web}, {"web-1": replace(live, limit=10)})) == (
+        SetLimit("web-1", 10),
+    )

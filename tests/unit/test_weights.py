@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane import weights
-from controlplane.model import Endpoint, Shadow, ShadowState
+from controlplane.model import LIMIT_WINDOW_S, Endpoint, Shadow, ShadowState
 
 
 @given(st.floats(0.0, 400.0), st.floats(0.1, 4.0), st.floats(10.0, 200.0))
@@ -91,6 +93,43 @@ def test_who_came_back_takes_its_share_step_by_step():
     assert parts == [0.1, 0.2, 0.5, 0.8, 1.0, 1.0]
     assert weights.warmth(None, 4.0, 100.0) == weights.warmth(100.0, 0.0, 100.0) == 1.0
     assert [weights.warming_spill(0.5, part) for part in (0.1, 0.5, 1.0)] == pytest.approx([0.95, 0.75, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("capacity", "limit", "part", "flows"),
+    [
+        (400.0, None, 1.0, 59),
+        (400.0, None, 0.1, 10),
+        (0.5, None, 1.0, 1),
+        (None, None, 1.0, 0),
+        (400.0, math.inf, 1.0, 0),
+        (400.0, 200.0, 1.0, 20),
+        (None, 205.0, 1.0, 21),
+        (None, 200.0, 0.5, 10),
+        (None, 1.0, 0.1, 1),
+    ],
+    ids=[
+        "by capacity: 40 and three deviations",
+        "the same, warming up",
+        "one at least",
+        "of unknown capacity none",
+        "none if told so",
+        "what it is told goes before capacity, and nothing on top",
+        "rounded up, without a capacity too",
+        "what it is told, warming up",
+        "never none by rounding",
+    ],
+)
+def test_a_limit(capacity, limit, part, flows):
+    told = replace(endpoint("a", capacity=capacity), limit=limit)
+    assert weights.window_limit(told, part) == flows
+
+
+def test_at_its_capacity_an_endpoint_passes_its_limit_in_one_window_of_hundreds():
+    for capacity in (40.0, 170.0, 400.0, 10_000.0):
+        windows = np.random.default_rng(3).poisson(capacity * LIMIT_WINDOW_S, 200_000)
+        past = windows > weights.window_limit(endpoint("a", capacity=capacity), 1.0)
+        assert 0 < past.mean() < 1 / 200
 
 
 def endpoint(name: str, weight: float = 1.0, capacity: float | None = None) -> Endpoint:
