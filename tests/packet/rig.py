@@ -257,6 +257,13 @@ class Rig:
         cached = self.flows["id"] != 0
         self.flows["life"][cached] -= np.uint64(ticks << 32)
 
+    def stop_time(self) -> None:
+        """Every cached flow was seen as lately as the last one."""
+        cached = self.flows["id"] != 0
+        life = self.flows["life"][cached]
+        newest = life.max(initial=0) >> np.uint64(32) << np.uint64(32)
+        self.flows["life"][cached] = life & np.uint64(2**32 - 1) | newest
+
 
 # ---- frames ---------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ FLOWS = 256
 BURST = 50_000
 SECONDS = 1.5
 NEW_FLOWS, BUCKETS = 1 << 19, 1 << 18
+TRIES = 5
+"""Of a race that must be lost: one is enough, but for emulated cores that seldom run at once."""
 FLAGS = ("S", "S", "A", "A", "F", "R")
 
 
@@ -197,9 +199,13 @@ def test_every_packet_stays_with_its_service_and_is_counted_once(
 def large(source: Path) -> Rig:
     """A cache in which all the flows of one run have a place."""
     rig = Rig(compile_program(source, replace(SIZES, buckets=BUCKETS)))
+    empty(rig)
+    return rig
+
+
+def empty(rig: Rig) -> None:
     World(rig)
     rig.settings["bucket_mask"] = BUCKETS - 1
-    return rig
 
 
 def test_flows_that_both_cores_start_at_once_stand_once(harnesses: list[Harness]) -> None:
@@ -219,8 +225,12 @@ def test_without_the_second_look_some_stand_twice(tmp_path: Path, harnesses: lis
     source.write_text(source.read_text().replace(right, "return ref;"))
     rig = large(tmp_path / "bpf")
     try:
-        start_together(rig, harnesses[0])
-        assert doubles(rig) > 0
+        for _ in range(TRIES):
+            empty(rig)
+            start_together(rig, harnesses[0])
+            if doubles(rig) > 0:
+                return
+        pytest.fail(f"in {TRIES} runs no flow stood twice")
     finally:
         rig.compiled.close()
 
