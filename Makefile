@@ -13,22 +13,25 @@ PYTHON := /usr/bin/python3
 PACKAGES := python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2 ethtool nftables iptables docker.io busybox-static util-linux procps curl
 # What `make bench` compares with; nothing else needs it.
 BENCH_PACKAGES := haproxy
+# What test-kernel needs besides.
+KERNEL_PACKAGES := qemu-system-x86 kmod
 
 # Scripts in a venv name its path: a checkout that was moved or copied gets a new one.
 READY := $(VENV)/ready-$(shell pwd | cksum | cut -d' ' -f1)
 
 export TRACE TARGET
 
-.PHONY: help setup demo test lint bench lab format clean
+.PHONY: help setup demo test test-kernel lint bench lab format clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: build/packages $(READY) ## install what is missing (Debian packages, a Python venv)
 
-build/packages build/bench-packages: Makefile
+# Installs those of the Debian packages $(1) that are missing, and makes the target's file.
+define install
 	@mkdir -p build
-	@missing=$$(for p in $(WANTED); do dpkg-query -W -f='$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || echo $$p; done); \
+	@missing=$$(for p in $(1); do dpkg-query -W -f='$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
 		[ "$$(id -u)" = 0 ] || { echo "setup needs root to install:" $$missing >&2; exit 1; }; \
 		echo "setup: installing Debian packages:" $$missing; \
@@ -37,9 +40,16 @@ build/packages build/bench-packages: Makefile
 			>$@.log 2>&1 || { tail -20 $@.log >&2; exit 1; }; \
 	fi
 	@touch $@
+endef
 
-build/packages: WANTED = $(PACKAGES)
-build/bench-packages: WANTED = $(BENCH_PACKAGES)
+build/packages: Makefile
+	$(call install,$(PACKAGES))
+
+build/kernel-packages: Makefile
+	$(call install,$(KERNEL_PACKAGES))
+
+build/bench-packages: Makefile
+	$(call install,$(BENCH_PACKAGES))
 
 $(READY): build/packages pyproject.toml constraints.txt
 	@echo "setup: installing Python packages into $(VENV)"
@@ -52,6 +62,9 @@ demo: setup ## the same trace without shadows, reactive and with Penumbra (TRACE
 
 test: setup ## all tests, as root
 	@$(BIN)/python -m tests
+
+test-kernel: setup build/kernel-packages ## the packet tests on Debian's stock kernel under qemu, as root
+	@$(BIN)/python -m tests.kernel
 
 lint: setup ## ruff, mypy, import contracts, yamllint
 	@$(BIN)/ruff check .
