@@ -300,8 +300,10 @@ static __always_inline int hit_return(struct here *here,
 		return LONG_WAY;
 	at = from->service;
 	service = services.lookup(&at);
+	if (!service)
+		return LONG_WAY;
 	gateway = lookup_gateway(here, v6, seen->destination[0]);
-	if (!service || !gateway || gateway->hop_vlan ||
+	if (!gateway || gateway->hop_vlan ||
 	    (gateway->hop_mtu && seen->bytes > gateway->hop_mtu))
 		return LONG_WAY;
 	found = find_known(here,
