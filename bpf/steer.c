@@ -237,7 +237,7 @@ static __always_inline u32 lookup_ring(const struct service *service, u64 pick,
 
 	if (!size)
 		return 0;
-	cell = service->ring_base + (service->ring_active ? size : 0) +
+	cell = service->ring_base + service->ring_active * size +
 	       hash_ring_slot(pick, try, size);
 	line = cell / RING_LINE_CELLS;
 	cells = rings.lookup(&line);
@@ -245,17 +245,27 @@ static __always_inline u32 lookup_ring(const struct service *service, u64 pick,
 }
 
 /*
- * Whether ref names one of the service that takes new flows. In loops: one
- * branch, where lookup_present() has four to verify in every round.
+ * Its endpoint. NULL is impossible, so loops end there: going on would be one
+ * more way into the next round.
  */
-static __always_inline bool usable(struct here *here, u32 ref, u32 service)
+static __always_inline struct endpoint *lookup_named(struct here *here, u32 ref)
 {
 	u32 index = forget(here, ref_index(ref));
-	struct endpoint *endpoint = endpoints.lookup(&index);
 
-	return endpoint &&
-	       !(ref_unusable(ref, *(volatile u64 *)&endpoint->state) |
-		 (endpoint->service ^ service));
+	return endpoints.lookup(&index);
+}
+
+/*
+ * Whether ref names one of the service that takes new flows, and is not :but.
+ * One branch, for in loops lookup_present()'s four are verified in every round.
+ */
+static __always_inline bool usable(const struct endpoint *endpoint, u32 ref,
+				   u32 service, u32 but)
+{
+	u64 same = ((u64)(ref ^ but) - 1) >> 63;
+
+	return !(ref_unusable(ref, *(volatile u64 *)&endpoint->state) |
+		 (endpoint->service ^ service) | same);
 }
 
 /* Counts a new flow of the endpoint's; false: its limit is reached. */
@@ -273,12 +283,17 @@ static __always_inline u32 pick_slot(struct here *here, u32 live, u32 service,
 {
 	struct shadow_slots *slots = shadow_table.lookup(&live);
 	u32 at = hash_shadow_slot(pick), ref;
+	struct endpoint *endpoint;
 
 	if (!slots)
 		return 0;
+#pragma unroll
 	for (u32 i = 0; i < SLOT_TRIES; i++) {
 		ref = slots->slot[(at + i * SLOT_STRIDE) % SHADOW_SLOTS];
-		if (ref != but && usable(here, ref, service))
+		endpoint = lookup_named(here, ref);
+		if (!endpoint)
+			return 0;
+		if (usable(endpoint, ref, service, but))
 			return ref;
 	}
 	return 0;
@@ -305,10 +320,15 @@ static __always_inline u32 pick_other_live(struct here *here, u32 index,
 					   u64 pick)
 {
 	u32 ref;
+	struct endpoint *endpoint;
 
+#pragma unroll
 	for (u32 try = 1; try <= RING_TRIES; try++) {
-		ref = lookup_ring(service, pick, try);
-		if (usable(here, ref, index))
+		ref = forget(here, lookup_ring(service, pick, try));
+		endpoint = lookup_named(here, ref);
+		if (!endpoint)
+			return 0;
+		if (usable(endpoint, ref, index, 0))
 			return ref;
 	}
 	return 0;
@@ -482,6 +502,7 @@ static __always_inline struct place find_victim(struct here *here, u64 hash)
 	 * From a way that the hash names: to the verifier all ways are then
 	 * alike, and it looks at one instead of eight stories.
 	 */
+#pragma unroll
 	for (u32 i = 0; i < CANDIDATES; i++) {
 		u32 index = i < BUCKET_FLOWS ? first : second;
 
@@ -534,6 +555,7 @@ static __always_inline u32 settle(struct here *here, u64 hash,
 	struct flow *flow;
 	u64 id;
 
+#pragma unroll
 	for (u32 i = 0; i < CANDIDATES; i++) {
 		u32 index = i < BUCKET_FLOWS ? first : second;
 

@@ -258,7 +258,9 @@ MUTATIONS = {
     "a shadow's limit is not asked for": Mutation(
         "steer.c", "!ref || admit(here, ref_index(ref)))", "!ref || 1)", limits
     ),
-    "the second slot may be the first again": Mutation("steer.c", "ref != but && usable(", "usable(", limits),
+    "the second slot may be the first again": Mutation(
+        "steer.c", "service) | same)", "service) | (same & 0))", limits
+    ),
     "what opens no flow is limited": Mutation(
         "steer.c",
         "return packet->protocol == IPPROTO_UDP || opens(packet);",
