@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.adapters import flow_lines, layout
-from controlplane.adapters.flow_table import STATES, TICK_S, Listed
+from controlplane.adapters.flow_table import STATES, Listed
 from controlplane.addresses import MAPPED, Address
 
 NAMES = ["", "web-1", 'sp"ace\\d', "größer"]
@@ -57,7 +57,7 @@ def one_by_one(flows: list[Flow]) -> Iterator[str]:
                 "service": NAMES[service],
                 "endpoint": NAMES[endpoint] if endpoint else "",
                 "state": STATES[state],
-                "idle_s": idle * TICK_S,
+                "idle_s": idle * layout.TICK_S,
             }
         )
 
