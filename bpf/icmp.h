@@ -69,13 +69,8 @@ static __always_inline void rewrite_echo(struct xdp_md *ctx,
 	echo->type = to;
 	echo->check = csum_apply(echo->check, csum_change(bpf_htons(from << 8),
 							  bpf_htons(to << 8)));
-	if (packet->v6) {
-		rewrite_v6(packet, true, packet->destination);
-		rewrite_v6(packet, false, packet->source);
-	} else {
-		rewrite_v4(packet, true, packet->destination);
-		rewrite_v4(packet, false, packet->source);
-	}
+	rewrite_address(packet, true, packet->destination);
+	rewrite_address(packet, false, packet->source);
 	rewrite_ttl(packet, ECHO_TTL);
 	__builtin_memcpy(back, eth->h_source, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
@@ -167,8 +162,7 @@ static __always_inline void rewrite_error(struct packet *packet,
 					  bool to_endpoint,
 					  const __be32 *address, __be16 port)
 {
-	u64 outer = packet->v6 ? rewrite_v6(packet, !to_endpoint, address) :
-				 rewrite_v4(packet, !to_endpoint, address);
+	u64 outer = rewrite_address(packet, !to_endpoint, address);
 	struct icmp_header *error = packet->l4;
 	u64 change = rewrite_embedded(packet, about, to_endpoint, address, port);
 

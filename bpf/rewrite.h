@@ -60,7 +60,10 @@ static __always_inline u64 rewrite_v6(struct packet *packet, bool source,
 	return rewrite_words(at, address);
 }
 
-/* Alone it does for a later fragment, whose checksum lies in the first one. */
+/*
+ * Returns the change for sums over the address. Alone it does for a later
+ * fragment, whose TCP or UDP checksum lies in the first one.
+ */
 static __always_inline u64 rewrite_address(struct packet *packet, bool source,
 					   const __be32 *address)
 {

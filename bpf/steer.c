@@ -1066,7 +1066,8 @@ static __always_inline struct endpoint *assign(struct here *here, u32 index,
 
 	/*
 	 * In a flood SYNs go by hash alone, not even looked for: each would be a
-	 * line from memory. That is where those of remembered flows went too.
+	 * line from memory. One sent again goes where its first one went, unless
+	 * ring or spill have changed since.
 	 */
 	if (!opens(packet) || !flooded(here))
 		place = find_flow(here, hash);

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from controlplane.adapters import layout, libbpf, netlink, steering
+from controlplane.adapters import layout, libbpf, netlink, next_hops, steering
 from controlplane.adapters.maps import Maps
 from controlplane.addresses import Network
 
@@ -42,7 +42,10 @@ def renew(
         hop = routing.default_hop(version)
         if hop is not None and hop.ifindex not in interfaces:
             hop = None
-        write_hop(maps.gateways, place, hop, expires_tick)
+        if hop is None or hop.neighbour_mac is None:
+            maps.gateways["hop_expires"][place] = 0
+        else:
+            next_hops.write(maps.gateways, np.array([place]), [hop], expires_tick)
         if hop is not None:
             hops.append(hop)
     return hops
@@ -89,20 +92,3 @@ def _bits(prefixes: npt.NDArray[np.void], version: int) -> npt.NDArray[np.uint64
     for start, bits in zip(first[free > 0], free[free > 0].tolist(), strict=True):
         marked[layout.near_bits(start + np.arange(1 << bits, dtype=np.uint64), version)] = True
     return np.packbits(marked, bitorder="little").view("<u8")
-
-
-def write_hop(rows: npt.NDArray[np.void], index: int, hop: netlink.Hop | None, expires_tick: int) -> None:
-    """Into an endpoint's or a gateway's row; never trusted while its fields change."""
-    row = rows[index : index + 1]
-    if hop is None or hop.neighbour_mac is None:
-        row["hop_expires"] = 0
-        return
-    found = (int(row["hop_ifindex"][0]), row["hop_dst"].tobytes(), row["hop_src"].tobytes())
-    wanted = (hop.ifindex, hop.neighbour_mac, hop.source_mac, hop.vlan, min(hop.mtu, 0xFFFF))
-    if (*found, int(row["hop_vlan"][0]), int(row["hop_mtu"][0])) != wanted:
-        row["hop_expires"] = 0
-        row["hop_ifindex"] = hop.ifindex
-        row["hop_dst"] = np.frombuffer(hop.neighbour_mac, "u1")
-        row["hop_src"] = np.frombuffer(hop.source_mac, "u1")
-        row["hop_vlan"], row["hop_mtu"] = wanted[-2:]
-    row["hop_expires"] = expires_tick

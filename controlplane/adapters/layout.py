@@ -134,6 +134,14 @@ SERVICE = np.dtype(
         ("pad", "<u4", 7),
     ]
 )
+_HOP: list[tuple[str, str] | tuple[str, str, int]] = [
+    ("hop_expires", "<u4"),
+    ("hop_ifindex", "<u4"),
+    ("hop_dst", "u1", 6),
+    ("hop_src", "u1", 6),
+    ("hop_vlan", ">u2"),
+    ("hop_mtu", "<u2"),
+]
 ENDPOINT = np.dtype(
     [
         ("address", "u1", 16),
@@ -144,25 +152,10 @@ ENDPOINT = np.dtype(
         ("state", "<u8"),
         ("spill", "<u4"),
         ("parent", "<u4"),
-        ("hop_expires", "<u4"),
-        ("hop_ifindex", "<u4"),
-        ("hop_dst", "u1", 6),
-        ("hop_src", "u1", 6),
-        ("hop_vlan", ">u2"),
-        ("hop_mtu", "<u2"),
+        *_HOP,
     ]
 )
-GATEWAY = np.dtype(
-    [
-        ("hop_expires", "<u4"),
-        ("hop_ifindex", "<u4"),
-        ("hop_dst", "u1", 6),
-        ("hop_src", "u1", 6),
-        ("hop_vlan", ">u2"),
-        ("hop_mtu", "<u2"),
-        ("pad", "<u4", 2),
-    ]
-)
+GATEWAY = np.dtype([*_HOP, ("pad", "<u4", 2)])
 NEAR = np.dtype("<u8")
 TARGET_BUCKET = np.dtype([("entry", "<u8", TARGET_WAYS)])
 RING_LINE = np.dtype([("cell", "<u4", RING_LINE_CELLS)])

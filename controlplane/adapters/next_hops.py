@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How frames leave for each endpoint: written into its row, and trusted until they expire there."""
+"""How frames leave for each endpoint: in its row, trusted until they expire there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane.adapters import layout, steering
-from controlplane.adapters.maps import Maps
+from controlplane.adapters.maps import Array, Maps
 from controlplane.adapters.netlink import Hop, Routing
 from controlplane.addresses import Address
 
@@ -45,7 +45,7 @@ def renew(
     there = np.array(list(resolved), np.intp)
     maps.endpoints["hop_expires"][np.setdiff1d(rows, there, assume_unique=True)] = 0
     if resolved:
-        _write(maps, there, list(resolved.values()), now_tick + layout.ticks(LIFE_S))
+        write(maps.endpoints, there, list(resolved.values()), now_tick + layout.ticks(LIFE_S))
     return {(hop.device, hop.neighbour): hop for hop in usable.values() if not hop.managed}.values()
 
 
@@ -64,24 +64,24 @@ def _hops(maps: Maps, rows: npt.NDArray[np.intp], routing: Routing) -> Iterable[
         yield by_gateway[key]
 
 
-def _write(maps: Maps, rows: npt.NDArray[np.intp], hops: list[Hop], expires_tick: int) -> None:
-    """Never trusted while its fields change."""
-    wanted = np.zeros(len(rows), layout.ENDPOINT)
+def write(table: Array, rows: npt.NDArray[np.intp], hops: list[Hop], expires_tick: int) -> None:
+    """Resolved ones, into rows of endpoints or gateways; never trusted while their fields change."""
+    wanted = np.zeros(len(rows), table.dtype)
     wanted["hop_ifindex"] = [hop.ifindex for hop in hops]
     wanted["hop_dst"] = _macs([hop.neighbour_mac or b"" for hop in hops])
     wanted["hop_src"] = _macs([hop.source_mac for hop in hops])
     wanted["hop_vlan"] = [hop.vlan for hop in hops]
     wanted["hop_mtu"] = [min(hop.mtu, _MTU_MOST) for hop in hops]
-    found = maps.endpoints[rows]
+    found = table[rows]
     differs = np.zeros(len(rows), np.bool_)
     for field in _FIELDS:
         different = found[field] != wanted[field]
         differs |= different.any(axis=1) if different.ndim > 1 else different
     changed = rows[differs]
-    maps.endpoints["hop_expires"][changed] = 0
+    table["hop_expires"][changed] = 0
     for field in _FIELDS:
-        maps.endpoints[field][changed] = wanted[field][differs]
-    maps.endpoints["hop_expires"][rows] = expires_tick
+        table[field][changed] = wanted[field][differs]
+    table["hop_expires"][rows] = expires_tick
 
 
 def _macs(macs: list[bytes]) -> npt.NDArray[np.uint8]:
