@@ -15,6 +15,7 @@
 #include "endpoint.h"
 #include "hash.h"
 #include "parse.h"
+#include "store.h"
 
 #define LIFE_TICK 32
 #define LIFE_FLAGS 24
@@ -145,7 +146,7 @@ static __always_inline bool unseen(const struct settings *settings, u64 life,
 /* By itself, so that flags which another CPU adds meanwhile stay. */
 static __always_inline void see(struct flow *flow, u32 tick)
 {
-	((volatile u32 *)&flow->life)[LIFE_TICK / 32] = tick;
+	STORE(((volatile u32 *)&flow->life)[LIFE_TICK / 32], tick);
 }
 
 /*
@@ -170,7 +171,7 @@ static __always_inline u64 update_life(const struct settings *settings,
 		next = (u32)*life | set | (u64)tick << LIFE_TICK;
 		if (next == *life)
 			return 0;
-		seen = __sync_val_compare_and_swap(&flow->life, *life, next);
+		seen = swap(&flow->life, *life, next);
 		if (seen == *life) {
 			*life = next;
 			return next & ~seen & LIFE(0xff);
@@ -190,9 +191,8 @@ static __always_inline void expect_ack(struct flow *flow, u64 life,
 	for (u32 i = 0; i < LIFE_TRIES; i++) {
 		if (life & LIFE(FLOW_ESTABLISHED))
 			return;
-		seen = __sync_val_compare_and_swap(
-			&flow->life, life,
-			(life & ~(u64)LIFE_STAMP) | (next & LIFE_STAMP));
+		seen = swap(&flow->life, life,
+			    (life & ~(u64)LIFE_STAMP) | (next & LIFE_STAMP));
 		if (seen == life)
 			return;
 		life = seen;
@@ -244,6 +244,8 @@ static __always_inline u64 hash_flow(const u64 *key, bool v6, u8 protocol,
 static __always_inline void write_key(struct flow_key *key, u32 service,
 				      const struct packet *packet)
 {
+	if (DRY_RUN)
+		return;
 	__builtin_memcpy(key->client, packet->source, sizeof(key->client));
 	key->client_port = packet->source_port;
 	key->service = service;

@@ -228,7 +228,7 @@ static __always_inline void rewrite_hit(const struct glance *seen, __be32 *at,
 static __always_inline int leave_hit(struct here *here, struct reasons *counted,
 				     enum reason reason, u32 ifindex)
 {
-	counted->count[reason]++;
+	COUNT(counted->count[reason], 1);
 	return bpf_redirect(ifindex, 0);
 }
 
@@ -268,8 +268,8 @@ static __always_inline int hit_forward(struct here *here,
 	reason = lookup_reasons(here);
 	if (!counted || !reason)
 		return LONG_WAY;
-	counted->packets++;
-	counted->bytes += seen->bytes;
+	COUNT(counted->packets, 1);
+	COUNT(counted->bytes, seen->bytes);
 	rewrite_hit(seen, seen->destination, to->address,
 		    &seen->ports->destination, to->port, to->hop_dst, v6);
 	see_known(here, &known);
@@ -320,8 +320,8 @@ static __always_inline int hit_return(struct here *here,
 	reason = lookup_reasons(here);
 	if (!counted || !reason)
 		return LONG_WAY;
-	counted->return_packets++;
-	counted->return_bytes += seen->bytes;
+	COUNT(counted->return_packets, 1);
+	COUNT(counted->return_bytes, seen->bytes);
 	rewrite_hit(seen, seen->source, service->vip, &seen->ports->source,
 		    service->port, gateway->hop_dst, v6);
 	if (found)

@@ -6,6 +6,7 @@
 #ifndef PENUMBRA_LIMIT_H
 #define PENUMBRA_LIMIT_H
 
+#include "store.h"
 #include "structs.h"
 
 /*
@@ -20,6 +21,9 @@ static __always_inline bool within_limit(struct limit *limit, u32 window)
 	if (!most)
 		return true;
 	seen = *(volatile u64 *)&limit->used;
+	if (DRY_RUN)
+		return (s32)(window - (u32)(seen >> LIMIT_WINDOW)) > 0 ||
+		       (u32)seen < most;
 	if ((s32)(window - (u32)(seen >> LIMIT_WINDOW)) > 0) {
 		__sync_val_compare_and_swap(&limit->used, seen,
 					    (u64)window << LIMIT_WINDOW);

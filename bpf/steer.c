@@ -19,6 +19,7 @@
 #include "limit.h"
 #include "rewrite.h"
 #include "route.h"
+#include "store.h"
 #include "target.h"
 
 #define NOWHERE BUCKET_FLOWS
@@ -154,7 +155,7 @@ static __always_inline u32 now_tick(u32 cpu)
 	struct cpu *own = cpus.lookup(&cpu);
 	u64 jiffies = bpf_jiffies64(), now;
 
-	if (!own)
+	if (!own || DRY_RUN)
 		return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
 	if (own->jiffies != jiffies) {
 		now = bpf_ktime_get_coarse_ns();
@@ -173,7 +174,7 @@ static __always_inline void say(struct here *here, u32 kind, u32 service,
 	struct event *event;
 	u32 last;
 
-	if (!gate)
+	if (!gate || DRY_RUN)
 		return;
 	last = gate->tick[kind];
 	if (last && here->tick - last < here->settings->event_ticks)
@@ -274,7 +275,9 @@ static __always_inline bool admit(struct here *here, u32 endpoint)
 	struct limit *limit = limits.lookup(&endpoint);
 	struct cpu *own = cpus.lookup(&here->cpu);
 
-	return !limit || !own || within_limit(limit, own->window);
+	return !limit || !own ||
+	       within_limit(limit, DRY_RUN ? bpf_ktime_get_coarse_ns() / WINDOW_NS :
+					     own->window);
 }
 
 /* The first of a few slots whose member takes new flows and is not :but; 0: none. */
@@ -555,6 +558,8 @@ static __always_inline u32 settle(struct here *here, u64 hash,
 	struct flow *flow;
 	u64 id;
 
+	if (DRY_RUN)		/* nothing was put */
+		return own_id;
 #pragma unroll
 	for (u32 i = 0; i < CANDIDATES; i++) {
 		u32 index = i < BUCKET_FLOWS ? first : second;
@@ -572,10 +577,10 @@ static __always_inline u32 settle(struct here *here, u64 hash,
 			continue;
 		}
 		if (passed) {
-			__sync_val_compare_and_swap(&flow->id, id, 0);
+			swap(&flow->id, id, 0);
 			continue;
 		}
-		__sync_val_compare_and_swap(&own->flow->id, own_id, 0);
+		swap(&own->flow->id, own_id, 0);
 		return id;
 	}
 	return own_id;
@@ -591,6 +596,9 @@ static __always_inline bool may_remember(struct here *here)
 
 	if (!own)
 		return false;
+	if (DRY_RUN)
+		return (own->insert_tick == here->tick ? own->inserted : 0) <
+		       here->settings->insert_limit;
 	if (own->insert_tick != here->tick) {
 		own->insert_tick = here->tick;
 		own->inserted = 0;
@@ -641,12 +649,11 @@ static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 		place.flow = lookup_flow(&place);
 	if (!place.flow)
 		return 0;
-	if (__sync_val_compare_and_swap(&place.flow->id, place.id, id) !=
-	    place.id) {
+	if (swap(&place.flow->id, place.id, id) != place.id) {
 		found = find_flow(here, hash);
 		return found.flow ? (u32)found.id : 0;
 	}
-	*(volatile u64 *)&place.flow->life = life;
+	STORE(*(volatile u64 *)&place.flow->life, life);
 	key = lookup_key(&place);
 	if (key)
 		write_key(key, service, packet);
@@ -668,7 +675,7 @@ static __always_inline void count_completed(struct here *here,
 		return;
 	counted = lookup_counters(here->cpu, ref_index(ref));
 	if (counted)
-		counted->completed++;
+		COUNT(counted->completed, 1);
 }
 
 /* ---- leaving ------------------------------------------------------------- */
@@ -830,7 +837,7 @@ static __always_inline void remember_fragment(struct here *here,
 	};
 	struct fragment_key key;
 
-	if (!packet->fragmented)
+	if (!packet->fragmented || DRY_RUN)
 		return;
 	fragment_of(&key, packet);
 	fragments.update(&key, &fragment);
@@ -855,13 +862,13 @@ static __always_inline void count_new(struct here *here, u32 live, u32 given,
 	struct endpoint_counters *counted = lookup_counters(here->cpu, live);
 
 	if (counted && live) {
-		counted->offered++;
-		counted->spilled += spilled;
+		COUNT(counted->offered, 1);
+		COUNT(counted->spilled, spilled);
 	}
 	counted = lookup_counters(here->cpu, given);
 	if (counted) {
-		counted->flows++;
-		counted->unremembered += !remembered;
+		COUNT(counted->flows, 1);
+		COUNT(counted->unremembered, !remembered);
 	}
 }
 
@@ -870,7 +877,7 @@ static __always_inline void count_midstream(struct here *here, u32 live)
 	struct endpoint_counters *counted = lookup_counters(here->cpu, live);
 
 	if (counted && live)
-		counted->midstream++;
+		COUNT(counted->midstream, 1);
 }
 
 /*
@@ -882,7 +889,7 @@ static __always_inline void count_unremembered(struct here *here, u32 given)
 	struct endpoint_counters *counted = lookup_counters(here->cpu, given);
 
 	if (counted)
-		counted->unremembered++;
+		COUNT(counted->unremembered, 1);
 }
 
 /* A new flow that its endpoint's limit sent elsewhere. */
@@ -891,7 +898,7 @@ static __always_inline void count_limited(struct here *here, u32 hashed)
 	struct endpoint_counters *counted = lookup_counters(here->cpu, hashed);
 
 	if (counted)
-		counted->limited++;
+		COUNT(counted->limited, 1);
 }
 
 /*
@@ -1003,8 +1010,7 @@ static __always_inline bool goes_on(struct here *here, u32 index,
 	 * is no sample (Karn's rule, RFC 6298 section 3).
 	 */
 	if (!(life & LIFE(FLOW_SYNACK)) && (life & LIFE_STAMP))
-		__sync_val_compare_and_swap(&place->flow->life, life,
-					    life & ~(u64)LIFE_STAMP);
+		swap(&place->flow->life, life, life & ~(u64)LIFE_STAMP);
 	return true;
 }
 
@@ -1023,7 +1029,7 @@ static __always_inline void note_forward(struct here *here,
 	if (both_fins(gained, life)) {
 		counted = lookup_counters(here->cpu, ref_index(place->id));
 		if (counted)
-			counted->fins++;
+			COUNT(counted->fins, 1);
 	}
 }
 
@@ -1106,8 +1112,8 @@ static __always_inline enum reason forward(struct here *here,
 	counted = lookup_counters(here->cpu, ref_index(ref));
 	if (!counted)
 		return REASON_abort_impossible;
-	counted->packets++;
-	counted->bytes += packet->bytes;
+	COUNT(counted->packets, 1);
+	COUNT(counted->bytes, packet->bytes);
 	remember_fragment(here, packet, ref, index, ref_index(ref));
 	return reason;
 }
@@ -1124,12 +1130,12 @@ static __always_inline void sample_rtt(struct here *here, u32 index, u64 life,
 	if (!stamped(life, here->tick))
 		return;
 	us = us_since_stamp(life);
-	counted->rtt_count++;
-	counted->rtt_sum_us += us;
+	COUNT(counted->rtt_count, 1);
+	COUNT(counted->rtt_sum_us, us);
 	times = rtt.lookup(&index);
 	bucket = histogram_bucket(us);
 	if (times && bucket < HISTOGRAM_BUCKETS)
-		__sync_fetch_and_add(&times->bucket[bucket], 1);
+		COUNT_SHARED(times->bucket[bucket], 1);
 }
 
 /* What the answer says about its flow. */
@@ -1151,8 +1157,8 @@ static __always_inline void note_return(struct here *here, u32 index,
 	if ((gained & LIFE(FLOW_ESTABLISHED)) && !(life & LIFE(FLOW_MIDSTREAM)))
 		count_completed(here, service, packet->v6, packet->destination,
 				hash);
-	counted->fins += both_fins(gained, life);
-	counted->resets += !!(gained & LIFE(FLOW_RST));
+	COUNT(counted->fins, both_fins(gained, life));
+	COUNT(counted->resets, !!(gained & LIFE(FLOW_RST)));
 }
 
 /*
@@ -1202,8 +1208,8 @@ static __always_inline enum reason giveback(struct here *here,
 	if (place.flow)
 		note_return(here, index, service, packet, hash, place.flow,
 			    counted);
-	counted->return_packets++;
-	counted->return_bytes += packet->bytes;
+	COUNT(counted->return_packets, 1);
+	COUNT(counted->return_bytes, packet->bytes);
 	remember_fragment(here, packet, 0, at, index);
 	return reason;
 }
@@ -1240,15 +1246,15 @@ static __always_inline enum reason go_after(struct here *here,
 		reason = follow_first(here, packet, first->ref);
 		if (reason == REASON_pass_mtu || reason == REASON_drop_fragment)
 			return reason;
-		counted->packets++;
-		counted->bytes += packet->bytes;
+		COUNT(counted->packets, 1);
+		COUNT(counted->bytes, packet->bytes);
 		return reason;
 	}
 	reason = send_return(here, packet, LATER_FRAGMENT, NULL, service);
 	if (reason == REASON_pass_mtu)
 		return reason;
-	counted->return_packets++;
-	counted->return_bytes += packet->bytes;
+	COUNT(counted->return_packets, 1);
+	COUNT(counted->return_bytes, packet->bytes);
 	return reason;
 }
 
@@ -1476,7 +1482,7 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	if (is_redirect(reason) && (packet->tags | packet->out.vlan[0]) &&
 	    !retag(here->ctx, packet))
 		reason = REASON_abort_impossible;
-	counted->count[reason % REASON_SLOTS]++;
+	COUNT(counted->count[reason % REASON_SLOTS], 1);
 	switch (reason) {
 	case REASON_forward_hop:
 	case REASON_forward_fib:

@@ -89,13 +89,17 @@ def source_hash(source_dir: Path) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def compile_program(source_dir: Path, sizes: ProgramSizes, maps: Mapping[str, int] | None = None) -> Compiled:
+def compile_program(
+    source_dir: Path, sizes: ProgramSizes, maps: Mapping[str, int] | None = None, *, dry_run: bool = False
+) -> Compiled:
     """Compiles ``steer.c`` and has the verifier load it; takes about a second.
 
     :param maps: name -> descriptor, for the program to work on these and not on maps of its own.
+    :param dry_run: without its stores (bpf/store.h).
     Raises DataplaneError with the compiler's or verifier's last lines.
     """
-    return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, sizes.defines(), headers=source_dir, maps=maps)
+    defines = [*sizes.defines(), f"-DDRY_RUN={int(dry_run)}"]
+    return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, defines, headers=source_dir, maps=maps)
 
 
 def compile_file(

@@ -273,8 +273,8 @@ MUTATIONS = {
     "a window never ends": Mutation("limit.h", "> 0) {", "> 0 && !seen) {", windows),
     "a CPU that is late begins a window": Mutation(
         "limit.h",
-        "(s32)(window - (u32)(seen >> LIMIT_WINDOW)) > 0",
-        "window != seen >> LIMIT_WINDOW",
+        "\tif ((s32)(window - (u32)(seen >> LIMIT_WINDOW)) > 0)",
+        "\tif (window != seen >> LIMIT_WINDOW)",
         late_cpu,
     ),
     "a client's flows go apart": Mutation(
@@ -291,8 +291,8 @@ MUTATIONS = {
     "a SYN sent again gives a sample": Mutation("steer.c", "life & ~(u64)LIFE_STAMP", "life", syn_sent_again),
     "not every reason is counted": Mutation(
         "steer.c",
-        "\tcounted->count[reason % REASON_SLOTS]++;",
-        "\tif (reason != REASON_drop_source)\n\t\tcounted->count[reason % REASON_SLOTS]++;",
+        "\tCOUNT(counted->count[reason % REASON_SLOTS], 1);",
+        "\tif (reason != REASON_drop_source)\n\t\tCOUNT(counted->count[reason % REASON_SLOTS], 1);",
         own_source,
     ),
     "an interface counts in whatever row it meets": Mutation(

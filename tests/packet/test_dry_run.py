@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program built without stores: the verifier finds none, and the program that steers is what it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.adapters import layout, libbpf
+from controlplane.adapters.bcc import compile_program
+from controlplane.model import Sizes
+from controlplane.ports import DataplaneError
+from tests.packet.rig import BPF_DIR, SIZES
+
+BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG = 1 << 0, 1 << 7
+PLAIN_STORES = """
+#define DRY_RUN 0
+#define STORE(at, value) (at) = (value)
+#define COUNT(at, by) (at) += (by)
+#define COUNT_SHARED(at, by) __sync_fetch_and_add(&(at), by)
+#define swap(at, from, to) __sync_val_compare_and_swap(at, from, to)
+"""
+
+
+@pytest.fixture
+def read_only() -> Iterator[dict[str, int]]:
+    """Every map, of a kind that programs may only read; of ring buffers there is none such."""
+    sizes = Sizes(SIZES.services, SIZES.endpoints, SIZES.buckets * layout.BUCKET_FLOWS, SIZES.ring_lines * 16)
+    fds = {"events": libbpf.map_create(libbpf.MapType.RINGBUF, "events", 0, 0, 4096 * layout.EVENT_PAGES)}
+    for name, one in layout.maps(sizes, SIZES.cpus).items():
+        flags = BPF_F_RDONLY_PROG | BPF_F_NO_PREALLOC * (one.kind is libbpf.MapType.LPM_TRIE)
+        fds[name] = libbpf.map_create(
+            one.kind, name, one.key.itemsize, one.value.itemsize, one.entries, flags
+        )
+    yield fds
+    for fd in fds.values():
+        os.close(fd)
+
+
+def test_the_verifier_finds_no_store_to_a_map_in_the_dry_run(read_only: dict[str, int]) -> None:
+    compiled = compile_program(BPF_DIR, SIZES, read_only, dry_run=True)
+    try:
+        assert libbpf.map_info(read_only["events"]).id not in libbpf.prog_maps(compiled.program_fd)
+    finally:
+        compiled.close()
+
+
+def test_it_finds_one_in_the_program_that_steers(read_only: dict[str, int]) -> None:
+    with pytest.raises(DataplaneError, match="write into map forbidden"):
+        compile_program(BPF_DIR, SIZES, read_only).close()
+
+
+def instructions(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[tuple[int, ...]]:
+    """What is loaded, without the descriptors of maps."""
+    loaded: list[bytes] = []
+    load = libbpf.prog_load
+
+    def seen(name: str, program: bytes, *rest: object) -> int:
+        loaded.append(program)
+        return load(name, program, *rest)
+
+    monkeypatch.setattr(libbpf, "prog_load", seen)
+    compile_program(folder, SIZES).close()
+    monkeypatch.undo()
+    return [
+        (code, registers, offset, 0 if (code, registers & 0xF0) == (0x18, 0x10) else immediate)
+        for code, registers, offset, immediate in struct.iter_unpack("<BBhi", loaded[0])
+    ]
+
+
+def test_what_the_dry_run_needs_costs_the_program_no_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tmp_path / "bpf"
+    shutil.copytree(BPF_DIR, plain)
+    (plain / "store.h").write_text(PLAIN_STORES)
+    assert instructions(monkeypatch, plain) == instructions(monkeypatch, BPF_DIR)
