@@ -124,8 +124,10 @@ static __always_inline bool find_known(struct here *here, u64 hash,
 		for (u32 way = 0; way < BUCKET_FLOWS; way++) {
 			known->flow = &bucket->flow[way];
 			known->id = *(volatile u64 *)&known->flow->id;
-			if (known->id >> ID_TAG == tag)
-				return true;
+			if (known->id >> ID_TAG != tag)
+				continue;
+			NOTE(flow, index * BUCKET_FLOWS + way, known->id);
+			return true;
 		}
 		index = hash_other_bucket(index, tag, mask);
 	}
@@ -228,6 +230,7 @@ static __always_inline void rewrite_hit(const struct glance *seen, __be32 *at,
 static __always_inline int leave_hit(struct here *here, struct reasons *counted,
 				     enum reason reason, u32 ifindex)
 {
+	NOTE(reason, reason, here->tick);
 	COUNT(counted->count[reason], 1);
 	return bpf_redirect(ifindex, 0);
 }
@@ -268,6 +271,10 @@ static __always_inline int hit_forward(struct here *here,
 	reason = lookup_reasons(here);
 	if (!counted || !reason)
 		return LONG_WAY;
+	NOTE(service, at, 0);
+	NOTE(life, 0, known.life);
+	NOTE(endpoint, known.id, 0);
+	NOTE(hop, to->hop_ifindex, to->hop_expires - here->tick);
 	COUNT(counted->packets, 1);
 	COUNT(counted->bytes, seen->bytes);
 	rewrite_hit(seen, seen->destination, to->address,
@@ -320,6 +327,13 @@ static __always_inline int hit_return(struct here *here,
 	reason = lookup_reasons(here);
 	if (!counted || !reason)
 		return LONG_WAY;
+	NOTE(sender, index, 0);
+	NOTE(service, at, 0);
+	if (found)
+		NOTE(life, 0, known.life);
+	else
+		NOTE(stale, STALE_gone, 0);
+	NOTE(hop, gateway->hop_ifindex, gateway->hop_expires - here->tick);
 	COUNT(counted->return_packets, 1);
 	COUNT(counted->return_bytes, seen->bytes);
 	rewrite_hit(seen, seen->source, service->vip, &seen->ports->source,

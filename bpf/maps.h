@@ -8,6 +8,7 @@
 #ifndef PENUMBRA_MAPS_H
 #define PENUMBRA_MAPS_H
 
+#include "note.h"
 #include "structs.h"
 
 /* How the program behaves; loader writes, program reads. */
@@ -76,5 +77,10 @@ BPF_RINGBUF_OUTPUT(events, 16);
 BPF_F_TABLE("array", u32, struct label, endpoint_labels, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct label, service_labels, MAX_SERVICES, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct label, interface_labels, INTERFACE_ROWS, BPF_F_MMAPABLE);
+
+#if DRY_RUN
+/* What the last packet's way was; program; user space. */
+BPF_F_TABLE("array", u32, struct trace, traces, 1, BPF_F_MMAPABLE);
+#endif
 
 #endif

@@ -17,6 +17,7 @@
 #include "icmp.h"
 #include "interface.h"
 #include "limit.h"
+#include "note.h"
 #include "rewrite.h"
 #include "route.h"
 #include "store.h"
@@ -38,6 +39,9 @@ struct here {
 	u32 tick;
 	u32 ifindex;		/* what the packet came in by, a VLAN's device too */
 	volatile bool no_client; /* the packet's source is none */
+#if DRY_RUN
+	struct trace *trace;
+#endif
 };
 
 /* Where a flow lies, or may lie, in the cache. */
@@ -63,6 +67,35 @@ struct choice {
 static __always_inline u64 forget(struct here *here, u64 value)
 {
 	return value + here->settings->zero;
+}
+
+/* One step of a decision, in a build that tells: see NOTE(). */
+static __always_inline void note(struct here *here, enum note kind, u32 a,
+				 u64 b)
+{
+#if DRY_RUN
+	u32 at = here->trace->count++;
+	struct note_row *row = &here->trace->row[at % NOTES_MAX];
+
+	if (at >= NOTES_MAX)
+		return;
+	row->kind = kind;
+	row->a = a;
+	row->b = b;
+#endif
+}
+
+/* False: nobody would hear of it. */
+static __always_inline bool may_note(struct here *here)
+{
+#if DRY_RUN
+	u32 zero = 0;
+
+	here->trace = traces.lookup(&zero);
+	return here->trace;
+#else
+	return true;
+#endif
 }
 
 /* Named by ref, and still the same one and present; NULL otherwise. */
@@ -230,7 +263,8 @@ static __always_inline bool is_no_client(struct here *here, const __be32 *addres
 
 /* ---- who gets a new flow ------------------------------------------------- */
 
-static __always_inline u32 lookup_ring(const struct service *service, u64 pick,
+static __always_inline u32 lookup_ring(struct here *here,
+				       const struct service *service, u64 pick,
 				       u32 try)
 {
 	u32 size = service->ring_size, cell, line;
@@ -242,7 +276,10 @@ static __always_inline u32 lookup_ring(const struct service *service, u64 pick,
 	       hash_ring_slot(pick, try, size);
 	line = cell / RING_LINE_CELLS;
 	cells = rings.lookup(&line);
-	return cells ? cells->cell[cell % RING_LINE_CELLS] : 0;
+	if (!cells)
+		return 0;
+	NOTE(ring, cell, (u64)try << 32 | cells->cell[cell % RING_LINE_CELLS]);
+	return cells->cell[cell % RING_LINE_CELLS];
 }
 
 /*
@@ -274,10 +311,13 @@ static __always_inline bool admit(struct here *here, u32 endpoint)
 {
 	struct limit *limit = limits.lookup(&endpoint);
 	struct cpu *own = cpus.lookup(&here->cpu);
+	bool within = !limit || !own ||
+		      within_limit(limit, DRY_RUN ? bpf_ktime_get_coarse_ns() /
+							    WINDOW_NS :
+						    own->window);
 
-	return !limit || !own ||
-	       within_limit(limit, DRY_RUN ? bpf_ktime_get_coarse_ns() / WINDOW_NS :
-					     own->window);
+	NOTE(limit, endpoint, within);
+	return within;
 }
 
 /* The first of a few slots whose member takes new flows and is not :but; 0: none. */
@@ -296,6 +336,8 @@ static __always_inline u32 pick_slot(struct here *here, u32 live, u32 service,
 		endpoint = lookup_named(here, ref);
 		if (!endpoint)
 			return 0;
+		NOTE(slot, (at + i * SLOT_STRIDE) % SHADOW_SLOTS,
+		     (u64)usable(endpoint, ref, service, but) << 32 | ref);
 		if (usable(endpoint, ref, service, but))
 			return ref;
 	}
@@ -327,10 +369,12 @@ static __always_inline u32 pick_other_live(struct here *here, u32 index,
 
 #pragma unroll
 	for (u32 try = 1; try <= RING_TRIES; try++) {
-		ref = forget(here, lookup_ring(service, pick, try));
+		ref = forget(here, lookup_ring(here, service, pick, try));
 		endpoint = lookup_named(here, ref);
 		if (!endpoint)
 			return 0;
+		NOTE(other_live, try,
+		     (u64)usable(endpoint, ref, index, 0) << 32 | ref);
 		if (usable(endpoint, ref, index, 0))
 			return ref;
 	}
@@ -345,9 +389,11 @@ static __always_inline u64 pick_bits(struct here *here,
 				     const struct service *service, bool v6,
 				     const __be32 *client, u64 hash)
 {
-	if (service->flags & SERVICE_AFFINITY)
+	if (service->flags & SERVICE_AFFINITY) {
+		NOTE(affinity, 0, 0);
 		hash = hash_flow(here->settings->hash_key, v6, service->protocol,
 				 client, service->vip, 0, service->port);
+	}
 	return hash_pick(hash);
 }
 
@@ -381,7 +427,7 @@ static __always_inline struct choice pick(struct here *here, u32 index,
 					  bool limited)
 {
 	u64 state = 0, spills = 0, over = 0;
-	u32 ref = lookup_ring(service, pick, 0), spill = SPILL_ALL, first = 0;
+	u32 ref = lookup_ring(here, service, pick, 0), spill = SPILL_ALL, first = 0;
 	struct endpoint *live = lookup_present(ref, &state);
 	bool able = live && takes_new(state);
 	struct choice choice = {};
@@ -391,6 +437,8 @@ static __always_inline struct choice pick(struct here *here, u32 index,
 		if (able)
 			spill = *(volatile u32 *)&live->spill;
 		spills = spill == SPILL_ALL || hash_spill_bits(pick) < spill;
+		NOTE(live, choice.live, state);
+		NOTE(spill, spill, hash_spill_bits(pick));
 		over = limited && !spills && !admit(here, choice.live);
 		spills = forget(here, spills);
 		over = forget(here, over);
@@ -409,6 +457,12 @@ static __always_inline struct choice pick(struct here *here, u32 index,
 		choice.ref = ref;
 	choice.hashed = forget(here, over ? ref : first ? first : choice.ref);
 	choice.spilled = forget(here, first && choice.ref != ref);
+	NOTE(choice, choice.ref,
+	     !choice.ref	   ? CHOSE_nobody :
+	     choice.spilled	   ? CHOSE_spilled :
+	     choice.ref != ref	   ? CHOSE_other :
+	     able		   ? CHOSE_live :
+				     CHOSE_last);
 	tell(here, index, packet, &choice, spills | over, state);
 	return choice;
 }
@@ -462,6 +516,11 @@ static __always_inline struct place find_flow(struct here *here, u64 hash)
 			       hash_other_bucket(bucket, tag, mask), tag);
 	if (place.way != NOWHERE)
 		place.flow = lookup_flow(&place);
+	NOTE(hash, tag, bucket);
+	if (place.flow)
+		NOTE(flow, place.bucket * BUCKET_FLOWS + place.way, place.id);
+	else
+		NOTE(no_flow, 0, 0);
 	return place;
 }
 
@@ -596,9 +655,13 @@ static __always_inline bool may_remember(struct here *here)
 
 	if (!own)
 		return false;
-	if (DRY_RUN)
-		return (own->insert_tick == here->tick ? own->inserted : 0) <
-		       here->settings->insert_limit;
+	if (DRY_RUN) {
+		if ((own->insert_tick == here->tick ? own->inserted : 0) <
+		    here->settings->insert_limit)
+			return true;
+		NOTE(flooded, 0, 0);
+		return false;
+	}
 	if (own->insert_tick != here->tick) {
 		own->insert_tick = here->tick;
 		own->inserted = 0;
@@ -647,8 +710,11 @@ static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 		place = find_victim(here, hash);
 	else
 		place.flow = lookup_flow(&place);
-	if (!place.flow)
+	if (!place.flow) {
+		NOTE(no_place, 0, 0);
 		return 0;
+	}
+	NOTE(place, place.bucket * BUCKET_FLOWS + place.way, place.id);
 	if (swap(&place.flow->id, place.id, id) != place.id) {
 		found = find_flow(here, hash);
 		return found.flow ? (u32)found.id : 0;
@@ -667,12 +733,13 @@ static __always_inline void count_completed(struct here *here,
 					    u64 hash)
 {
 	u64 pick = pick_bits(here, service, v6, client, hash);
-	u32 ref = lookup_ring(service, pick, 0);
+	u32 ref = lookup_ring(here, service, pick, 0);
 	struct endpoint_counters *counted;
 	u64 state;
 
 	if (!lookup_present(ref, &state))
 		return;
+	NOTE(completed, ref_index(ref), 0);
 	counted = lookup_counters(here->cpu, ref_index(ref));
 	if (counted)
 		COUNT(counted->completed, 1);
@@ -681,12 +748,15 @@ static __always_inline void count_completed(struct here *here,
 /* ---- leaving ------------------------------------------------------------- */
 
 /* By a device of this host's; false: it takes no redirects. */
-static __always_inline bool leave_by(struct packet *packet, u32 ifindex)
+static __always_inline bool leave_by(struct here *here, struct packet *packet,
+				     u32 ifindex)
 {
 	struct port *port = ports.lookup(&ifindex);
 
-	if (!port)
+	if (!port) {
+		NOTE(no_port, ifindex, 0);
 		return false;
+	}
 	packet->out = *port;
 	return true;
 }
@@ -761,11 +831,15 @@ static __always_inline enum reason send_forward(struct here *here,
 	long found;
 
 	if (here->tick >= to->hop_expires) {
+		NOTE(no_hop, to->hop_expires, 0);
 		found = lookup_route(here->ctx, packet, here->ifindex,
 				     packet->source, to->address, &route);
+		NOTE(route, route.ifindex, found);
 	} else if (to->hop_mtu && packet->bytes > to->hop_mtu) {
+		NOTE(too_big, to->hop_mtu, to->hop_ifindex);
 		found = found_large(&route);
 	} else {
+		NOTE(hop, to->hop_ifindex, to->hop_expires - here->tick);
 		rewrite_to(packet, part, about, to);
 		rewrite_hop(here->ctx, packet, to->hop_dst, to->hop_src);
 		packet->out.ifindex = to->hop_ifindex;
@@ -779,7 +853,8 @@ static __always_inline enum reason send_forward(struct here *here,
 	rewrite_to(packet, part, about, to);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_forward_cut;
-	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
+	if (found != BPF_FIB_LKUP_RET_SUCCESS ||
+	    !leave_by(here, packet, route.ifindex))
 		return REASON_forward_kernel;
 	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
 	return REASON_forward_fib;
@@ -799,11 +874,15 @@ static __always_inline enum reason send_return(struct here *here,
 	long found;
 
 	if (!gateway) {
+		NOTE(no_hop, 0, 0);
 		found = lookup_route(here->ctx, packet, here->ifindex,
 				     service->vip, client, &route);
+		NOTE(route, route.ifindex, found);
 	} else if (gateway->hop_mtu && packet->bytes > gateway->hop_mtu) {
+		NOTE(too_big, gateway->hop_mtu, gateway->hop_ifindex);
 		found = found_large(&route);
 	} else {
+		NOTE(hop, gateway->hop_ifindex, gateway->hop_expires - here->tick);
 		rewrite_from(packet, part, about, service);
 		rewrite_hop(here->ctx, packet, gateway->hop_dst,
 			    gateway->hop_src);
@@ -818,7 +897,8 @@ static __always_inline enum reason send_return(struct here *here,
 	rewrite_from(packet, part, about, service);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_return_cut;
-	if (found != BPF_FIB_LKUP_RET_SUCCESS || !leave_by(packet, route.ifindex))
+	if (found != BPF_FIB_LKUP_RET_SUCCESS ||
+	    !leave_by(here, packet, route.ifindex))
 		return REASON_return_kernel;
 	rewrite_hop(here->ctx, packet, route.dmac, route.smac);
 	return REASON_return_fib;
@@ -861,6 +941,7 @@ static __always_inline void count_new(struct here *here, u32 live, u32 given,
 {
 	struct endpoint_counters *counted = lookup_counters(here->cpu, live);
 
+	NOTE(counted, live, COUNTED_new);
 	if (counted && live) {
 		COUNT(counted->offered, 1);
 		COUNT(counted->spilled, spilled);
@@ -876,6 +957,7 @@ static __always_inline void count_midstream(struct here *here, u32 live)
 {
 	struct endpoint_counters *counted = lookup_counters(here->cpu, live);
 
+	NOTE(counted, live, COUNTED_midstream);
 	if (counted && live)
 		COUNT(counted->midstream, 1);
 }
@@ -888,6 +970,7 @@ static __always_inline void count_unremembered(struct here *here, u32 given)
 {
 	struct endpoint_counters *counted = lookup_counters(here->cpu, given);
 
+	NOTE(counted, given, COUNTED_unremembered);
 	if (counted)
 		COUNT(counted->unremembered, 1);
 }
@@ -930,6 +1013,7 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 	u64 state;
 
 	if (is_no_client(here, packet->source)) {
+		NOTE(no_client, 0, 0);
 		here->no_client = true;
 		return NULL;
 	}
@@ -947,6 +1031,7 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 					   times_handshake(here, hash)),
 				index, packet, place);
 	if (kept && kept != choice.ref) {	/* another CPU was first */
+		NOTE(taken, kept, 0);
 		other = lookup_present(kept, &state);
 		if (other) {
 			*ref = kept;
@@ -957,6 +1042,7 @@ static __always_inline struct endpoint *start_flow(struct here *here, u32 index,
 	if (kept && choice.ref != choice.hashed)
 		count_limited(here, ref_index(choice.hashed));
 	if (!kept && choice.ref != choice.hashed) {	/* the next goes by hash */
+		NOTE(not_kept, choice.hashed, 0);
 		choice.ref = choice.hashed;
 		choice.spilled = ref_index(choice.ref) != choice.live;
 	}
@@ -985,23 +1071,28 @@ static __always_inline bool goes_on(struct here *here, u32 index,
 	u32 live;
 
 	if ((life & LIFE(CLOSING)) ||
-	    idle(here->settings, here->tick, life, IPPROTO_TCP))
+	    idle(here->settings, here->tick, life, IPPROTO_TCP)) {
+		NOTE(stale, life & LIFE(CLOSING) ? STALE_closed : STALE_idle, 0);
 		return false;
+	}
 	/*
 	 * A stray SYN must not end what is still being drained: the endpoint
 	 * answers it (RFC 5961 section 4), and if the client did start anew it
 	 * resets.
 	 */
-	if (!takes_new(state) && !(same && (life & LIFE(FLOW_ESTABLISHED))))
+	if (!takes_new(state) && !(same && (life & LIFE(FLOW_ESTABLISHED)))) {
+		NOTE(stale, STALE_draining, 0);
 		return false;
+	}
 	if (!same) {
+		NOTE(other_tuple, 0, 0);
 		/*
 		 * Another flow of the same tag. Its later packets carry no
 		 * more than the tag, so they would go to this entry's endpoint:
 		 * its SYN goes there at once.
 		 */
 		pick = pick_bits(here, service, packet->v6, packet->source, hash);
-		live = ref_index(lookup_ring(service, pick, 0));
+		live = ref_index(lookup_ring(here, service, pick, 0));
 		count_new(here, live, ref_index(place->id), false, false);
 		return true;
 	}
@@ -1024,6 +1115,7 @@ static __always_inline void note_forward(struct here *here,
 				 client_tells(packet, life), here->tick);
 	struct endpoint_counters *counted;
 
+	NOTE(gained, gained >> LIFE_FLAGS, 0);
 	if (gained & LIFE(FLOW_ESTABLISHED))
 		count_completed(here, service, packet->v6, packet->source, hash);
 	if (both_fins(gained, life)) {
@@ -1043,9 +1135,13 @@ static __always_inline struct endpoint *go_on(struct here *here, u32 index,
 	u64 life = *(volatile u64 *)&place->flow->life, state;
 	struct endpoint *to = lookup_present(place->id, &state);
 
-	if (!to || to->service != index)
+	NOTE(life, 0, life);
+	if (!to || to->service != index) {
+		NOTE(stale, STALE_gone, 0);
 		return NULL;
+	}
 	if (!still_serves(service, state, life)) {
+		NOTE(stale, STALE_down, 0);
 		say(here, EVENT_ENDPOINT_DOWN, index, ref_index(place->id), 0,
 		    packet);
 		return NULL;
@@ -1055,8 +1151,10 @@ static __always_inline struct endpoint *go_on(struct here *here, u32 index,
 			       life) ? to : NULL;
 	/* TCP says when a flow ends; UDP ends when it was silent for long. */
 	if (packet->protocol == IPPROTO_UDP &&
-	    idle(here->settings, here->tick, life, IPPROTO_UDP))
+	    idle(here->settings, here->tick, life, IPPROTO_UDP)) {
+		NOTE(stale, STALE_idle, 0);
 		return NULL;
+	}
 	note_forward(here, service, packet, hash, place, life);
 	return to;
 }
@@ -1077,6 +1175,8 @@ static __always_inline struct endpoint *assign(struct here *here, u32 index,
 	 */
 	if (!opens(packet) || !flooded(here))
 		place = find_flow(here, hash);
+	else
+		NOTE(flooded, 0, 0);
 	if (place.flow) {
 		*ref = place.id;
 		to = go_on(here, index, service, packet, hash, &place);
@@ -1102,6 +1202,7 @@ static __always_inline enum reason forward(struct here *here,
 			 packet->source, packet->destination,
 			 packet->source_port, packet->destination_port);
 	to = assign(here, index, service, packet, hash, &ref);
+	NOTE(endpoint, to ? ref : 0, 0);
 	if (!to)
 		return here->no_client ?
 			       REASON_drop_source :
@@ -1149,6 +1250,7 @@ static __always_inline void note_return(struct here *here, u32 index,
 	u64 gained = update_life(here->settings, flow, &life,
 				 endpoint_tells(packet, life), here->tick);
 
+	NOTE(gained, gained >> LIFE_FLAGS, 0);
 	if (gained & LIFE(FLOW_SYNACK))
 		sample_rtt(here, index, before, counted);
 	if (packet->protocol == IPPROTO_TCP && (packet->tcp_flags & TCP_SYN) &&
@@ -1186,13 +1288,18 @@ static __always_inline enum reason giveback(struct here *here,
 	counted = lookup_counters(here->cpu, index);
 	if (!service || !counted)
 		return REASON_abort_impossible;
+	NOTE(service, at, 0);
 	hash = hash_flow(here->settings->hash_key, packet->v6, packet->protocol,
 			 packet->destination, service->vip,
 			 packet->destination_port, service->port);
 	place = find_flow(here, hash);
+	NOTE(life, 0, place.flow ? *(volatile u64 *)&place.flow->life : 0);
 	if (!place.flow || (u32)place.id != ref_of(index, from->state) ||
 	    idle(here->settings, here->tick,
 		 *(volatile u64 *)&place.flow->life, packet->protocol)) {
+		NOTE(stale, !place.flow || (u32)place.id != ref_of(index, from->state) ?
+				    STALE_gone : STALE_idle, 0);
+		NOTE(direct, direct_kind(packet->destination), 0);
 		if (direct_kind(packet->destination))
 			return REASON_pass_direct;
 		/* Neither a client's nor ours to send: it would loop. */
@@ -1224,6 +1331,7 @@ static __always_inline enum reason follow_first(struct here *here,
 	u64 state;
 
 	to = lookup_present(ref, &state);
+	NOTE(endpoint, to ? ref : 0, 0);
 	if (!to || (state & ENDPOINT_DOWN))
 		return REASON_drop_fragment;
 	return send_forward(here, packet, LATER_FRAGMENT, NULL, to);
@@ -1240,6 +1348,7 @@ static __always_inline enum reason go_after(struct here *here,
 
 	if (!service || !counted)
 		return REASON_abort_impossible;
+	NOTE(service, at, 0);
 	if (packet->ttl <= 1)
 		return REASON_pass_ttl;
 	if (first->ref) {
@@ -1250,6 +1359,7 @@ static __always_inline enum reason go_after(struct here *here,
 		COUNT(counted->bytes, packet->bytes);
 		return reason;
 	}
+	NOTE(sender, endpoint, 0);
 	reason = send_return(here, packet, LATER_FRAGMENT, NULL, service);
 	if (reason == REASON_pass_mtu)
 		return reason;
@@ -1267,6 +1377,7 @@ static __always_inline enum reason later_fragment(struct here *here,
 
 	fragment_of(&key, packet);
 	first = fragments.lookup(&key);
+	NOTE(fragment, first && !fragment_old(first, here->tick), 0);
 	if (first && !fragment_old(first, here->tick))
 		return go_after(here, packet, first);
 	return would_loop(packet) ? REASON_drop_fragment : REASON_pass_fragment;
@@ -1299,6 +1410,9 @@ static __always_inline enum reason follow_to_endpoint(struct here *here,
 	to = lookup_present(place.id, &state);
 	if (!to || to->service != index)
 		return REASON_pass_icmp;
+	NOTE(error_about, 0, 0);
+	NOTE(service, index, 0);
+	NOTE(endpoint, place.id, 0);
 	return send_forward(here, packet, ICMP_ERROR, about, to);
 }
 
@@ -1328,6 +1442,9 @@ static __always_inline enum reason follow_to_client(struct here *here,
 					  service->port));
 	if (!place.flow || (u32)place.id != ref_of(index, from->state))
 		return REASON_pass_icmp;
+	NOTE(error_about, 1, 0);
+	NOTE(sender, index, 0);
+	NOTE(service, at, 0);
 	return send_return(here, packet, ICMP_ERROR, about, service);
 }
 
@@ -1359,8 +1476,10 @@ static __always_inline enum reason answer(struct here *here,
 {
 	if (!is_echo_request(packet))
 		return REASON_drop_vip_port;
-	if (is_no_client(here, packet->source))
+	if (is_no_client(here, packet->source)) {
+		NOTE(no_client, 0, 0);
 		return REASON_drop_source;
+	}
 	rewrite_echo(here->ctx, packet);
 	return REASON_reply_echo;
 }
@@ -1388,13 +1507,17 @@ static __always_inline enum reason route(struct here *here,
 	target_of(&target, packet->destination, packet->destination_port,
 		  packet->protocol);
 	service = lookup_service(here, &target, &index);
-	if (service && (service->flags & SERVICE_PRESENT))
+	if (service && (service->flags & SERVICE_PRESENT)) {
+		NOTE(service, index, 0);
 		return forward(here, packet, index, service);
+	}
 	target_of(&target, packet->source, packet->source_port,
 		  packet->protocol);
 	endpoint = lookup_sender(here, &target, &index);
-	if (endpoint)
+	if (endpoint) {
+		NOTE(sender, index, 0);
 		return giveback(here, packet, index, endpoint);
+	}
 	return would_loop(packet) ? REASON_drop_vip_port : REASON_pass_other;
 }
 
@@ -1411,6 +1534,7 @@ static __always_inline bool arrive(struct here *here,
 	key.vlan[0] = packet->vlan[0];
 	key.vlan[1] = packet->vlan[1];
 	device = vlans.lookup(&key);
+	NOTE(device, device ? *device : 0, 0);
 	if (!device)
 		return false;
 	here->ifindex = *device;
@@ -1426,6 +1550,7 @@ static __always_inline enum reason sort(struct here *here,
 
 	packet->zero = forget(here, 0);
 	found = parse(packet, data, end);
+	NOTE(parsed, found, packet->tags);
 	if (found != PARSED_NOT_IP && !arrive(here, packet))
 		return REASON_pass_vlan;
 	switch (found) {
@@ -1482,6 +1607,7 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	if (is_redirect(reason) && (packet->tags | packet->out.vlan[0]) &&
 	    !retag(here->ctx, packet))
 		reason = REASON_abort_impossible;
+	NOTE(reason, reason, here->tick);
 	COUNT(counted->count[reason % REASON_SLOTS], 1);
 	switch (reason) {
 	case REASON_forward_hop:
@@ -1509,6 +1635,7 @@ static __always_inline int long_way(struct here *here)
 {
 	struct packet packet = {};
 
+	NOTE(long_way, 0, 0);
 	return leave(here, &packet, sort(here, &packet));
 }
 
@@ -1522,7 +1649,7 @@ int steer(struct xdp_md *ctx)
 
 	here.tick = now_tick(here.cpu);
 	here.settings = settings.lookup(&zero);
-	if (!here.settings)
+	if (!here.settings || !may_note(&here))
 		return XDP_ABORTED;
 	verdict = hit(&here);
 	return verdict == LONG_WAY ? long_way(&here) : verdict;

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import IO, Any
 
 from controlplane.adapters import layout, libbpf
+from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 
 PROGRAM = "steer"
@@ -51,6 +52,16 @@ class ProgramSizes:
     ring_lines: int
     """Lines of 16 ring cells, over all rings, two copies each."""
     cpus: int
+
+    @classmethod
+    def of(cls, sizes: Sizes) -> ProgramSizes:
+        return cls(
+            services=sizes.services,
+            endpoints=sizes.endpoints,
+            buckets=layout.buckets(sizes),
+            ring_lines=-(-sizes.ring_cells // layout.RING_LINE_CELLS),
+            cpus=libbpf.possible_cpus(),
+        )
 
     def defines(self) -> list[str]:
         return [

@@ -86,7 +86,7 @@ def _load_fresh(config: model.Config, bpf_dir: Path) -> Loaded:
     for interface in config.interfaces:
         attach.refuse_foreign(interface, None)
     source = source_hash(bpf_dir)
-    compiled = compile_program(bpf_dir, _program_sizes(config))
+    compiled = compile_program(bpf_dir, ProgramSizes.of(config.sizes))
     try:
         return _pin_and_attach(config, compiled, source, bpf_dir)
     except BpfError as error:
@@ -97,16 +97,6 @@ def _load_fresh(config: model.Config, bpf_dir: Path) -> Loaded:
         raise
     finally:
         compiled.close()
-
-
-def _program_sizes(config: model.Config) -> ProgramSizes:
-    return ProgramSizes(
-        services=config.sizes.services,
-        endpoints=config.sizes.endpoints,
-        buckets=layout.buckets(config.sizes),
-        ring_lines=-(-config.sizes.ring_cells // layout.RING_LINE_CELLS),
-        cpus=libbpf.possible_cpus(),
-    )
 
 
 def _pin_and_attach(config: model.Config, compiled: Compiled, source: int, bpf_dir: Path) -> Loaded:
@@ -175,7 +165,7 @@ def _compile_for(config: model.Config, bpf_dir: Path) -> int:
     """This version's program on the maps that are there: its descriptor."""
     fds = opened(config.instance)
     try:
-        compiled = compile_program(bpf_dir, _program_sizes(config), fds)
+        compiled = compile_program(bpf_dir, ProgramSizes.of(config.sizes), fds)
     finally:
         for fd in fds.values():
             os.close(fd)

@@ -8,6 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 
 from controlplane.adapters import layout
 from tests import reference
@@ -160,6 +161,14 @@ class Both:
             )
         return reference.Packet(client, client_port, vip, port, protocol, flags, ttl)
 
+    def frame(self, packet: reference.Packet) -> Packet:
+        """The packet, with some payload."""
+        fields = (packet.source, packet.source_port, packet.destination, packet.port)
+        payload = self.random.randbytes(self.random.randrange(40))
+        if packet.protocol == TCP_NUMBER:
+            return tcp(*fields, packet.flags, payload, packet.ttl)
+        return udp(*fields, payload, packet.ttl)
+
 
 def agree(rig: Rig, seed: int, packets: int = PACKETS) -> Both:
     """Sends random packets; an AssertionError names the first that the two treat differently."""
@@ -169,13 +178,7 @@ def agree(rig: Rig, seed: int, packets: int = PACKETS) -> Both:
             both.change()
             rig.stop_time()  # on a slow machine a handshake would outlast its stamp
         packet = both.packet()
-        fields = (packet.source, packet.source_port, packet.destination, packet.port)
-        payload = both.random.randbytes(both.random.randrange(40))
-        frame = (
-            tcp(*fields, packet.flags, payload, packet.ttl)
-            if packet.protocol == TCP_NUMBER
-            else udp(*fields, payload, packet.ttl)
-        )
+        frame = both.frame(packet)
         expected = both.expected.route(packet)
         result = rig.send(frame)
         assert result.reason == expected.reason, f"packet {number}: {packet}"

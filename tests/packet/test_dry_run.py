@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.adapters import layout, libbpf
+from controlplane.adapters import layout, libbpf, notes
 from controlplane.adapters.bcc import compile_program
 from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 from tests.packet.rig import BPF_DIR, SIZES
 
 BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG = 1 << 0, 1 << 7
+PLAIN_NOTE = "#define NOTE(kind, a, b)\n"
 PLAIN_STORES = """
 #define DRY_RUN 0
 #define STORE(at, value) (at) = (value)
@@ -29,14 +30,17 @@ PLAIN_STORES = """
 
 @pytest.fixture
 def read_only() -> Iterator[dict[str, int]]:
-    """Every map, of a kind that programs may only read; of ring buffers there is none such."""
+    """Every map, of a kind that programs may only read, but for the ring buffer, of which there is none such,
+    and what a dry run notes."""
     sizes = Sizes(SIZES.services, SIZES.endpoints, SIZES.buckets * layout.BUCKET_FLOWS, SIZES.ring_lines * 16)
     fds = {"events": libbpf.map_create(libbpf.MapType.RINGBUF, "events", 0, 0, 4096 * layout.EVENT_PAGES)}
     for name, one in layout.maps(sizes, SIZES.cpus).items():
-        flags = BPF_F_RDONLY_PROG | BPF_F_NO_PREALLOC * (one.kind is libbpf.MapType.LPM_TRIE)
+        flags = BPF_F_RDONLY_PROG * (one.kind is not libbpf.MapType.PROG_ARRAY)
+        flags |= BPF_F_NO_PREALLOC * (one.kind is libbpf.MapType.LPM_TRIE)
         fds[name] = libbpf.map_create(
             one.kind, name, one.key.itemsize, one.value.itemsize, one.entries, flags
         )
+    fds["traces"] = libbpf.map_create(libbpf.MapType.ARRAY, "traces", 4, notes.TRACE.itemsize, 1)
     yield fds
     for fd in fds.values():
         os.close(fd)
@@ -51,8 +55,9 @@ def test_the_verifier_finds_no_store_to_a_map_in_the_dry_run(read_only: dict[str
 
 
 def test_it_finds_one_in_the_program_that_steers(read_only: dict[str, int]) -> None:
+    own = {name: fd for name, fd in read_only.items() if name != "traces"}
     with pytest.raises(DataplaneError, match="write into map forbidden"):
-        compile_program(BPF_DIR, SIZES, read_only).close()
+        compile_program(BPF_DIR, SIZES, own).close()
 
 
 def instructions(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[tuple[int, ...]]:
@@ -79,4 +84,7 @@ def test_what_the_dry_run_needs_costs_the_program_no_instruction(
     plain = tmp_path / "bpf"
     shutil.copytree(BPF_DIR, plain)
     (plain / "store.h").write_text(PLAIN_STORES)
+    note = plain / "note.h"
+    head, _, _ = note.read_text().partition("#define NOTE(kind")
+    note.write_text(f"{head}{PLAIN_NOTE}#endif\n")
     assert instructions(monkeypatch, plain) == instructions(monkeypatch, BPF_DIR)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controlplane.adapters import layout
+from controlplane.adapters import layout, notes
 from controlplane.adapters.bcc import compile_file
 from controlplane.model import EventKind, Role, Sizes
 from controlplane.ports import DataplaneError
@@ -43,7 +43,14 @@ def claims() -> list[str]:
     found.append(f"REASON_COUNT == {len(layout.REASONS)}")
     found += [f"EVENT_{kind.name} == {kind.value}" for kind in EventKind]
     found += [f"ROLE_{role.name} == {role.value}" for role in Role]
-    for struct, dtype in layout.STRUCTS.items():
+    for prefix, names in (
+        *(("NOTE", notes.NOTES), ("STALE", notes.STALES)),
+        *(("CHOSE", notes.CHOICES), ("COUNTED", notes.COUNTS)),
+    ):
+        found += [f"{prefix}_{name} == {place}" for place, name in enumerate(names)]
+        found.append(f"{prefix}_COUNT == {len(names)}")
+    found += [f"PARSED_{name.upper()} == {place}" for place, name in enumerate(notes.PARSED[1:], start=1)]
+    for struct, dtype in (layout.STRUCTS | notes.STRUCTS).items():
         found.append(f"sizeof(struct {struct}) == {dtype.itemsize}")
         for field in dtype.names or ():
             size, offset = dtype.fields[field][0].itemsize, dtype.fields[field][1]
@@ -53,7 +60,7 @@ def claims() -> list[str]:
 
 
 def compile_claims(folder: Path, expressions: list[str]) -> None:
-    lines = [f'#include "{BPF_DIR / header}"' for header in ("structs.h", "hash.h")]
+    lines = [f'#include "{BPF_DIR / header}"' for header in ("parse.h", "hash.h", "note.h")]
     lines += [f'_Static_assert({expression}, "{expression}");' for expression in expressions]
     lines += ["int probe(struct xdp_md *ctx) { return XDP_PASS; }", ""]
     source = folder / "claims.c"
@@ -71,7 +78,7 @@ def test_a_field_that_is_off_by_one_byte_is_noticed(tmp_path: Path) -> None:
 
 
 def test_no_struct_has_a_gap_that_a_field_could_hide_in() -> None:
-    for name, dtype in layout.STRUCTS.items():
+    for name, dtype in (layout.STRUCTS | notes.STRUCTS).items():
         covered = sum(dtype.fields[field][0].itemsize for field in dtype.names or ())
         assert covered == dtype.itemsize, name
 
