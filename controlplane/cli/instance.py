@@ -75,6 +75,16 @@ def loaded() -> list[str]:
         fail("needs root to look at loaded instances: run it with sudo")
 
 
+def only(given: str | None) -> str:
+    """The name that was given, or the only instance's that is loaded. Ends the command if there is none."""
+    names = loaded()
+    if given is None and len(names) > 1:
+        fail(f"several instances are loaded ({', '.join(names)}): name one with --instance", EXIT_USAGE)
+    if given is None and not names:
+        fail("no instance is loaded: run penumbra load CONFIG first")
+    return given if given is not None else names[0]
+
+
 def find(given: str | None) -> Instance:
     """The named instance, or the only one that is loaded. Ends the command if there is none such."""
     names = loaded()

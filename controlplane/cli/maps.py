@@ -15,7 +15,6 @@ from controlplane.adapters.dataplane import MapDataplane
 from controlplane.cli import instance as instances
 from controlplane.cli import output
 from controlplane.cli.options import AsJsonLines, InstanceName
-from controlplane.cli.output import EXIT_USAGE, fail
 from controlplane.ports import InterfaceCounts
 
 app = typer.Typer(help="What the BPF maps hold.", no_args_is_help=True, rich_markup_mode=None)
@@ -32,12 +31,7 @@ INTERFACE_COUNTS = ("received", "forwarded", "passed", "dropped", "sent", "lost"
 @contextmanager
 def _opened(instance: str | None) -> Iterator[MapDataplane]:
     """The maps alone are enough: no record, no store, no controller."""
-    names = instances.loaded()
-    if instance is None and len(names) > 1:
-        fail(f"several instances are loaded ({', '.join(names)}): name one with --instance", EXIT_USAGE)
-    if not names and instance is None:
-        fail("no instance is loaded: run penumbra load CONFIG first")
-    dataplane = MapDataplane.open(instance or names[0], MachineClock())
+    dataplane = MapDataplane.open(instances.only(instance), MachineClock())
     try:
         yield dataplane
     finally:
