@@ -8,6 +8,7 @@
 #ifndef PENUMBRA_MAPS_H
 #define PENUMBRA_MAPS_H
 
+#include "capture.h"
 #include "note.h"
 #include "structs.h"
 
@@ -81,6 +82,14 @@ BPF_F_TABLE("array", u32, struct label, interface_labels, INTERFACE_ROWS, BPF_F_
 #if DRY_RUN
 /* What the last packet's way was; program; user space. */
 BPF_F_TABLE("array", u32, struct trace, traces, 1, BPF_F_MMAPABLE);
+#endif
+#if CAPTURE
+/* Which packets are captured; user space; program. */
+BPF_F_TABLE("array", u32, struct capturing, capture_wanted, 1, BPF_F_MMAPABLE);
+/* [cpu] the present packet, and what was lost; program; program, user space. */
+BPF_F_TABLE("array", u32, struct capture_cpu, capture_cpus, MAX_CPUS, BPF_F_MMAPABLE);
+/* The frames; program; user space. */
+BPF_RINGBUF_OUTPUT(captured, 1);
 #endif
 
 #endif

@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What the program tells of its decisions as it takes them, if it was built to:
- * the steps that `penumbra trace-packet` prints. The program that steers tells
- * nothing, and no NOTE() costs it an instruction. Knows no map.
+ * the steps that `penumbra trace-packet` prints (DRY_RUN), and what `penumbra
+ * capture` says of a frame (CAPTURE). The program that steers tells nothing, and
+ * no NOTE() costs it an instruction. Knows no map.
  */
 #ifndef PENUMBRA_NOTE_H
 #define PENUMBRA_NOTE_H
 
 #include "store.h"
+
+#ifndef CAPTURE
+#define CAPTURE 0
+#endif
 
 #define NOTES_MAX 128		/* of one packet; a power of two */
 
@@ -98,10 +103,14 @@ struct trace {
 };
 _Static_assert(sizeof(struct trace) == 8 + 16 * NOTES_MAX, "trace");
 
+#define IS_CAPTURED(kind) \
+	((kind) == NOTE_service || (kind) == NOTE_endpoint || \
+	 (kind) == NOTE_sender || (kind) == NOTE_reason)
+
 /* Of what goes on :here. What :a and :b ask for is looked up only where it is told. */
 #define NOTE(kind, a, b)					\
 	do {							\
-		if (DRY_RUN)					\
+		if (DRY_RUN || (CAPTURE && IS_CAPTURED(NOTE_##kind)))	\
 			note(here, NOTE_##kind, (a), (b));	\
 	} while (0)
 

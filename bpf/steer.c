@@ -42,6 +42,9 @@ struct here {
 #if DRY_RUN
 	struct trace *trace;
 #endif
+#if CAPTURE
+	struct capture_cpu *capture;
+#endif
 };
 
 /* Where a flow lies, or may lie, in the cache. */
@@ -69,6 +72,8 @@ static __always_inline u64 forget(struct here *here, u64 value)
 	return value + here->settings->zero;
 }
 
+#include "capture.c"
+
 /* One step of a decision, in a build that tells: see NOTE(). */
 static __always_inline void note(struct here *here, enum note kind, u32 a,
 				 u64 b)
@@ -82,6 +87,8 @@ static __always_inline void note(struct here *here, enum note kind, u32 a,
 	row->kind = kind;
 	row->a = a;
 	row->b = b;
+#elif CAPTURE
+	capture_note(here, kind, a);
 #endif
 }
 
@@ -1651,6 +1658,9 @@ int steer(struct xdp_md *ctx)
 	here.settings = settings.lookup(&zero);
 	if (!here.settings || !may_note(&here))
 		return XDP_ABORTED;
+	capture_came(&here);
 	verdict = hit(&here);
-	return verdict == LONG_WAY ? long_way(&here) : verdict;
+	verdict = verdict == LONG_WAY ? long_way(&here) : verdict;
+	capture_leaves(&here, verdict);
+	return verdict;
 }

@@ -152,6 +152,29 @@ def _updated(pin: Path, interface: str, ifindex: int, program_fd: int) -> Attach
     return Attachment(interface, ifindex, libbpf.xdp_query(ifindex).mode)
 
 
+def exchange(instance: str, program_fd: int) -> int:
+    """Has every link of the instance run ``program_fd``, from one packet to the next, in whichever network
+    namespace its interface is. Returns how many do now."""
+    program, count = libbpf.prog_info(program_fd).id, 0
+    for pin, info in _links(instance):
+        if not info.ifindex:
+            continue
+        if info.program_id != program:
+            link = libbpf.obj_get(pin, Kind.LINK)
+            try:
+                libbpf.link_update(link, program_fd)
+            finally:
+                os.close(link)
+        count += 1
+    return count
+
+
+def running(instance: str, program_fd: int) -> bool:
+    """Whether at least one link of the instance runs ``program_fd``."""
+    program = libbpf.prog_info(program_fd).id
+    return any(info.ifindex and info.program_id == program for _, info in _links(instance))
+
+
 def refuse_elsewhere(instance: str) -> None:
     """DataplaneError when the instance steers in another network namespace, and nowhere in this one."""
     alive = [info for _, info in _links(instance) if info.ifindex]

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -39,6 +40,16 @@ _MISSING = (
     '/usr/bin/python3 with --system-site-packages (never pip install "bcc": on PyPI that is an unrelated '
     "crystal-lattice library)"
 )
+
+
+class Build(Enum):
+    """What is made of the same source: the definition that makes it so."""
+
+    STEERING = "STEERING"
+    DRY_RUN = "DRY_RUN"
+    """Without its stores, noting its decisions (bpf/store.h, bpf/note.h)."""
+    CAPTURE = "CAPTURE"
+    """Steers, and copies frames as they come and leave (bpf/capture.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +112,17 @@ def source_hash(source_dir: Path) -> int:
 
 
 def compile_program(
-    source_dir: Path, sizes: ProgramSizes, maps: Mapping[str, int] | None = None, *, dry_run: bool = False
+    source_dir: Path,
+    sizes: ProgramSizes,
+    maps: Mapping[str, int] | None = None,
+    build: Build = Build.STEERING,
 ) -> Compiled:
     """Compiles ``steer.c`` and has the verifier load it; takes about a second.
 
     :param maps: name -> descriptor, for the program to work on these and not on maps of its own.
-    :param dry_run: without its stores (bpf/store.h).
     Raises DataplaneError with the compiler's or verifier's last lines.
     """
-    defines = [*sizes.defines(), f"-DDRY_RUN={int(dry_run)}"]
+    defines = [*sizes.defines(), f"-D{build.value}=1"]
     return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, defines, headers=source_dir, maps=maps)
 
 

@@ -13,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from controlplane.adapters import layout, libbpf, notes, pins
-from controlplane.adapters.bcc import ProgramSizes, compile_program, source_hash
+from controlplane.adapters.bcc import Build, ProgramSizes, compile_program, source_hash
 from controlplane.adapters.libbpf import BpfError, MapType
 from controlplane.adapters.maps import Maps, open_instance, opened
 from controlplane.adapters.notes import Note
@@ -58,7 +58,7 @@ class DryRun:
             MapType.ARRAY, TRACES, layout.INDEX.itemsize, notes.TRACE.itemsize, 1, libbpf.BPF_F_MMAPABLE
         )
         try:
-            compiled = compile_program(bpf_dir, sizes, {**maps, TRACES: traces_fd}, dry_run=True)
+            compiled = compile_program(bpf_dir, sizes, {**maps, TRACES: traces_fd}, Build.DRY_RUN)
         except BaseException:
             os.close(traces_fd)
             raise

@@ -238,6 +238,41 @@ def _attach_all(
     return attachments, rowless
 
 
+def put_in_place(instance: str, program_fd: int) -> None:
+    """Has a program steer in the pinned one's place, until ``put_back`` or the next ``load``. It has to do
+    the same on the same maps.
+
+    Raises DataplaneError, with nothing changed: the instance is attached nowhere, or the kernel refuses.
+    """
+    with pins.write_lock(instance):
+        pins.check_folder(instance)
+        try:
+            count = attach.exchange(instance, program_fd)
+        except BpfError as error:
+            _put_back(instance)
+            raise DataplaneError(f"instance {instance!r}: its program was not replaced: {error}") from error
+        if not count:
+            raise DataplaneError(f"instance {instance!r} is attached to no interface: penumbra load CONFIG")
+
+
+def put_back(instance: str) -> None:
+    """Has the pinned program steer at every interface of the instance; nothing to do where it does, or where
+    the instance is no more."""
+    with pins.write_lock(instance):
+        _put_back(instance)
+
+
+def _put_back(instance: str) -> None:
+    pin = pins.folder(instance) / PROGRAM
+    if not pin.exists():
+        return
+    program = libbpf.obj_get(pin, Kind.PROGRAM)
+    try:
+        attach.exchange(instance, program)
+    finally:
+        os.close(program)
+
+
 def unload(instance: str) -> None:
     """Detaches our links and removes all pins; done twice, or after a crash half-way, it does the rest."""
     pins.require_privileges()

@@ -58,7 +58,7 @@ def test_the_commands_are_those_that_are_documented() -> None:
     }
     wanted |= {("shadow", "add"), ("shadow", "remove")}
     plain = ["check", "load", "unload", "run", "reload", "status", "drain", "undrain", "freeze", "thaw"]
-    plain += ["trace-packet"]
+    plain += ["trace-packet", "capture"]
     assert wanted | {(name,) for name in plain} <= set(ALL)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controlplane.adapters import layout, notes
+from controlplane.adapters import captures, layout, notes
 from controlplane.adapters.bcc import compile_file
 from controlplane.model import EventKind, Role, Sizes
 from controlplane.ports import DataplaneError
@@ -41,6 +41,7 @@ def claims() -> list[str]:
     found = [f"{name} == {getattr(layout, name)}U" for name in CONSTANTS]
     found += [f"REASON_{name} == {place}" for place, name in enumerate(layout.REASONS)]
     found.append(f"REASON_COUNT == {len(layout.REASONS)}")
+    found += [f"SNAP_MAX == {captures.SNAP_MAX}U", f"CAPTURE_ANY == {captures.ANY}U"]
     found += [f"EVENT_{kind.name} == {kind.value}" for kind in EventKind]
     found += [f"ROLE_{role.name} == {role.value}" for role in Role]
     for prefix, names in (
@@ -50,7 +51,7 @@ def claims() -> list[str]:
         found += [f"{prefix}_{name} == {place}" for place, name in enumerate(names)]
         found.append(f"{prefix}_COUNT == {len(names)}")
     found += [f"PARSED_{name.upper()} == {place}" for place, name in enumerate(notes.PARSED[1:], start=1)]
-    for struct, dtype in (layout.STRUCTS | notes.STRUCTS).items():
+    for struct, dtype in (layout.STRUCTS | notes.STRUCTS | captures.STRUCTS).items():
         found.append(f"sizeof(struct {struct}) == {dtype.itemsize}")
         for field in dtype.names or ():
             size, offset = dtype.fields[field][0].itemsize, dtype.fields[field][1]
@@ -60,7 +61,7 @@ def claims() -> list[str]:
 
 
 def compile_claims(folder: Path, expressions: list[str]) -> None:
-    lines = [f'#include "{BPF_DIR / header}"' for header in ("parse.h", "hash.h", "note.h")]
+    lines = [f'#include "{BPF_DIR / header}"' for header in ("parse.h", "hash.h", "note.h", "capture.h")]
     lines += [f'_Static_assert({expression}, "{expression}");' for expression in expressions]
     lines += ["int probe(struct xdp_md *ctx) { return XDP_PASS; }", ""]
     source = folder / "claims.c"
@@ -78,7 +79,7 @@ def test_a_field_that_is_off_by_one_byte_is_noticed(tmp_path: Path) -> None:
 
 
 def test_no_struct_has_a_gap_that_a_field_could_hide_in() -> None:
-    for name, dtype in (layout.STRUCTS | notes.STRUCTS).items():
+    for name, dtype in (layout.STRUCTS | notes.STRUCTS | captures.STRUCTS).items():
         covered = sum(dtype.fields[field][0].itemsize for field in dtype.names or ())
         assert covered == dtype.itemsize, name
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program built without stores: the verifier finds none, and the program that steers is what it was."""
+"""What else is built of the program's source: it costs the program that steers nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from controlplane.adapters import layout, libbpf, notes
-from controlplane.adapters.bcc import compile_program
+from controlplane.adapters.bcc import Build, compile_program
 from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 from tests.packet.rig import BPF_DIR, SIZES
 
 BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG = 1 << 0, 1 << 7
 PLAIN_NOTE = "#define NOTE(kind, a, b)\n"
+CAPTURES = ('#include "capture.c"', "\tcapture_came(&here);\n", "\tcapture_leaves(&here, verdict);\n")
 PLAIN_STORES = """
 #define DRY_RUN 0
 #define STORE(at, value) (at) = (value)
@@ -47,7 +48,7 @@ def read_only() -> Iterator[dict[str, int]]:
 
 
 def test_the_verifier_finds_no_store_to_a_map_in_the_dry_run(read_only: dict[str, int]) -> None:
-    compiled = compile_program(BPF_DIR, SIZES, read_only, dry_run=True)
+    compiled = compile_program(BPF_DIR, SIZES, read_only, Build.DRY_RUN)
     try:
         assert libbpf.map_info(read_only["events"]).id not in libbpf.prog_maps(compiled.program_fd)
     finally:
@@ -78,7 +79,7 @@ def instructions(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[tuple[in
     ]
 
 
-def test_what_the_dry_run_needs_costs_the_program_no_instruction(
+def test_what_other_builds_need_costs_the_program_no_instruction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = tmp_path / "bpf"
@@ -87,4 +88,10 @@ def test_what_the_dry_run_needs_costs_the_program_no_instruction(
     note = plain / "note.h"
     head, _, _ = note.read_text().partition("#define NOTE(kind")
     note.write_text(f"{head}{PLAIN_NOTE}#endif\n")
+    steer = plain / "steer.c"
+    text = steer.read_text()
+    for call in CAPTURES:
+        assert text.count(call) == 1
+        text = text.replace(call, "")
+    steer.write_text(text)
     assert instructions(monkeypatch, plain) == instructions(monkeypatch, BPF_DIR)
