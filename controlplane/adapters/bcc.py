@@ -74,18 +74,24 @@ class ProgramSizes:
             cpus=libbpf.possible_cpus(),
         )
 
-    def defines(self) -> list[str]:
-        return [
-            f"-DMAX_SERVICES={self.services}",
-            f"-DMAX_ENDPOINTS={self.endpoints}",
-            f"-DMAX_BUCKETS={self.buckets}",
-            f"-DMAX_RING_LINES={self.ring_lines}",
-            f"-DMAX_CPUS={self.cpus}",
-            f"-DMAX_DIRECT={layout.direct_prefixes(self.endpoints)}",
-            f"-DMAX_FRAGMENTS={layout.FRAGMENTS}",
-            f"-DSERVICE_BUCKETS={layout.target_buckets(self.services)}",
-            f"-DENDPOINT_BUCKETS={layout.target_buckets(self.endpoints)}",
-        ]
+    def defines(self, *, with_maps: bool = True) -> list[str]:
+        """:param with_maps: False: the program gets others' maps, so BCC's own need not have their memory.
+        What the program itself reckons with stays."""
+        of_maps = {
+            "MAX_SERVICES": self.services,
+            "MAX_BUCKETS": self.buckets,
+            "MAX_RING_LINES": self.ring_lines,
+            "MAX_CPUS": self.cpus,
+            "MAX_DIRECT": layout.direct_prefixes(self.endpoints),
+            "MAX_FRAGMENTS": layout.FRAGMENTS,
+        }
+        of_program = {
+            "MAX_ENDPOINTS": self.endpoints,
+            "SERVICE_BUCKETS": layout.target_buckets(self.services),
+            "ENDPOINT_BUCKETS": layout.target_buckets(self.endpoints),
+        }
+        made = of_program | (of_maps if with_maps else dict.fromkeys(of_maps, 1))
+        return [f"-D{name}={value}" for name, value in made.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,7 @@ def compile_program(
     :param maps: name -> descriptor, for the program to work on these and not on maps of its own.
     Raises DataplaneError with the compiler's or verifier's last lines.
     """
-    defines = [*sizes.defines(), f"-D{build.value}=1"]
+    defines = [*sizes.defines(with_maps=maps is None), f"-D{build.value}=1"]
     return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, defines, headers=source_dir, maps=maps)
 
 

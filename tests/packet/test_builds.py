@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from controlplane.adapters import layout, libbpf, notes
 from controlplane.adapters.bcc import Build, compile_program
 from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
-from tests.packet.rig import BPF_DIR, SIZES
+from tests.packet.rig import BPF_DIR, SIZES, Rig
 
 BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG = 1 << 0, 1 << 7
 PLAIN_NOTE = "#define NOTE(kind, a, b)\n"
@@ -61,7 +61,9 @@ def test_it_finds_one_in_the_program_that_steers(read_only: dict[str, int]) -> N
         compile_program(BPF_DIR, SIZES, own).close()
 
 
-def instructions(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[tuple[int, ...]]:
+def instructions(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, maps: Mapping[str, int] | None = None
+) -> list[tuple[int, ...]]:
     """What is loaded, without the descriptors of maps."""
     loaded: list[bytes] = []
     load = libbpf.prog_load
@@ -71,7 +73,7 @@ def instructions(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[tuple[in
         return load(name, program, *rest)
 
     monkeypatch.setattr(libbpf, "prog_load", seen)
-    compile_program(folder, SIZES).close()
+    compile_program(folder, SIZES, maps).close()
     monkeypatch.undo()
     return [
         (code, registers, offset, 0 if (code, registers & 0xF0) == (0x18, 0x10) else immediate)
@@ -95,3 +97,12 @@ def test_what_other_builds_need_costs_the_program_no_instruction(
         text = text.replace(call, "")
     steer.write_text(text)
     assert instructions(monkeypatch, plain) == instructions(monkeypatch, BPF_DIR)
+
+
+def test_on_others_maps_it_is_the_same_program_whose_own_maps_are_small(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So an upgrade, a dry run or a capture need not have the memory of the flow cache once more."""
+    own = instructions(monkeypatch, BPF_DIR)
+    assert instructions(monkeypatch, BPF_DIR, rig.compiled.maps) == own
+    assert "-DMAX_BUCKETS=1" in SIZES.defines(with_maps=False)
