@@ -1,155 +1,139 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What steering costs per packet, program only: 512 services, 10 000 endpoints, a ring of 65 537 cells
-and 4 000 endpoints for the measured service, a flow cache of 32 MiB, next hops known.
-"""
+"""What steering costs per packet, program only, on the instance of ``case.py``."""
 
 from __future__ import annotations
 
-import struct
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import IPv4Address
 
-import numpy as np
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from controlplane.adapters import layout, libbpf
-from controlplane.adapters.bcc import Compiled, ProgramSizes, compile_program
-from controlplane.adapters.target_table import TargetTable
+from controlplane.adapters import libbpf
+from tests.bench import case
+from tests.bench.case import Installed, Instance
 from tests.bench.figures import Figure
-from tests.bench.harness import BPF_DIR, FRAME_BYTES, Harness, pinned_to_last_core
+from tests.bench.harness import FRAME_BYTES, PACKETS, WARM_PACKETS, Flows, Harness, pinned_to
 
-SERVICES = 512
-ENDPOINTS = 10_000
-MEASURED_ENDPOINTS = 4_000
-RING_SIZE = 65_537
-BUCKETS = (32 << 20) // 64
-RING_LINES = (2 * (RING_SIZE + SERVICES * 1021)) // 16 + 1
-MEASURED_SERVICE = 257
-VIP, PORT = IPv4Address("10.255.1.1"), 443
-FLOWS = {"1": 1, "64k": 1 << 16, "1m": 1 << 20}
-NEW_FLOWS = 1 << 20
-ROUNDS, PACKETS = 9, 5_000_000
-SEED = 20261123
-NO_LIMIT = 0xFFFFFFFF
-KEY = (0x243F6A8885A308D3, 0x13198A2E03707344)
+CORES = sorted(os.sched_getaffinity(0))
+HITS = {"hit_1": 1, "hit_64k": 1 << 16, "hit_1m": 1 << 20}
+MANY = 1 << 20
+FLOOD_LIMIT = 1_000
+"""New flows per tick and CPU that are remembered while a flood lasts."""
+FIRST_CLIENT = {4: "10.0.0.0", 6: "fd00::100:0"}
+SYN, ACK, DATA = "S", "A", "PA"
+
+Taken = Iterator[tuple[str, float]]
 
 
 def measure() -> Mapping[str, Figure]:
-    """The figures ``dataplane.*``; about a minute on one core."""
+    """The figures ``dataplane.*``; about five minutes."""
     figures: dict[str, Figure] = {}
-    with _loaded() as compiled, pinned_to_last_core():
-        harness = Harness()
-        try:
-            for name, flows in FLOWS.items():
-                programs = {"empty": harness.empty, "cold": harness.cold, "steer": compiled.program_fd}
-                took = harness.compare(programs, _frame("PA"), flows, rounds=ROUNDS, packets=PACKETS)
-                if name == "1":
-                    figures["dataplane.empty"] = Figure(took["empty"], "ns")
-                else:
-                    figures[f"dataplane.cold_{name}"] = Figure(took["cold"] - took["empty"], "ns")
-                figures[f"dataplane.hit_{name}"] = Figure(took["steer"] - took["empty"], "ns")
-            verified = libbpf.prog_info(compiled.program_fd).verified
-            figures["dataplane.verified"] = Figure(verified, "instructions")
-            figures["dataplane.new"] = Figure(_new_flows(harness, compiled), "ns")
-        finally:
-            harness.close()
+    for version, suffix in ((4, ""), (6, "_v6")):
+        for protocol, cases in ((case.TCP, _tcp), (case.UDP, _udp)):
+            with case.loaded(Installed(version, protocol)) as instance, pinned_to(CORES[-1]):
+                for name, value in cases(instance):
+                    what, dot, of = name.partition(".")
+                    figures[f"dataplane.{what}{suffix}{dot}{of}"] = Figure(value, "ns")
+                verified = libbpf.prog_info(instance.program_fd).verified
+    figures["dataplane.verified"] = Figure(verified, "instructions")
     return figures
 
 
-def _new_flows(harness: Harness, compiled: Compiled) -> float:
-    """A SYN of a flow that the cache does not know, each time: the cache is emptied before every round."""
-    flows = libbpf.map_view(compiled.maps["flows"], layout.BUCKET, writable=True)
-    frame, taken, empty = _frame("S"), [], []
-    for _ in range(ROUNDS):
-        flows.view(np.uint8)[...] = 0
-        taken.append(harness.run(compiled.program_fd, frame, NEW_FLOWS, NEW_FLOWS, in_turn=True))
-        empty.append(harness.run(harness.empty, frame, NEW_FLOWS, NEW_FLOWS, in_turn=True))
-    return float(np.median(taken) - np.median(empty))
+def _tcp(instance: Instance) -> Taken:
+    forward = Flows(_frame(instance, DATA), MANY)
+    for name, count in HITS.items():
+        yield from _compared(name, instance, Flows(forward.frame, count))
+    back = Flows(_frame(instance, DATA, back=True), MANY, back=True)
+    yield from _compared("return_1m", instance, back)
+    yield from _compared("new", instance, Flows(_frame(instance, SYN), MANY, in_turn=True), emptied=True)
+    with _flooded(instance):
+        yield from _compared("flood_syn", instance, Flows(_frame(instance, SYN), MANY))
+        yield from _compared("flood_ack", instance, Flows(_frame(instance, ACK), MANY))
+    if len(CORES) > 1:
+        yield from _on_two_cores(instance, forward, back)
 
 
-def _frame(flags: str) -> bytes:
-    options = [("NOP", None), ("NOP", None), ("Timestamp", (1, 1))]
-    ip = IP(src="10.0.0.0", dst=str(VIP)) / TCP(dport=PORT, flags=flags, options=options)
-    frame = bytes(Ether(src="02:00:00:00:00:02", dst="02:00:00:00:00:01") / ip)
-    return bytes(Ether(frame) / bytes(FRAME_BYTES - len(frame))) if flags == "S" else _with_payload(ip)
+def _udp(instance: Instance) -> Taken:
+    with _flooded(instance):
+        yield from _compared("flood_udp", instance, Flows(_frame(instance, ""), MANY))
 
 
-def _with_payload(ip: IP) -> bytes:
-    header = Ether(src="02:00:00:00:00:02", dst="02:00:00:00:00:01")
-    return bytes(header / ip / bytes(FRAME_BYTES - len(header / ip)))
+def _on_two_cores(instance: Instance, forward: Flows, back: Flows) -> Taken:
+    """Both directions of the same flows at once: one endpoint has them all, so that answers find theirs."""
+    instance.serve_by(instance.answering)
+    instance.empty_cache()
+    with _beside(instance, back):
+        yield from _compared("hit_1m_two_cpus", instance, forward)
+    with _beside(instance, forward):
+        yield from _compared("return_1m_two_cpus", instance, back)
+
+
+def _compared(name: str, instance: Instance, flows: Flows, *, emptied: bool = False) -> Taken:
+    """Nanoseconds above an empty program; with those of one cold line, and the empty program's, taken in
+    the same rounds. ``emptied``: the cache, before each round."""
+    harness = Harness()
+    try:
+        programs = {"empty": harness.empty, "cold": harness.cold, "steer": instance.program_fd}
+        took = harness.compare(programs, flows, instance.empty_cache if emptied else None)
+    finally:
+        harness.close()
+    yield name, took["steer"] - took["empty"]
+    yield f"{name}.cold", took["cold"] - took["empty"]
+    yield f"{name}.empty", took["empty"]
 
 
 @contextmanager
-def _loaded() -> Iterator[Compiled]:
-    sizes = ProgramSizes(SERVICES + 1, ENDPOINTS + 1, BUCKETS, RING_LINES, libbpf.possible_cpus())
-    compiled = compile_program(BPF_DIR, sizes)
+def _flooded(instance: Instance) -> Iterator[None]:
+    """Next to nothing of what is new is remembered."""
+    instance.empty_cache()
+    instance.settings["insert_limit"] = FLOOD_LIMIT
     try:
-        _install(compiled)
-        yield compiled
+        yield
     finally:
-        compiled.close()
+        instance.settings["insert_limit"] = case.NO_LIMIT
 
 
-def _install(compiled: Compiled) -> None:
-    """Services 1..512, endpoints 1..10 000, the measured service's 4 000 picked at random among them."""
-    random = np.random.default_rng(SEED)
-    order = random.permutation(np.arange(1, ENDPOINTS + 1, dtype=np.uint32))
-    measured = order[:MEASURED_ENDPOINTS]
-    owner = np.full(ENDPOINTS + 1, MEASURED_SERVICE, np.uint32)
-    others = np.setdiff1d(np.arange(1, SERVICES + 1), [MEASURED_SERVICE])
-    owner[order[MEASURED_ENDPOINTS:]] = np.resize(others, ENDPOINTS - MEASURED_ENDPOINTS)
-    _install_settings(compiled)
-    _install_endpoints(compiled, owner)
-    services = libbpf.map_view(compiled.maps["services"], layout.SERVICE, writable=True)
-    cells = libbpf.map_view(compiled.maps["rings"], layout.RING_LINE, writable=True)["cell"].reshape(-1)
-    table = _targets(compiled, "service_targets", services, "vip")
-    settings = libbpf.map_view(compiled.maps["settings"], layout.SETTINGS, writable=True)
-    destinations = settings[0]["destinations"]
-    base = 0
-    for index in range(1, SERVICES + 1):
-        vip = VIP if index == MEASURED_SERVICE else IPv4Address("10.254.0.0") + index
-        members = measured if index == MEASURED_SERVICE else np.flatnonzero(owner == index)
-        size = RING_SIZE if index == MEASURED_SERVICE else 1021
-        row = services[index : index + 1]
-        row["vip"], row["port"] = np.frombuffer(layout.mapped(vip), np.uint8), PORT
-        row["protocol"], row["flags"] = 6, layout.SERVICE_PRESENT
-        row["ring_base"], row["ring_size"] = base, size
-        cells[base : base + size] = random.permutation(np.resize(members, size)) | 1 << layout.REF_INDEX_BITS
-        base += 2 * size
-        table.put(layout.target(vip, PORT, 6), index)
-        bit = layout.destination_bit(layout.mapped(vip), PORT)
-        destinations[bit // 64] |= np.uint64(1 << bit % 64)
-        libbpf.map_update(compiled.maps["vips"], layout.target(vip, 0, 0), struct.pack("<I", index))
+@contextmanager
+def _beside(instance: Instance, flows: Flows) -> Iterator[None]:
+    """The program steers these flows on another core meanwhile."""
+    harness, ended, warm = Harness(), threading.Event(), threading.Event()
+
+    def steer() -> None:
+        with pinned_to(CORES[0]):
+            harness.run(instance.program_fd, flows, WARM_PACKETS)
+            warm.set()
+            while not ended.is_set():
+                harness.run(instance.program_fd, flows, PACKETS)
+
+    other = threading.Thread(target=steer)
+    other.start()
+    try:
+        warm.wait()
+        yield
+    finally:
+        ended.set()
+        other.join()
+        harness.close()
 
 
-def _install_settings(compiled: Compiled) -> None:
-    settings = libbpf.map_view(compiled.maps["settings"], layout.SETTINGS, writable=True)[0]
-    settings["hash_key"], settings["bucket_mask"] = KEY, BUCKETS - 1
-    settings["idle_opening_ticks"], settings["idle_established_ticks"] = 40, 3600
-    settings["idle_closing_ticks"], settings["idle_udp_ticks"] = 20, 240
-    settings["seen_ticks"], settings["insert_limit"] = 9, NO_LIMIT
-
-
-def _install_endpoints(compiled: Compiled, owner: np.ndarray) -> None:
-    endpoints = libbpf.map_view(compiled.maps["endpoints"], layout.ENDPOINT, writable=True)
-    index = np.arange(1, ENDPOINTS + 1, dtype=np.uint32)
-    rows = endpoints[1:]
-    address = (int(IPv4Address("10.128.0.0")) + index).astype(">u4").view(np.uint8).reshape(-1, 4)
-    rows["address"][:, 10:12] = 0xFF
-    rows["address"][:, 12:] = address
-    rows["port"], rows["protocol"], rows["role"], rows["parent"] = 8443, 6, 1, index
-    rows["service"] = owner[1:]
-    rows["hop_expires"], rows["hop_ifindex"], rows["hop_mtu"] = 0xFFFFFFFE, 1, 1500
-    rows["hop_dst"], rows["hop_src"] = 2, 4
-    rows["state"] = 1 << 32 | layout.ENDPOINT_PRESENT
-    table = _targets(compiled, "endpoint_targets", endpoints, "address")
-    for one in index.tolist():
-        table.put(endpoints["address"][one].tobytes() + (8443).to_bytes(2, "big") + bytes([6, 0]), one)
-
-
-def _targets(compiled: Compiled, name: str, rows: np.ndarray, address: str) -> TargetTable:
-    settings = libbpf.map_view(compiled.maps["settings"], layout.SETTINGS, writable=True).reshape(())
-    entries = libbpf.map_view(compiled.maps[name], layout.TARGET_BUCKET, writable=True)["entry"]
-    return TargetTable(entries, rows, address, settings)
+def _frame(instance: Instance, flags: str, *, back: bool = False) -> bytes:
+    """From the first client to the measured service, or ``back`` from an endpoint."""
+    installed = instance.installed
+    vip, client = str(installed.vip()), FIRST_CLIENT[installed.version]
+    answering = str(installed.endpoint(instance.answering))
+    source, destination = (answering, client) if back else (client, vip)
+    ip = (IPv6 if installed.version == 6 else IP)(src=source, dst=destination)
+    if installed.protocol == case.UDP:
+        ports = UDP(dport=case.PORT)
+    else:
+        ports = TCP(dport=case.PORT, flags=flags)
+        ports.options = [("NOP", None), ("NOP", None), ("Timestamp", (1, 1))]
+    if back:
+        ports.sport, ports.dport = case.ENDPOINT_PORT, 0
+    headers = Ether(src="02:00:00:00:00:02", dst="02:00:00:00:00:01") / ip / ports
+    padding = bytes(FRAME_BYTES - len(headers))
+    return bytes(headers) + padding if flags == SYN else bytes(headers / padding)

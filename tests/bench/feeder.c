@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Feeds the program under test by tail call: every run restores the frame and
- * gives it the next flow's source, for a test run repeats on one frame. Beside
+ * gives it the next flow's client, for a test run repeats on one frame. Beside
  * it the two yardsticks: what the harness itself costs, and what one line of a
  * table that no cache holds costs on top.
  *
@@ -10,12 +10,11 @@
  */
 #include <linux/types.h>
 #include <linux/if_ether.h>
-#include <linux/ip.h>
 
 #define PORTS_BITS 12
 #define FIRST_PORT 1024
-#define CLIENT_NET 0x0a000000U
-#define PORTS_OFFSET (ETH_HLEN + sizeof(struct iphdr))
+#define OFFSET_MASK 63
+#define COLD_WORDS 11		/* to the ports of an IPv6 packet */
 
 struct frame {
 	u8 bytes[FRAME_BYTES];
@@ -26,6 +25,10 @@ struct plan {
 	u32 flow_mask;	/* flows - 1 */
 	u32 next;	/* with `in_turn`: the flow that follows */
 	u32 in_turn;	/* flows one after the other, else at random */
+	u32 address;	/* offset of the last four bytes of the client's address */
+	u32 port;	/* offset of the client's port */
+	u32 net;	/* those four bytes of the first client, as a number */
+	u32 pad;
 };
 
 struct line {
@@ -44,7 +47,7 @@ int feed(struct xdp_md *ctx)
 	struct plan *now = plan.lookup(&zero);
 	long bytes = ctx->data_end - ctx->data;
 	void *data, *end;
-	struct iphdr *ip;
+	__be32 *address;
 	__be16 *port;
 
 	if (bytes != FRAME_BYTES &&
@@ -65,9 +68,11 @@ int feed(struct xdp_md *ctx)
 		now->random = x;
 		flow = x & now->flow_mask;
 	}
-	ip = data + ETH_HLEN;
-	port = data + PORTS_OFFSET;
-	ip->saddr = bpf_htonl(CLIENT_NET | flow >> PORTS_BITS);
+	address = data + (now->address & OFFSET_MASK);
+	port = data + (now->port & OFFSET_MASK);
+	if ((void *)(address + 1) > end || (void *)(port + 1) > end)
+		return XDP_ABORTED;
+	*address = bpf_htonl(now->net | flow >> PORTS_BITS);
 	*port = bpf_htons(FIRST_PORT + (flow & ((1 << PORTS_BITS) - 1)));
 	target.call(ctx, 0);
 	return XDP_ABORTED;
@@ -81,16 +86,17 @@ int empty(struct xdp_md *ctx)
 int cold(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct iphdr *ip = data + ETH_HLEN;
-	__be16 *ports = data + PORTS_OFFSET;
+	u32 *words = data + ETH_HLEN;
 	struct line *line;
 	u64 hash;
 	u32 index;
 
-	if ((void *)(ports + 2) > end)
+	if ((void *)(words + COLD_WORDS) > end)
 		return XDP_PASS;
-	hash = (u64)ip->saddr << 32 | (u32)ports[0] << 16 | ports[1];
-	hash = (hash ^ ip->daddr) * 0x9fb21c651e98df25ULL;
+	/* addresses and ports of either version, and what lies in their place */
+	hash = ((u64)words[4] << 32 | words[3]) * 0x9fb21c651e98df25ULL;
+	hash ^= ((u64)words[9] << 32 | words[5]) * 0xd6e8feb86659fd93ULL;
+	hash ^= words[10] * 0x9e3779b97f4a7c15ULL;
 	hash ^= hash >> 35;
 	hash *= 0x9fb21c651e98df25ULL;
 	hash ^= hash >> 32;
@@ -98,6 +104,6 @@ int cold(struct xdp_md *ctx)
 	line = lines.lookup(&index);
 	if (!line)
 		return XDP_ABORTED;
-	ip->daddr = line->words[hash >> 61];
+	words[4] = line->words[hash >> 61];
 	return XDP_TX;
 }

@@ -22,7 +22,7 @@ from scapy.layers.l2 import Ether
 
 from controlplane.adapters import layout
 from controlplane.adapters.bcc import compile_program
-from tests.bench.harness import FRAME_BYTES, Harness
+from tests.bench.harness import FRAME_BYTES, Flows, Harness
 from tests.packet.rig import BPF_DIR, SIZES, UDP_NUMBER, Rig
 
 CORES = sorted(os.sched_getaffinity(0))[:2]
@@ -123,7 +123,8 @@ def storm(world: World, harnesses: list[Harness]) -> Sent:
         choose, services, sent = random.Random(core), cycle(SERVICES), Counter[tuple[int, int]]()
         while not over.is_set():
             service = next(services)
-            harness.run(world.rig.compiled.program_fd, choose.choice(FRAMES[service]), FLOWS, BURST)
+            flows = Flows(choose.choice(FRAMES[service]), FLOWS)
+            harness.run(world.rig.compiled.program_fd, flows, BURST)
             sent[core, service] += BURST
         return sent
 
@@ -144,11 +145,11 @@ def start_together(rig: Rig, harness: Harness) -> None:
 
     One core begins some 40 ms before the other, for a test run waits for the kernel first.
     """
-    harness.aim(rig.compiled.program_fd, FRAMES[1][0], NEW_FLOWS, in_turn=True)
+    harness.aim(rig.compiled.program_fd, Flows(FRAMES[1][0], NEW_FLOWS, in_turn=True))
 
     def send(core: int) -> None:
         os.sched_setaffinity(0, {core})  # of this thread
-        harness.feed(FRAMES[1][0], NEW_FLOWS)
+        harness.feed(NEW_FLOWS)
 
     with ThreadPoolExecutor(len(CORES)) as senders:
         for sender in [senders.submit(send, core) for core in CORES]:
