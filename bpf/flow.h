@@ -7,7 +7,8 @@
  * struct flow.life: {last seen tick:32 | FLOW_*:8 | stamp:24}
  *
  * The stamp is the SYN's time in us; from the SYN-ACK on the number that the
- * client has to acknowledge, which who forged its source can't know.
+ * client has to acknowledge, which who forged its source can't know; and once
+ * that is done what request.h says.
  */
 #ifndef PENUMBRA_FLOW_H
 #define PENUMBRA_FLOW_H
@@ -80,7 +81,7 @@ static __always_inline u64 first_life(u32 tick, const struct packet *packet,
 		stamp = bpf_ktime_get_ns() / NS_PER_US & LIFE_STAMP;
 		return life | LIFE(FLOW_SYN) | (stamp ? stamp : 1);
 	}
-	life |= LIFE(FLOW_MIDSTREAM);
+	life |= LIFE(FLOW_MIDSTREAM) | (packet->sequence & LIFE_STAMP);
 	if (packet->tcp_flags & TCP_FIN)
 		life |= LIFE(FLOW_FIN_CLIENT);
 	return life;
@@ -147,6 +148,14 @@ static __always_inline bool unseen(const struct settings *settings, u64 life,
 static __always_inline void see(struct flow *flow, u32 tick)
 {
 	STORE(((volatile u32 *)&flow->life)[LIFE_TICK / 32], tick);
+}
+
+/* Whether update_life() writes the time last seen. */
+static __always_inline bool moves_seen(const struct settings *settings,
+				       u64 life, u64 set, u32 tick)
+{
+	return (set & ~life) || (life & LIFE(CLOSING)) ||
+	       unseen(settings, life, tick);
 }
 
 /*

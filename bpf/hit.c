@@ -152,8 +152,10 @@ static __always_inline bool goes_without_saying(struct here *here,
 		return false;
 	if ((flags & SERVICE_REQUESTS) && seen->payload && asked == back)
 		return false;
+	/* Before last seen moves a request's time is looked at: keep_late(). */
 	return !unseen(here->settings, life, here->tick) ||
-	       !idle(here->settings, here->tick, life, seen->protocol);
+	       !(asked ||
+		 idle(here->settings, here->tick, life, seen->protocol));
 }
 
 static __always_inline void see_known(struct here *here,

@@ -50,6 +50,10 @@ BPF_F_TABLE("array", u32, struct redirects, redirects, MAX_CPUS * INTERFACE_ROWS
 BPF_PROG_ARRAY(redirect_programs, REDIRECT_PROGRAMS);
 /* SYN to SYN-ACK time of each endpoint, one copy for all CPUs; program; user space. */
 BPF_F_TABLE("array", u32, struct histogram, rtt, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* [cpu][endpoint] counters of requests; program; user space. */
+BPF_F_TABLE("array", u32, struct request_counters, request_counters, MAX_CPUS * MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* Request to first byte of its answer, of each endpoint, one copy; program; user space. */
+BPF_F_TABLE("array", u32, struct histogram, response, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Destinations that endpoints may answer as themselves; user space; program. */
 BPF_F_TABLE("lpm_trie", struct prefix, u32, direct, MAX_DIRECT, BPF_F_NO_PREALLOC);
 /* [IP version: 0 for 4, 1 for 6] the way to most clients; user space; program. */

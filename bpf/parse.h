@@ -72,6 +72,8 @@ struct packet {
 	__be16 source_port;
 	__be16 destination_port;
 	u32 bytes;		/* of the IP packet */
+	u32 payload;		/* bytes of TCP's */
+	u32 payload_at;		/* in the frame */
 	u32 sequence;		/* TCP's numbers */
 	u32 acknowledged;
 	u8 ttl;			/* or hop limit */
@@ -193,6 +195,8 @@ static __always_inline enum parsed parse_tcp(struct packet *packet,
 		return PARSED_BROKEN;
 	packet->check_at = __builtin_offsetof(struct tcphdr, check);
 	packet->tcp_flags = ((u8 *)tcp)[TCP_FLAGS_BYTE];
+	packet->payload = cursor->bytes - tcp->doff * 4U;
+	packet->payload_at = (u8 *)tcp - (u8 *)packet->eth + tcp->doff * 4U;
 	packet->sequence = bpf_ntohl(tcp->seq);
 	packet->acknowledged = bpf_ntohl(tcp->ack_seq);
 	return PARSED;
@@ -212,6 +216,8 @@ static __always_inline enum parsed parse_udp(struct packet *packet,
 		return PARSED_BROKEN;
 	packet->check_at = __builtin_offsetof(struct udphdr, check);
 	packet->tcp_flags = packet->zero;
+	packet->payload = packet->zero;
+	packet->payload_at = packet->zero;
 	packet->sequence = packet->zero;
 	packet->acknowledged = packet->zero;
 	return PARSED;

@@ -18,6 +18,7 @@
 #include "interface.h"
 #include "limit.h"
 #include "note.h"
+#include "request.h"
 #include "rewrite.h"
 #include "route.h"
 #include "store.h"
@@ -184,6 +185,14 @@ static __always_inline struct endpoint_counters *lookup_counters(u32 cpu,
 	u32 index = cpu * MAX_ENDPOINTS + endpoint;
 
 	return counters.lookup(&index);
+}
+
+static __always_inline struct request_counters *lookup_requests(u32 cpu,
+								u32 endpoint)
+{
+	u32 index = cpu * MAX_ENDPOINTS + endpoint;
+
+	return request_counters.lookup(&index);
 }
 
 /*
@@ -652,6 +661,25 @@ static __always_inline u32 settle(struct here *here, u64 hash,
 	return own_id;
 }
 
+static __always_inline void count_aborted(struct here *here, u32 endpoint)
+{
+	struct request_counters *counted = lookup_requests(here->cpu, endpoint);
+
+	if (counted)
+		COUNT(counted->aborted, 1);
+}
+
+/* The flow at a place that another gets: nobody will see its answer. */
+static __always_inline void abandon(struct here *here, const struct place *place)
+{
+	u64 life = *(volatile u64 *)&place->flow->life, state;
+	u64 id = forget(here, place->id);
+
+	if (id && (life & LIFE(FLOW_REQUEST)) &&
+	    end_request(place->flow, life, 0) && lookup_present(id, &state))
+		count_aborted(here, ref_index(id));
+}
+
 /*
  * Whether one more flow may be remembered: past so many in a tick this CPU is
  * flooded, and nothing is until the next one.
@@ -726,6 +754,7 @@ static __always_inline u32 remember(struct here *here, u64 hash, u32 ref,
 		found = find_flow(here, hash);
 		return found.flow ? (u32)found.id : 0;
 	}
+	abandon(here, &place);
 	STORE(*(volatile u64 *)&place.flow->life, life);
 	key = lookup_key(&place);
 	if (key)
@@ -1107,9 +1136,48 @@ static __always_inline bool goes_on(struct here *here, u32 index,
 	 * Sent again: which SYN will the answer be to? Without its stamp there
 	 * is no sample (Karn's rule, RFC 6298 section 3).
 	 */
-	if (!(life & LIFE(FLOW_SYNACK)) && (life & LIFE_STAMP))
+	if ((life & LIFE(FLOW_SYN | FLOW_SYNACK)) == LIFE(FLOW_SYN) &&
+	    (life & LIFE_STAMP))
 		swap(&place->flow->life, life, life & ~(u64)LIFE_STAMP);
 	return true;
+}
+
+/* A client's packet may start a request, or give up the one in flight. */
+static __always_inline void note_request(struct here *here,
+					 const struct service *service,
+					 const struct packet *packet, u64 hash,
+					 const struct place *place, u64 life,
+					 u64 gained)
+{
+	u32 due = life;
+	struct request_counters *counted;
+
+	if (life & LIFE(FLOW_REQUEST)) {
+		if ((packet->tcp_flags & TCP_RST) &&
+		    end_request(place->flow, life, packet->sequence))
+			count_aborted(here, ref_index(place->id));
+		return;
+	}
+	if (!(life & LIFE(FLOW_ESTABLISHED | FLOW_MIDSTREAM)))
+		return;
+	if (gained & LIFE(FLOW_ESTABLISHED))
+		due = packet->sequence;
+	if ((packet->tcp_flags & TCP_RST) || !carries(here->ctx, packet, service->flags)) {
+		if (gained & LIFE(FLOW_ESTABLISHED))
+			expect_request(place->flow, life, due);
+		return;
+	}
+	if (sent_again(packet, due)) {
+		expect_request(place->flow, life, packet->sequence + 1);
+		return;
+	}
+	if (!start_request(place->flow, life,
+			   request_stamp(hash, packet->sequence,
+					 service->request_shift), here->tick))
+		return;
+	counted = lookup_requests(here->cpu, ref_index(place->id));
+	if (counted)
+		COUNT(counted->requests, 1);
 }
 
 /* What a client's packet tells of its flow. */
@@ -1118,11 +1186,19 @@ static __always_inline void note_forward(struct here *here,
 					 const struct packet *packet, u64 hash,
 					 const struct place *place, u64 life)
 {
-	u64 gained = update_life(here->settings, place->flow, &life,
-				 client_tells(packet, life), here->tick);
+	u64 set = client_tells(packet, life), gained;
 	struct endpoint_counters *counted;
 
+	if (watches(service) &&
+	    moves_seen(here->settings, life, set, here->tick)) {
+		keep_late(place->flow, &life, here->tick);
+		life = forget(here, life);
+	}
+	gained = update_life(here->settings, place->flow, &life, set,
+			     here->tick);
 	NOTE(gained, gained >> LIFE_FLAGS, 0);
+	if (watches(service))
+		note_request(here, service, packet, hash, place, life, gained);
 	if (gained & LIFE(FLOW_ESTABLISHED))
 		count_completed(here, service, packet->v6, packet->source, hash);
 	if (both_fins(gained, life)) {
@@ -1228,11 +1304,18 @@ static __always_inline enum reason forward(struct here *here,
 
 /* ---- endpoint to client -------------------------------------------------- */
 
+static __always_inline void count_time(struct here *here,
+				       struct histogram *times, u32 us)
+{
+	u64 bucket = forget(here, histogram_bucket(us));
+
+	if (times && bucket < HISTOGRAM_BUCKETS)
+		COUNT_SHARED(times->bucket[bucket], 1);
+}
+
 static __always_inline void sample_rtt(struct here *here, u32 index, u64 life,
 				       struct endpoint_counters *counted)
 {
-	struct histogram *times;
-	u64 bucket;
 	u32 us;
 
 	if (!stamped(life, here->tick))
@@ -1240,10 +1323,48 @@ static __always_inline void sample_rtt(struct here *here, u32 index, u64 life,
 	us = us_since_stamp(life);
 	COUNT(counted->rtt_count, 1);
 	COUNT(counted->rtt_sum_us, us);
-	times = rtt.lookup(&index);
-	bucket = histogram_bucket(us);
-	if (times && bucket < HISTOGRAM_BUCKETS)
-		COUNT_SHARED(times->bucket[bucket], 1);
+	count_time(here, rtt.lookup(&index), us);
+}
+
+static __always_inline void count_answered(struct here *here, u32 index,
+					   u64 life)
+{
+	struct request_counters *counted = lookup_requests(here->cpu, index);
+	u32 us;
+
+	if (!counted)
+		return;
+	COUNT(counted->answered, 1);
+	if (!(life & LIFE_STAMP))
+		return;
+	us = response_us(life, here->tick);
+	COUNT(counted->response_count, 1);
+	COUNT(counted->response_sum_us, us);
+	count_time(here, response.lookup(&index), us);
+}
+
+/* An endpoint's packet may answer the request in flight, or refuse to. */
+static __always_inline void note_response(struct here *here, u32 index,
+					  const struct service *service,
+					  const struct packet *packet,
+					  struct flow *flow, u64 life)
+{
+	u8 ends = packet->tcp_flags & (TCP_FIN | TCP_RST);
+	bool answers;
+	u64 request;
+
+	if (!(life & LIFE(FLOW_REQUEST)))
+		return;
+	answers = !(ends & TCP_RST) && carries(here->ctx, packet, service->flags);
+	if (!answers && !ends)
+		return;
+	request = end_request(flow, life, packet->acknowledged);
+	if (!request)
+		return;
+	if (answers)
+		count_answered(here, index, request);
+	else
+		count_aborted(here, index);
 }
 
 /* What the answer says about its flow. */
@@ -1253,11 +1374,19 @@ static __always_inline void note_return(struct here *here, u32 index,
 					struct flow *flow,
 					struct endpoint_counters *counted)
 {
-	u64 life = *(volatile u64 *)&flow->life, before = life;
-	u64 gained = update_life(here->settings, flow, &life,
-				 endpoint_tells(packet, life), here->tick);
+	u64 life = *(volatile u64 *)&flow->life, before, gained;
+	u64 set = endpoint_tells(packet, life);
 
+	if (watches(service) &&
+	    moves_seen(here->settings, life, set, here->tick)) {
+		keep_late(flow, &life, here->tick);
+		life = forget(here, life);
+	}
+	before = life;
+	gained = update_life(here->settings, flow, &life, set, here->tick);
 	NOTE(gained, gained >> LIFE_FLAGS, 0);
+	if (watches(service))
+		note_response(here, index, service, packet, flow, life);
 	if (gained & LIFE(FLOW_SYNACK))
 		sample_rtt(here, index, before, counted);
 	if (packet->protocol == IPPROTO_TCP && (packet->tcp_flags & TCP_SYN) &&

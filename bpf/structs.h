@@ -209,7 +209,7 @@ _Static_assert(sizeof(struct shadow_slots) == 512, "shadow_slots");
 
 struct flow {
 	__u64 id;		/* {tag:32 | reference:32}, 0: empty; cmpxchg only */
-	__u64 life;		/* {last seen tick:32 | FLOW_*:8 | stamp us:24} */
+	__u64 life;		/* {last seen tick:32 | FLOW_*:8 | stamp:24} */
 };
 
 struct bucket {
@@ -270,6 +270,17 @@ struct endpoint_counters {
 	__u64 pad;
 };
 _Static_assert(sizeof(struct endpoint_counters) == 128, "endpoint_counters");
+
+/* One endpoint on one CPU, of services whose requests are watched. */
+struct request_counters {
+	__u64 requests;		/* started */
+	__u64 answered;
+	__u64 aborted;		/* RST, the endpoint's FIN, or the flow was forgotten */
+	__u64 response_count;	/* answered ones that were timed */
+	__u64 response_sum_us;
+	__u64 pad[3];
+};
+_Static_assert(sizeof(struct request_counters) == 64, "request_counters");
 
 struct histogram {
 	__u32 bucket[HISTOGRAM_BUCKETS];

@@ -61,6 +61,8 @@ class Service:
     keep: bool = False
     affinity: bool = False
     """All flows of a client's address go alike."""
+    requests: str = "off"
+    """off, http1, tls"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Choice:
 class Flow:
     endpoint: Reference
     marks: set[str]
+    due: int = 0
+    """Sequence number of the byte that a request may begin with."""
 
     @property
     def closing(self) -> bool:
@@ -94,6 +98,9 @@ class Packet:
     flags: str = ""
     """TCP flags in scapy's letters."""
     ttl: int = 64
+    payload: bytes = b""
+    sequence: int = 1000
+    acknowledged: int = 2000
 
     @property
     def opens(self) -> bool:
@@ -162,6 +169,17 @@ def shadow_slot(pick: int) -> int:
     return mix(pick ^ 0xA0761D6478BD642F) % SLOTS
 
 
+def is_timed(flow: int, sequence: int, shift: int) -> bool:
+    """Whether the request that begins there is one of those that are timed, of 2**shift."""
+    return mix(flow ^ sequence) % (1 << shift) == 0
+
+
+def carries(packet: Packet, service: Service) -> bool:
+    """Whether it has bytes of a request or an answer."""
+    first = 0x17 if service.requests == "tls" else None
+    return bool(packet.payload) and first in (None, packet.payload[0])
+
+
 class Steering:
     """The installed state, the flows, and what was counted."""
 
@@ -227,8 +245,30 @@ class Steering:
             gained |= {"fin client"} if "F" in packet.flags else set()
             if "A" in packet.flags and "syn-ack" in flow.marks:
                 gained.add("established")
-        self._mark(flow, gained, packet, service, packet.source, packet.source_port)
+        new = self._mark(flow, gained, packet, service, packet.source, packet.source_port)
+        if packet.protocol == TCP and service.requests != "off":
+            self._asks(packet, service, flow, "established" in new)
         return flow.endpoint[0]
+
+    def _asks(self, packet: Packet, service: Service, flow: Flow, just_open: bool) -> None:
+        """The first payload after an answer is a request, but not what the endpoint had already."""
+        if "request" in flow.marks:
+            if "R" in packet.flags:
+                flow.marks.remove("request")
+                flow.due = packet.sequence
+                self.counted["aborted", flow.endpoint[0]] += 1
+            return
+        if not flow.marks & {"established", "midstream"}:
+            return
+        if just_open:
+            flow.due = packet.sequence
+        if "R" in packet.flags or not carries(packet, service):
+            return
+        if (packet.sequence - flow.due) % (1 << 24) >= 1 << 23:
+            flow.due = packet.sequence + 1
+            return
+        flow.marks.add("request")
+        self.counted["requests", flow.endpoint[0]] += 1
 
     def _start(self, packet: Packet, name: tuple[int, str, int], service: Service) -> int | None:
         remembered = packet.protocol == UDP or (packet.opens and "R" not in packet.flags)
@@ -250,7 +290,10 @@ class Steering:
             if packet.opens:
                 self.counted["unremembered", chosen[0]] += 1
         else:
-            self.flows[name] = Flow(chosen, marks)
+            before = self.flows.get(name)
+            if before and "request" in before.marks and self._present(before.endpoint):
+                self.counted["aborted", before.endpoint[0]] += 1
+            self.flows[name] = Flow(chosen, marks, packet.sequence)
         return chosen[0]
 
     def _pick_bits(self, service: Service, client: str, client_port: int) -> int:
@@ -330,10 +373,22 @@ class Steering:
             gained |= {"fin endpoint"} if "F" in packet.flags else set()
             gained |= {"established"} if "midstream" in flow.marks else set()
         self._mark(flow, gained, packet, service, packet.destination, packet.port)
+        if "request" in flow.marks and service.requests != "off":
+            self._replies(packet, service, flow, sender)
+
+    def _replies(self, packet: Packet, service: Service, flow: Flow, sender: int) -> None:
+        if "R" not in packet.flags and carries(packet, service):
+            self.counted["answered", sender] += 1
+        elif "R" in packet.flags or "F" in packet.flags:
+            self.counted["aborted", sender] += 1
+        else:
+            return
+        flow.marks.remove("request")
+        flow.due = packet.acknowledged
 
     def _mark(
         self, flow: Flow, gained: set[str], packet: Packet, service: Service, client: str, port: int
-    ) -> None:
+    ) -> set[str]:
         new = gained - flow.marks
         flow.marks |= gained
         if "established" in new and "midstream" not in flow.marks:
@@ -342,6 +397,7 @@ class Steering:
             self._count("completed", named[0] if self._present(named) else None)
         if new & {"fin client", "fin endpoint"} and {"fin client", "fin endpoint"} <= flow.marks:
             self.counted["fins", flow.endpoint[0]] += 1
+        return new
 
     # ---- small things ----------------------------------------------------------------------
 

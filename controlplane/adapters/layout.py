@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 import numpy as np
 import numpy.typing as npt
 
+from controlplane import histogram
 from controlplane.adapters.libbpf import MapType
 from controlplane.addresses import Address, Network
 from controlplane.model import LIMIT_WINDOW_S, Sizes
@@ -27,8 +28,8 @@ TAGS_MAX = 2
 DESTINATION_BITS = 14
 DESTINATION_WORDS = (1 << DESTINATION_BITS) // 64
 NEAR_WORDS = 65536 // 64
-HISTOGRAM_SUB = 16
-HISTOGRAM_BUCKETS = 336
+HISTOGRAM_SUB = histogram.SUB
+HISTOGRAM_BUCKETS = histogram.BUCKETS
 REASON_SLOTS = 64
 NAME_BYTES = 48
 INTERFACE_ROWS = 256
@@ -187,6 +188,16 @@ ENDPOINT_COUNTERS = np.dtype(
         ("pad", "<u8"),
     ]
 )
+REQUEST_COUNTERS = np.dtype(
+    [
+        ("requests", "<u8"),
+        ("answered", "<u8"),
+        ("aborted", "<u8"),
+        ("response_count", "<u8"),
+        ("response_sum_us", "<u8"),
+        ("pad", "<u8", 3),
+    ]
+)
 HISTOGRAM = np.dtype([("bucket", "<u4", HISTOGRAM_BUCKETS)])
 INTERFACE = np.dtype([("ifindex", "<u4"), ("netns", "<u4")])
 REDIRECTS = np.dtype(
@@ -251,6 +262,7 @@ STRUCTS = {
     "flow_key": FLOW_KEY,
     "bucket_keys": BUCKET_KEYS,
     "endpoint_counters": ENDPOINT_COUNTERS,
+    "request_counters": REQUEST_COUNTERS,
     "histogram": HISTOGRAM,
     "interface": INTERFACE,
     "reasons": REASON_COUNTS,
@@ -346,6 +358,8 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, direct_prefixes(sizes.endpoints)),
         "gateways": array(GATEWAY, 2),
         "near": array(NEAR, 2 * NEAR_WORDS),
+        "request_counters": array(REQUEST_COUNTERS, cpus * sizes.endpoints),
+        "response": array(HISTOGRAM, sizes.endpoints),
         "ports": MapLayout(MapType.HASH, INDEX, PORT, PORTS),
         "vlans": indices(PORT_KEY, PORTS),
         "cpus": array(CPU, cpus),

@@ -26,6 +26,11 @@ KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 FAR_TICK = 0xFFFFFFFE
 NO_LIMIT = 0xFFFFFFFF
 FAR_WINDOW = 1 << 30
+REQUEST_FLAGS = {
+    "off": 0,
+    "http1": layout.SERVICE_REQUESTS_HTTP1,
+    "tls": layout.SERVICE_REQUESTS_TLS,
+}
 HOP_IFINDEX = 1
 HOP_DST, HOP_SRC = "02:00:00:00:0e:01", "02:00:00:00:0a:01"
 
@@ -68,6 +73,8 @@ class Rig:
         self.reasons = view("reasons", layout.REASON_COUNTS)["count"]
         """(cpus * INTERFACE_ROWS, REASON_SLOTS)."""
         self.rtt = view("rtt", layout.HISTOGRAM)["bucket"]
+        self.requests = view("request_counters", layout.REQUEST_COUNTERS).reshape(SIZES.cpus, SIZES.endpoints)
+        self.response = view("response", layout.HISTOGRAM)["bucket"]
         self.gates = view("event_gates", layout.EVENT_GATE)
         self.cpus = view("cpus", layout.CPU)
         self.gateways = view("gateways", layout.GATEWAY)
@@ -82,7 +89,7 @@ class Rig:
         for array in (self.services, self.endpoints, self.cells, self.slots, self.flows, self.flow_keys):
             array.view(np.uint8)[...] = 0
         written = (self.limits, self.counters, self.reasons, self.rtt, self.gates, self.cpus)
-        for array in (*written, self.gateways, self.near, self.interfaces):
+        for array in (*written, self.requests, self.response, self.gateways, self.near, self.interfaces):
             array.view(np.uint8)[...] = 0
         self.service_targets.clear()
         self.endpoint_targets.clear()
@@ -121,14 +128,20 @@ class Rig:
         *,
         keep: bool = False,
         affinity: bool = False,
+        requests: str = "off",
+        request_shift: int = 0,
     ) -> None:
         row = self.services[index : index + 1]
         address = ip_address(vip)
         row["vip"] = np.frombuffer(layout.mapped(address), np.uint8)
         row["port"], row["protocol"] = port, protocol
         row["flags"] = (
-            layout.SERVICE_PRESENT | layout.SERVICE_ON_DOWN_KEEP * keep | layout.SERVICE_AFFINITY * affinity
+            layout.SERVICE_PRESENT
+            | layout.SERVICE_ON_DOWN_KEEP * keep
+            | layout.SERVICE_AFFINITY * affinity
+            | REQUEST_FLAGS[requests]
         )
+        row["request_shift"] = request_shift
         self.service_targets.put(layout.target(address, port, protocol), index)
         bit = layout.destination_bit(layout.mapped(address), port)
         self.settings["destinations"][0, bit // 64] |= np.uint64(1 << bit % 64)
@@ -238,7 +251,9 @@ class Rig:
         return Result(run.verdict, layout.REASONS[int(counted.argmax())], Ether(run.packet), run.packet)
 
     def count(self, index: int, name: str) -> int:
-        return int(self.counters[:, index][name].sum())
+        """Of the endpoint's counters, those of requests included."""
+        of = self.requests if name in layout.REQUEST_COUNTERS.names else self.counters
+        return int(of[:, index][name].sum())
 
     def counts(self, index: int, *names: str) -> Mapping[str, int]:
         return {name: self.count(index, name) for name in names}
@@ -283,10 +298,13 @@ def tcp(
     flags: str = "A",
     payload: bytes = b"",
     ttl: int = 64,
+    *,
+    sequence: int = 1000,
+    acknowledged: int = 2000,
 ) -> Packet:
     return (
         _ip(source, destination, ttl)
-        / TCP(sport=source_port, dport=port, flags=flags, seq=1000, ack=2000)
+        / TCP(sport=source_port, dport=port, flags=flags, seq=sequence, ack=acknowledged)
         / payload
     )
 

@@ -17,6 +17,7 @@ from tests.packet import (
     test_forward,
     test_icmp,
     test_interfaces,
+    test_requests,
     test_selection,
 )
 from tests.packet.rig import BPF_DIR, SIZES, Rig
@@ -136,9 +137,59 @@ def interface_row(rig: Rig) -> None:
     test_interfaces.test_what_meets_anothers_row_counts_among_the_others(rig)
 
 
+def talk_of(rig: Rig, name: str) -> None:
+    steps, expected = test_requests.TALKS[name]
+    http = test_requests.install(rig)
+    test_requests.TestTransitions().test_of_a_connection(http, steps, expected)
+
+
+def acknowledged_only(rig: Rig) -> None:
+    talk_of(rig, "an acknowledgement answers nothing")
+
+
+def half_closed(rig: Rig) -> None:
+    talk_of(rig, "an answer after the client's FIN is one")
+
+
+def request_sent_again(rig: Rig) -> None:
+    http = test_requests.install(rig)
+    test_requests.TestSentAgain().test_an_answered_request_is_no_other(http, 1000)
+
+
+def tls_handshake(rig: Rig) -> None:
+    tls = test_requests.install(rig, "tls")
+    test_requests.TestTls().test_the_handshake_is_none_and_application_data_is_one(tls)
+
+
+def slow_with_packets(rig: Rig) -> None:
+    slow = test_requests.TestTime().test_longer_than_the_stamp_can_tell_is_slow_and_never_short
+    slow(test_requests.install(rig), 100, 30, "client")
+
+
+def slow_without_packets(rig: Rig) -> None:
+    slow = test_requests.TestTime().test_longer_than_the_stamp_can_tell_is_slow_and_never_short
+    slow(test_requests.install(rig), 65, 10_000, "client")
+
+
+def other_clock(rig: Rig) -> None:
+    http = test_requests.install(rig)
+    test_requests.TestClocks().test_a_last_seen_of_another_cpus_clock_makes_no_short_one_long(http, -3)
+
+
+def drawn_one_by_one(rig: Rig) -> None:
+    test_requests.TestSampling().test_all_are_counted_and_one_in_so_many_is_timed(rig)
+
+
+def place_of_another(rig: Rig) -> None:
+    http = test_requests.install(rig)
+    test_requests.TestForgotten().test_a_new_connection_of_the_same_ports_aborts_what_the_old_one_asked(http)
+
+
 CHECKS: tuple[Check, ...] = (
     *(differential, spill_limit, one_bit_of_the_tag, tuple_on_syn, established_victim),
     *(udp_without_a_place, udp_sum_of_zero, second_bucket, syn_sent_again),
+    *(acknowledged_only, half_closed, request_sent_again, tls_handshake, slow_with_packets),
+    *(slow_without_packets, other_clock, drawn_one_by_one, place_of_another),
     *(unacknowledged, stray_syn, idle_answer, own_source, error_to_endpoint, error_to_another),
     *(limits, limit_of_what_opens_nothing, limit_without_a_place, windows, late_cpu),
     interface_row,
@@ -297,6 +348,48 @@ MUTATIONS = {
     ),
     "an interface counts in whatever row it meets": Mutation(
         "steer.c", "!interface || interface->ifindex != ifindex", "!interface", interface_row
+    ),
+    "an acknowledgement answers a request": Mutation(
+        "request.h", "if (!packet->payload)", "if (!packet->bytes)", acknowledged_only
+    ),
+    "the client's FIN gives up its request": Mutation(
+        "steer.c",
+        "if ((packet->tcp_flags & TCP_RST) &&\n\t\t    end_request(",
+        "if ((packet->tcp_flags & (TCP_RST | TCP_FIN)) &&\n\t\t    end_request(",
+        half_closed,
+    ),
+    "a request sent again is another one": Mutation(
+        "request.h",
+        "return (packet->sequence - due) &",
+        "return 0 & (packet->sequence - due) &",
+        request_sent_again,
+    ),
+    "a TLS handshake is a request": Mutation(
+        "request.h", "*payload == TLS_APPLICATION_DATA;", "*payload > 0;", tls_handshake
+    ),
+    "packets in between make a slow request short": Mutation(
+        "request.h", "request_ticks(*life, tick) < LATE_TICKS", "*life", slow_with_packets
+    ),
+    "the short way makes a slow request short": Mutation(
+        "hit.c", "!(asked ||", "!(false ||", slow_with_packets
+    ),
+    "a slow request is told by what is left of its time": Mutation(
+        "request.h", "return tick - seen + until_seen;", "return until_seen;", slow_without_packets
+    ),
+    "clocks that differ make a request slow": Mutation(
+        "request.h", "#define SKEW_TICKS 4", "#define SKEW_TICKS 0", other_clock
+    ),
+    "all requests of a connection are drawn as one": Mutation(
+        "request.h", "hash_mix(hash ^ sequence)", "hash_mix(hash)", drawn_one_by_one
+    ),
+    "what a forgotten flow asked is in flight for ever": Mutation(
+        "steer.c", "\tabandon(here, &place);\n", "", place_of_another
+    ),
+    "an endpoint's requests are its parent's": Mutation(
+        "steer.c",
+        "\tcounted = lookup_requests(here->cpu, ref_index(place->id));",
+        "\tcounted = lookup_requests(here->cpu,\n"
+        "\t\t\t\t  ref_index(lookup_ring(here, service, hash_pick(hash), 0)));",
     ),
     "answers to direct destinations are rewritten": Mutation(
         "steer.c",

@@ -85,6 +85,7 @@ class Ways:
             "flows": rig.flows.base.view(np.uint8),
             "keys": rig.flow_keys.base.view(np.uint8),
             "counters": rig.counters.view(np.uint8),
+            "requests": rig.requests.view(np.uint8),
             "reasons": reasons.view(np.uint8),
         }
 
@@ -316,7 +317,9 @@ FAULTS = {
     "an old next hop": ("here->tick >= to->hop_expires || ", ""),
     "a frame to a group": ("|| (*(u8 *)data & 1)", ""),
     "another endpoint's answer is this flow's": ("(u32)known.id == ref_of(index, from->state)", "true"),
-    "an idle flow goes on": ("!idle(here->settings, here->tick, life, seen->protocol)", "true"),
+    "an idle flow goes on": ("idle(here->settings, here->tick, life, seen->protocol)", "false"),
+    "a request is not noticed": ("asked == back)", "asked && back)"),
+    "an answer is not noticed": ("asked == back)", "!asked && !back)"),
 }
 
 
