@@ -91,8 +91,13 @@ def _is_prime(value: int) -> int:
 
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
-        raise ValueError("a power of two is allowed, e.g. 262144")
+        raise ValueError("a power of two is allowed, e.g. 1, 16, 262144")
     return value
+
+
+def _off(value: object) -> object:
+    """YAML 1.1 has off for false."""
+    return model.Requests.OFF if value is False else value
 
 
 def _host_address(value: Address) -> Address:
@@ -189,6 +194,8 @@ class _Service(_Section):
     endpoints: Annotated[dict[Name, _Endpoint], Field(min_length=1)]
     forecast: _Forecast = _Forecast()
     shadows: _Shadows = _Shadows()
+    requests: Annotated[model.Requests, BeforeValidator(_off)] = model.Requests.OFF
+    request_sample: Annotated[int, Strict(), Field(ge=1, le=65536), AfterValidator(_power_of_two)] = 16
 
 
 class _Host(_Section):
@@ -303,6 +310,8 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
         )
     if probe.kind is model.ProbeKind.TCP and service.protocol == "udp":
         yield f"{where}.probe.kind: tcp can't probe a udp service; http is allowed (on the same port)"
+    if service.requests is not model.Requests.OFF and service.protocol == "udp":
+        yield f"{where}.requests: {service.requests.value} can't be told on a udp service; off is allowed"
     if service.ring_size < 100 * len(service.endpoints):
         yield (
             f"{where}.ring_size: {service.ring_size} is too small for {len(service.endpoints)} endpoints; "
@@ -405,4 +414,6 @@ def _service(name: str, service: _Service) -> model.Service:
         probe=model.Probe(**_given(service.probe, {"interval": "interval_s", "timeout": "timeout_s"})),
         forecast=model.ForecastSettings(**_given(service.forecast, {"window": "window_s"})),
         shadows=model.ShadowSettings(**_given(service.shadows, _SHADOW_NAMES)),
+        requests=service.requests,
+        request_sample=service.request_sample,
     )

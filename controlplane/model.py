@@ -59,6 +59,16 @@ LIMIT_WINDOW_S = 0.1
 """What an endpoint's limit is counted in, by the program."""
 
 
+class Requests(Enum):
+    """How requests are told on a service's connections: by which bytes."""
+
+    OFF = "off"
+    HTTP1 = "http1"
+    """Any payload."""
+    TLS = "tls"
+    """Application data."""
+
+
 class ProbeKind(Enum):
     TCP = "tcp"
     HTTP = "http"
@@ -170,6 +180,9 @@ class Service:
     probe: Probe = Probe()
     forecast: ForecastSettings = ForecastSettings()
     shadows: ShadowSettings = ShadowSettings()
+    requests: Requests = Requests.OFF
+    request_sample: int = 16
+    """One in so many requests is timed, a power of two; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +276,8 @@ class VirtualService:
     ring: Mapping[str, float] = field(default_factory=dict)
     """Name of a live endpoint -> weight in the ring, resolution 1/1000."""
     affinity: Affinity = Affinity.NONE
+    requests: Requests = Requests.OFF
+    request_sample: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +291,8 @@ class Steering:
 @dataclass(frozen=True, slots=True)
 class InstallService:
     service: VirtualService
-    """Installed without a ring. One that is there keeps its ring, and takes ``on_down`` and ``affinity``."""
+    """Installed without a ring. One that is there keeps its ring, and takes what else may change: how its
+    packets are treated, not its VIP, port, protocol or ring size."""
 
 
 @dataclass(frozen=True, slots=True)

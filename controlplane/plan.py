@@ -39,8 +39,8 @@ def _identity(member: Member) -> tuple[object, ...]:
 
 
 def _same_service(a: VirtualService, b: VirtualService) -> bool:
-    """What else there is of a service can change while it is installed."""
-    return replace(a, ring={}, on_down=b.on_down, affinity=b.affinity) == replace(b, ring={})
+    """Whether the one can become the other while flows go on."""
+    return (a.vip, a.port, a.protocol, a.ring_size) == (b.vip, b.port, b.protocol, b.ring_size)
 
 
 def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:

@@ -94,6 +94,8 @@ def wanted_steering(
             service.ring_size,
             ring,
             service.affinity,
+            service.requests,
+            service.request_sample,
         )
     return model.Steering(services, members)
 

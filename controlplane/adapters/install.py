@@ -27,6 +27,11 @@ RETURN_REST_S = 60.0
 """How long a removed member's address is still known as the source of returns."""
 
 _CELL_ALIGNMENT = layout.RING_LINE_CELLS
+_REQUEST_FLAGS = {
+    model.Requests.OFF: 0,
+    model.Requests.HTTP1: layout.SERVICE_REQUESTS_HTTP1,
+    model.Requests.TLS: layout.SERVICE_REQUESTS_TLS,
+}
 
 
 def apply(maps: Maps, step: model.Step, now_tick: int) -> None:
@@ -82,7 +87,7 @@ def _label(name: str) -> bytes:
 
 def _install_service(maps: Maps, service: model.VirtualService) -> None:
     label = _label(service.name)
-    flags = SERVICE_PRESENT
+    flags = SERVICE_PRESENT | _REQUEST_FLAGS[service.requests]
     if service.on_down is model.OnDown.KEEP:
         flags |= layout.SERVICE_ON_DOWN_KEEP
     if service.affinity is model.Affinity.SOURCE:
@@ -108,6 +113,7 @@ def _install_service(maps: Maps, service: model.VirtualService) -> None:
         maps.service_labels["name"][index] = label
     _mark_destinations(maps, *steering.present_services(maps).tolist(), index)
     gateways.cover(maps, [ip_network(service.vip)])
+    maps.services["request_shift"][index] = service.request_sample.bit_length() - 1
     maps.services["flags"][index] = flags
     key = layout.target(service.vip, service.port, service.protocol.value)
     maps.service_targets.put(key, index)

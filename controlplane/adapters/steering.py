@@ -12,7 +12,7 @@ import numpy.typing as npt
 from controlplane.adapters import layout, slot_table
 from controlplane.adapters.layout import ENDPOINT_DOWN, ENDPOINT_DRAINING, ENDPOINT_PRESENT, SERVICE_PRESENT
 from controlplane.adapters.maps import Array, Maps
-from controlplane.model import Affinity, Member, OnDown, Protocol, Role, VirtualService
+from controlplane.model import Affinity, Member, OnDown, Protocol, Requests, Role, VirtualService
 
 THOUSANDTHS = 1000
 _SPILL_DECIMALS = 9
@@ -140,7 +140,15 @@ def read_service(maps: Maps, index: int) -> VirtualService | None:
         on_down=OnDown.KEEP if service["flags"] & layout.SERVICE_ON_DOWN_KEEP else OnDown.RESET,
         ring_size=int(service["ring_size"]),
         affinity=Affinity.SOURCE if service["flags"] & layout.SERVICE_AFFINITY else Affinity.NONE,
+        requests=_requests(int(service["flags"])),
+        request_sample=1 << int(service["request_shift"]),
     )
+
+
+def _requests(flags: int) -> Requests:
+    if flags & layout.SERVICE_REQUESTS_TLS:
+        return Requests.TLS
+    return Requests.HTTP1 if flags & layout.SERVICE_REQUESTS_HTTP1 else Requests.OFF
 
 
 def read_rings(maps: Maps, services: npt.ArrayLike) -> dict[int, dict[str, float]]:

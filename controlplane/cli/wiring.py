@@ -162,6 +162,9 @@ def as_configured(configured: model.Config) -> model.Steering:
             service.on_down,
             service.ring_size,
             ring,
+            service.affinity,
+            service.requests,
+            service.request_sample,
         )
         for one in service.endpoints:
             members[one.name] = model.Member(one.name, service.name, one.address, one.port, model.Role.LIVE)

@@ -161,6 +161,18 @@ BAD = {
         ("instance: lab", "instance: lab\ndirect: ['::/0']"),
         "direct.0: '::/0': it holds ::ffff:0:0/96, which stands for IPv4",
     ),
+    "requests of something else": (
+        ("port: 80\n", "port: 80\n    requests: http2\n"),
+        "services.web.requests: 'http2': 'off', 'http1'",
+    ),
+    "a sample that is no power of two": (
+        ("port: 80\n", "port: 80\n    request_sample: 10\n"),
+        "services.web.request_sample: 10: a power of two",
+    ),
+    "requests of a udp service": (
+        ("port: 80\n", "port: 80\n    protocol: udp\n    probe: {kind: http}\n    requests: tls\n"),
+        "services.web.requests: tls can't be told on a udp service; off is allowed",
+    ),
     "a loopback address": (("10.0.0.2", "127.0.0.1"), "address: '127.0.0.1': a unicast address"),
 }
 
@@ -201,6 +213,16 @@ def test_addresses_of_hosts_are_direct_and_names_are_not():
     text = GOOD.replace("h2: {slots: 2}", hosts)
     parsed = config.parse("direct: [192.0.2.0/24]" + text)
     assert [str(one) for one in parsed.direct] == ["192.0.2.0/24", "10.9.0.1/32"]
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [("off", "off"), ("'off'", "off"), ("http1", "http1"), ("tls", "tls")],
+)
+def test_requests_may_be_off_without_quotes(given, taken):
+    text = GOOD.replace("port: 80\n", f"port: 80\n    requests: {given}\n    request_sample: 1\n", 1)
+    service = config.parse(text).services["web"]
+    assert (service.requests.value, service.request_sample) == (taken, 1)
 
 
 def test_ipv6_is_as_good():

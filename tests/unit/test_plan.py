@@ -15,6 +15,7 @@ from controlplane.model import (
     Member,
     OnDown,
     Protocol,
+    Requests,
     Role,
     SetLimit,
     Steering,
@@ -65,7 +66,10 @@ def steerings(draw: st.DrawFn) -> Steering:
         ring = {name: draw(st.sampled_from([0.5, 1.0])) for name in sorted(chosen)}
         vip = IPv4Address("192.0.2.0") + draw(st.integers(1, 2))
         on_down, affinity = draw(st.sampled_from(OnDown)), draw(st.sampled_from(Affinity))
-        services[service] = VirtualService(service, vip, 80, Protocol.TCP, on_down, 4093, ring, affinity)
+        requests = draw(st.sampled_from(Requests))
+        services[service] = VirtualService(
+            service, vip, 80, Protocol.TCP, on_down, 4093, ring, affinity, requests
+        )
     return Steering(services, members)
 
 
@@ -120,3 +124,17 @@ def test_a_limit_is_one_step():
     assert plan(installed, Steering({"web": web}, {"web-1": replace(live, limit=10)})) == (
         SetLimit("web-1", 10),
     )
+
+
+@settings(max_examples=50, deadline=None)
+@given(steerings(), st.sampled_from(OnDown), st.sampled_from(Requests))
+def test_how_a_services_packets_are_treated_changes_while_its_flows_go_on(installed, on_down, requests):
+    services = {
+        name: replace(service, on_down=on_down, requests=requests)
+        for name, service in installed.services.items()
+    }
+    steps = plan(installed, Steering(services, installed.members))
+    assert all(isinstance(step, InstallService) for step in steps)
+    assert {step.service.name for step in steps} == {
+        name for name, service in services.items() if service != installed.services[name]
+    }
