@@ -52,6 +52,8 @@ BPF_PROG_ARRAY(redirect_programs, REDIRECT_PROGRAMS);
 BPF_F_TABLE("array", u32, struct histogram, rtt, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* [cpu][endpoint] counters of requests; program; user space. */
 BPF_F_TABLE("array", u32, struct request_counters, request_counters, MAX_CPUS * MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* As baselines; user space; user space. */
+BPF_F_TABLE("array", u32, struct request_counters, request_baselines, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Request to first byte of its answer, of each endpoint, one copy; program; user space. */
 BPF_F_TABLE("array", u32, struct histogram, response, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Destinations that endpoints may answer as themselves; user space; program. */

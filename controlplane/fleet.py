@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from controlplane.forecast import Forecaster, Prediction
 from controlplane.health import MemberHealth
 from controlplane.observe import rates
 from controlplane.ports import Counters
+from controlplane.responses import Histograms, Responses
 from controlplane.roster import Roster
 from controlplane.status import GroupStatus, ServiceStatus, ShadowStatus, known
 
@@ -57,6 +58,7 @@ class Fleet:
         self._verdicts: dict[str, policy.Verdict] = {}
         self._shadow_rates: dict[str, tuple[float, float]] = {}
         """Shadow -> (flows per second, RTT in us) of the last reading."""
+        self._responses = Responses()
         self.fail_open: dict[str, bool] = {}
         self._unread = True
 
@@ -109,6 +111,33 @@ class Fleet:
             view.deviation = view.baseline.update(reading.completed, reading.rtt_us, reading.over_s)
             view.forecaster.update(reading.completed, after.at_s)
         return True
+
+    def told(self, roster: Roster) -> tuple[str, ...]:
+        """Members whose services have their requests told."""
+        names: list[str] = []
+        for service, view in self._views.items():
+            if view.service.requests is model.Requests.OFF:
+                continue
+            names += view.names
+            names += (
+                name
+                for name, shadow in roster.shadows.items()
+                if shadow.service == service and shadow.state in shadows.INSTALLED
+            )
+        return tuple(names)
+
+    def observe_requests(
+        self,
+        names: Sequence[str],
+        before: Counters | None,
+        after: Counters,
+        in_flight: npt.NDArray[np.intp],
+        times: Callable[[Sequence[str]], Histograms],
+    ) -> None:
+        """:param times: reads the histograms of these members; asked now and then."""
+        if names and self._responses.due(after.at_s):
+            self._responses.take_times(names, times(names), after)
+        self._responses.observe(names, before, after, in_flight)
 
     def forecast(self, horizons_s: Mapping[str, float], now_s: float, fresh: bool) -> None:
         """A prediction per service; without fresh readings the last one stays."""
@@ -261,6 +290,7 @@ class Fleet:
             reason=verdict.reason,
             health_reason=health.reason,
             shadows=tuple(self._shadow_status(view, s, now_unix_s) for s in roster.of(endpoint.name)),
+            requests=self._responses.status(endpoint.name),
         )
 
     def _shadow_status(self, view: _ServiceView, shadow: model.Shadow, now_unix_s: float) -> ShadowStatus:
@@ -278,4 +308,5 @@ class Fleet:
             reason=shadow.reason,
             weight=weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s),
             served=known(self._shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),
+            requests=self._responses.status(shadow.name),
         )

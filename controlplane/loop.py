@@ -9,6 +9,8 @@ from dataclasses import replace
 from ipaddress import ip_network
 from typing import TypeVar
 
+import numpy as np
+
 from controlplane import model, policy, requests, shadows
 from controlplane.addresses import Address, Network
 from controlplane.fleet import Fleet
@@ -206,6 +208,13 @@ class Controller:
         before, self._counters = self._counters, self._dataplane.counters()
         if self._fleet.observe_counters(before, self._counters, self._roster):
             self._fresh_s = self._clock.now_s()
+        after = self._counters
+        self._guarded("requests told", lambda: self._observe_requests(before, after))
+
+    def _observe_requests(self, before: Counters | None, after: Counters) -> None:
+        names = self._fleet.told(self._roster)
+        in_flight = self._dataplane.in_flight(names) if names else np.zeros(0, np.intp)
+        self._fleet.observe_requests(names, before, after, in_flight, self._dataplane.response_times)
 
     def _reconcile(self) -> None:
         if self._counters is not None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,23 @@ class Rates:
 
 
 def rates(before: Counters | None, after: Counters, names: Sequence[str]) -> Rates | None:
-    """None when there is nothing to compare with, or time stood still. A counter that fell was made
-    anew: its member has no rate this time."""
-    if before is None or after.at_s <= before.at_s:
+    """None when there is nothing to compare with, or time stood still."""
+    grown = growth(before, after, names, ("completed", "flows", "rtt_count", "rtt_sum_us"))
+    if grown is None or before is None:
         return None
     over_s = after.at_s - before.at_s
+    samples = grown["rtt_count"]
+    mean = np.divide(grown["rtt_sum_us"], samples, out=np.full(len(names), np.nan), where=samples > 0)
+    return Rates(over_s, grown["completed"] / over_s, grown["flows"] / over_s, mean)
+
+
+def growth(
+    before: Counters | None, after: Counters, names: Sequence[str], fields: Sequence[str]
+) -> Mapping[str, Floats] | None:
+    """Field -> (names,) by how much it grew. None when there is nothing to compare with, or time stood still.
+    A counter that fell was made anew: its member has no growth this time."""
+    if before is None or after.at_s <= before.at_s:
+        return None
     new = np.array([after.rows.get(name, -1) for name in names], dtype=np.intp)
     old = np.array([before.rows.get(name, -1) for name in names], dtype=np.intp)
     there = (new >= 0) & (new == old)
@@ -42,6 +54,4 @@ def rates(before: Counters | None, after: Counters, names: Sequence[str]) -> Rat
         out[out < 0] = np.nan
         return out
 
-    samples = grown("rtt_count")
-    mean = np.divide(grown("rtt_sum_us"), samples, out=np.full(len(names), np.nan), where=samples > 0)
-    return Rates(over_s, grown("completed") / over_s, grown("flows") / over_s, mean)
+    return {field: grown(field) for field in fields}

@@ -36,6 +36,14 @@ class Counters:
     rtt_count: npt.NDArray[np.uint64]
     rtt_sum_us: npt.NDArray[np.uint64]
     limited: npt.NDArray[np.uint64]
+    requests: npt.NDArray[np.uint64]
+    """Started; like all that follow, of services that have them told."""
+    answered: npt.NDArray[np.uint64]
+    aborted: npt.NDArray[np.uint64]
+    """By a RST, by the endpoint's FIN, or forgotten before their answer."""
+    response_count: npt.NDArray[np.uint64]
+    """Answered ones that were timed."""
+    response_sum_us: npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,12 @@ class Dataplane(Protocol):
 
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
         """Flows in the cache, within their idle limit and not closed, per member."""
+
+    def in_flight(self, members: Sequence[str]) -> npt.NDArray[np.intp]:
+        """(members,) requests without an answer yet, on flows within their idle limit."""
+
+    def response_times(self, members: Sequence[str]) -> npt.NDArray[np.uint32]:
+        """(members, histogram.BUCKETS) timed requests by how long their first byte took; they only grow."""
 
     def interfaces(self, names: Collection[str]) -> Sequence[model.Interface]:
         """Whether the program is attached to what has these names now."""

@@ -8,8 +8,28 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from controlplane.model import Interface, ShadowState
 from controlplane.ports import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStatus:
+    """Of one member. None: not known, or no request was timed lately."""
+
+    started: int
+    """Since the maps were made, as the next two."""
+    answered: int
+    aborted: int
+    per_s: float | None
+    """Started."""
+    aborted_per_s: float | None
+    in_flight: int
+    p50_ms: float | None
+    """From the request to the first byte of its answer, seen at the access point."""
+    p99_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,8 @@ class ShadowStatus:
     """Its share of the slots' weights, 0..1 of a full shadow."""
     served: float | None
     """Flows per second that it is given."""
+    requests: RequestStatus | None = None
+    """None: off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,8 @@ class GroupStatus:
     reason: str
     health_reason: str
     shadows: tuple[ShadowStatus, ...] = ()
+    requests: RequestStatus | None = None
+    """Those that the live endpoint itself serves; None: off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +145,10 @@ def known(value: float) -> float | None:
     return round(float(value), 3) if math.isfinite(value) else None
 
 
+def all_known(values: npt.NDArray[np.float64]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in np.round(values, 3).tolist()]
+
+
 def samples(status: Status) -> list[Sample]:
     """The status as metrics."""
     out = [
@@ -164,7 +192,20 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
     for shadow in group.shadows:
         counts[shadow.state] = counts.get(shadow.state, 0) + 1
     yield from (Sample("shadows", labels | {"state": s}, float(n)) for s, n in counts.items())
+    of_members = {group.name: group.requests} | {shadow.name: shadow.requests for shadow in group.shadows}
+    for name, requests in of_members.items():
+        if requests is not None:
+            yield from _request_samples(requests, labels | {"endpoint": name})
     for shadow in group.shadows:
         if shadow.state == ShadowState.FAILED.value:
             why = {"shadow": shadow.name, "reason": shadow.reason}
             yield Sample("shadow_failed_attempts", labels | why, float(shadow.attempts))
+
+
+def _request_samples(requests: RequestStatus, labels: dict[str, str]) -> Iterator[Sample]:
+    yield Sample("endpoint_requests_in_flight", labels, float(requests.in_flight))
+    if requests.per_s is not None:
+        yield Sample("endpoint_requests_per_second", labels, requests.per_s)
+    for quantile, value_ms in (("0.5", requests.p50_ms), ("0.99", requests.p99_ms)):
+        if value_ms is not None:
+            yield Sample("endpoint_response_seconds", labels | {"quantile": quantile}, value_ms / 1000)

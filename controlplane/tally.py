@@ -9,8 +9,11 @@ import numpy as np
 
 from controlplane.ports import Counters, InterfaceCounts, Sample
 
-COUNTS = ("packets", "bytes", "return_packets", "return_bytes", "flows")
-"""To the endpoints and back; flows are new ones that they were given."""
+COUNTS = (
+    *("packets", "bytes", "return_packets", "return_bytes", "flows"),
+    *("requests", "answered", "aborted"),
+)
+"""To the endpoints and back; flows are new ones that they were given; of requests see ``ports.Counters``."""
 
 
 def by_service(counters: Counters, services: Mapping[str, str]) -> dict[str, dict[str, int]]:

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 import numpy as np
 
 from controlplane import model
+from controlplane.histogram import BUCKETS
 from controlplane.model import Role, RunResult, RunState, Shadow
 from controlplane.ports import Counters, DataplaneError, InterfaceCounts, Redirects, Sample, StoreError
 
@@ -29,6 +30,11 @@ FIELDS = [
     "rtt_count",
     "rtt_sum_us",
     "limited",
+    "requests",
+    "answered",
+    "aborted",
+    "response_count",
+    "response_sum_us",
 ]
 
 
@@ -73,6 +79,8 @@ class FakeDataplane:
         self.rows: dict[str, int] = {}
         self.count = {field: np.zeros(rows, dtype=np.uint64) for field in FIELDS}
         self.read_at = clock.now
+        self.times = np.zeros((rows, BUCKETS), np.uint32)
+        self.waiting: dict[str, int] = {}
         self.flows: dict[str, int] = {}
         self.served: dict[str, float] = {}
         """Flows given to each member in the last second."""
@@ -197,6 +205,12 @@ class FakeDataplane:
 
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
         return {name: self.flows[name] for name in members if name in self.flows}
+
+    def in_flight(self, members: Sequence[str]) -> np.ndarray:
+        return np.array([self.waiting.get(name, 0) for name in members], np.intp)
+
+    def response_times(self, members: Sequence[str]) -> np.ndarray:
+        return np.array([self.times[self.rows[name]] for name in members], np.uint32).reshape(-1, BUCKETS)
 
     def interfaces(self, names: Collection[str]) -> Sequence[model.Interface]:
         return [

@@ -11,7 +11,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_network
 
-from controlplane import model
+import numpy as np
+import numpy.typing as npt
+
+from controlplane import histogram, model
 from controlplane.adapters import (
     attach,
     devices,
@@ -35,6 +38,8 @@ from controlplane.adapters.maps import Maps, open_instance
 from controlplane.adapters.read_back import ReadBack
 from controlplane.addresses import Address, Network, with_port
 from controlplane.ports import Clock, Counters, DataplaneError, InterfaceCounts
+
+Quantiles = list[float | None]
 
 
 class MapDataplane:
@@ -170,14 +175,27 @@ class MapDataplane:
         counted = redirects.is_counting(self._maps.instance)
         return readings.interfaces(self._maps, redirects=counted)
 
-    def rtt_quantiles_ms(self, shares: Sequence[float]) -> Mapping[str, Sequence[float | None]]:
-        """SYN to SYN-ACK per member, since the maps were made; None without samples."""
+    def in_flight(self, members: Sequence[str]) -> npt.NDArray[np.intp]:
+        found = flow_table.in_flight(self._maps, self._tick())
+        return np.array([found[row] if row else 0 for row in self._rows(members)], np.intp)
+
+    def response_times(self, members: Sequence[str]) -> npt.NDArray[np.uint32]:
+        rows = np.array(self._rows(members), np.intp)
+        times: npt.NDArray[np.uint32] = self._maps.response[rows]
+        times[rows == 0] = 0
+        return times
+
+    def quantiles_ms(self, shares: Sequence[float]) -> Mapping[str, tuple[Quantiles, Quantiles]]:
+        """Per member, since the maps were made: SYN to SYN-ACK, and request to the first byte of its answer.
+        None without samples."""
+        names = self._maps.endpoint_names.rows()
+        rows = np.array(list(names.values()), np.intp)
+        both = [
+            histogram.quantiles_us(times[rows], shares) / 1000
+            for times in (self._maps.rtt, self._maps.response)
+        ]
         return {
-            name: [
-                None if us is None else us / 1000
-                for us in readings.quantiles_us(self._maps.rtt[index].copy(), shares)
-            ]
-            for name, index in steering.endpoint_rows(self._maps).items()
+            name: (_known(rtt), _known(response)) for name, rtt, response in zip(names, *both, strict=True)
         }
 
     def interfaces(self, names: Collection[str]) -> Sequence[model.Interface]:
@@ -191,6 +209,10 @@ class MapDataplane:
         ]
 
     # ---- inside ----
+
+    def _rows(self, members: Sequence[str]) -> list[int]:
+        """0: it is not installed."""
+        return [self._maps.endpoint_names.get(name) or 0 for name in members]
 
     def _tick(self) -> int:
         return layout.tick_at(self._clock.now_s())
@@ -208,3 +230,7 @@ class MapDataplane:
                     f"instance {instance!r} was unloaded meanwhile: penumbra load CONFIG, then start anew"
                 )
             yield
+
+
+def _known(values: npt.NDArray[np.float64]) -> Quantiles:
+    return [None if np.isnan(value) else float(value) for value in values]

@@ -100,6 +100,10 @@ def _valid(maps: Maps, words: npt.NDArray[np.uint64], start: int, now_tick: int)
     ids = words[start : start + _READ_AT_ONCE, 0].copy()
     at = np.flatnonzero(ids)
     entries = _Entries(at + start, ids[at], words[start : start + _READ_AT_ONCE, 1][at])
+    return _usable(maps, entries, now_tick)
+
+
+def _usable(maps: Maps, entries: _Entries, now_tick: int) -> _Entries:
     index = entries.endpoints
     index[index >= maps.sizes.endpoints] = 0
     state = maps.endpoints["state"][index]
@@ -125,6 +129,19 @@ def active(maps: Maps, now_tick: int) -> npt.NDArray[np.intp]:
     closed = entries.flags & np.uint8(_BOTH_FINS) == np.uint8(_BOTH_FINS)
     closed |= entries.has(layout.FLOW_RST)
     return np.bincount(entries.endpoints[~closed], minlength=maps.sizes.endpoints)
+
+
+def in_flight(maps: Maps, now_tick: int) -> npt.NDArray[np.intp]:
+    """(endpoints,) requests of each endpoint that wait for their answer, on flows that are not idle."""
+    words = maps.flows.view("<u8").reshape(-1, 2)
+    asked = np.uint64(layout.FLOW_REQUEST << 24)
+    found = np.zeros(maps.sizes.endpoints, np.intp)
+    for start in range(0, len(words), _READ_AT_ONCE):
+        at = np.flatnonzero(words[start : start + _READ_AT_ONCE, 1] & asked) + start
+        entries = _usable(maps, _Entries(at, words[at, 0], words[at, 1]), now_tick)
+        waiting = entries.endpoints[entries.has(layout.FLOW_REQUEST)]
+        found += np.bincount(waiting, minlength=maps.sizes.endpoints)
+    return found
 
 
 def listed(maps: Maps, now_tick: int, limit: int) -> Iterator[Listed]:

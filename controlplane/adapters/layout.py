@@ -359,6 +359,7 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "gateways": array(GATEWAY, 2),
         "near": array(NEAR, 2 * NEAR_WORDS),
         "request_counters": array(REQUEST_COUNTERS, cpus * sizes.endpoints),
+        "request_baselines": array(REQUEST_COUNTERS, sizes.endpoints),
         "response": array(HISTOGRAM, sizes.endpoints),
         "ports": MapLayout(MapType.HASH, INDEX, PORT, PORTS),
         "vlans": indices(PORT_KEY, PORTS),

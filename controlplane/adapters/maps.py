@@ -21,6 +21,7 @@ from controlplane.ports import DataplaneError
 Array = npt.NDArray[Any]
 BESIDES = (
     "baselines",
+    "request_baselines",
     "endpoint_labels",
     "service_labels",
     "interface_labels",
@@ -65,6 +66,12 @@ class Maps:
     redirects: Array
     """(cpus, INTERFACE_ROWS) of layout.REDIRECTS, by the interface that frames were redirected to."""
     rtt: Array
+    """(endpoints, HISTOGRAM_BUCKETS)."""
+    request_counters: Array
+    """(cpus, endpoints) of layout.REQUEST_COUNTERS."""
+    request_baselines: Array
+    """(endpoints,) of layout.REQUEST_COUNTERS."""
+    response: Array
     """(endpoints, HISTOGRAM_BUCKETS)."""
     gateways: Array
     """(2,) of layout.GATEWAY: IPv4's, IPv6's."""
@@ -219,6 +226,9 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         reasons=view("reasons")["count"].reshape(cpus, layout.INTERFACE_ROWS, layout.REASON_SLOTS),
         redirects=view("redirects").reshape(cpus, layout.INTERFACE_ROWS),
         rtt=view("rtt")["bucket"],
+        request_counters=view("request_counters").reshape(cpus, sizes.endpoints),
+        request_baselines=view("request_baselines"),
+        response=view("response")["bucket"],
         gateways=view("gateways"),
         near=view("near").reshape(2, layout.NEAR_WORDS),
         endpoint_labels=endpoint_labels,

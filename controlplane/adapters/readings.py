@@ -21,23 +21,40 @@ _WORTH_THREADS_BYTES = 16 << 20
 """Less is read in the time that starting threads takes."""
 _OTHER = "other"
 """The name under which interfaces without a row of their own are counted together."""
-_FIELDS = tuple(name for name in layout.ENDPOINT_COUNTERS.names or () if name != "pad")
+_REQUESTS = layout.SERVICE_REQUESTS_HTTP1 | layout.SERVICE_REQUESTS_TLS
+_STRUCTS = (layout.ENDPOINT_COUNTERS, layout.REQUEST_COUNTERS)
 
 
 def counters(maps: Maps, at_s: float) -> Counters:
     rows = maps.endpoint_names.rows()
     top = max(rows.values(), default=0) + 1
-    words = layout.ENDPOINT_COUNTERS.itemsize // 8
-    (summed,) = totals((maps.counters[:, :top],), ran(maps))
-    of_row = summed.reshape(top, words) - maps.baselines[:top].view("<u8").reshape(top, words)
-    by_field = {name: of_row[:, layout.ENDPOINT_COUNTERS.fields[name][1] // 8] for name in _FIELDS}  # type: ignore[index]
+    tables, baselines = [maps.counters[:, :top]], [maps.baselines[:top]]
+    if (maps.services["flags"] & _REQUESTS).any():
+        tables.append(maps.request_counters[:, :top])
+        baselines.append(maps.request_baselines[:top])
+    summed = [
+        total.reshape(top, -1) - baseline.view("<u8").reshape(top, -1)
+        for total, baseline in zip(totals(tables, ran(maps)), baselines, strict=True)
+    ]
+    if len(summed) < len(_STRUCTS):
+        summed.append(np.zeros((top, layout.REQUEST_COUNTERS.itemsize // 8), np.uint64))
+    by_field = {
+        name: of_row[:, struct.fields[name][1] // 8]  # type: ignore[index]
+        for struct, of_row in zip(_STRUCTS, summed, strict=True)
+        for name in struct.names or ()
+        if name != "pad"
+    }
     return Counters(at_s=at_s, rows=rows, **by_field)
 
 
 def begin_anew(maps: Maps, index: int) -> None:
     """From here on the counters of this index are those of another member."""
-    counted = maps.counters[:, index].copy().view("<u8").reshape(len(maps.counters), -1)
-    maps.baselines[index : index + 1].view("<u8")[:] = counted.sum(axis=0, dtype=np.uint64)
+    for counters, baselines in (
+        (maps.counters, maps.baselines),
+        (maps.request_counters, maps.request_baselines),
+    ):
+        counted = counters[:, index].copy().view("<u8").reshape(len(counters), -1)
+        baselines[index : index + 1].view("<u8")[:] = counted.sum(axis=0, dtype=np.uint64)
 
 
 def ran(maps: Maps) -> npt.NDArray[np.intp]:
@@ -125,31 +142,3 @@ def _last_error(redirects: npt.NDArray[np.void]) -> str:
     last = redirects.reshape(-1)[redirects["error_tick"].argmax()]
     code = int(last["error"])
     return errno.errorcode.get(code, str(code)) if code else ""
-
-
-def bucket_edges_us() -> npt.NDArray[np.float64]:
-    """Lower edges of the histogram's buckets and the last one's upper edge (bpf/histogram.h)."""
-    bucket = np.arange(layout.HISTOGRAM_BUCKETS + 1)
-    octave, sub = bucket // layout.HISTOGRAM_SUB, bucket % layout.HISTOGRAM_SUB
-    log = (layout.HISTOGRAM_SUB + sub) * 2.0 ** (octave - 1)
-    return np.where(bucket < layout.HISTOGRAM_SUB, bucket, log).astype(np.float64)
-
-
-def quantiles_us(histogram: npt.NDArray[np.uint32], shares: Sequence[float]) -> list[float | None]:
-    """Quantiles of a histogram of microseconds, interpolated within a bucket; None without samples.
-
-    :param histogram: (HISTOGRAM_BUCKETS,), or a difference of two readings.
-    """
-    cumulated = np.concatenate(([0], np.cumsum(histogram, dtype=np.float64)))
-    if not cumulated[-1]:
-        return [None] * len(shares)
-    # Only rising places count, so that a quantile never falls into an empty bucket.
-    rising = np.flatnonzero(np.diff(cumulated) > 0)
-    edges = bucket_edges_us()
-    found: list[float | None] = []
-    for share in shares:
-        at = share * cumulated[-1]
-        bucket = rising[np.searchsorted(cumulated[rising + 1], at)]
-        inside = (at - cumulated[bucket]) / (cumulated[bucket + 1] - cumulated[bucket])
-        found.append(float(edges[bucket] + inside * (edges[bucket + 1] - edges[bucket])))
-    return found

@@ -196,6 +196,15 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         columns = ("endpoint", "name", "state", "host", "address", "port", "up", "served", "age_s", "reason")
         output.rows(columns, shadows, as_json=False)
+    if requests := [
+        {"endpoint": group["name"], **member, **member["requests"]}
+        for group in groups
+        for member in (group, *group["shadows"])
+        if member["requests"]
+    ]:
+        say("")
+        told = ("endpoint", "name", "per_s", "in_flight", "p50_ms", "p99_ms", "aborted_per_s", "aborted")
+        output.rows(told, requests, as_json=False)
     if found.get("traffic"):
         say("")
         output.rows(TRAFFIC, found["traffic"], as_json=False)

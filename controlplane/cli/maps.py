@@ -22,6 +22,7 @@ app = typer.Typer(help="What the BPF maps hold.", no_args_is_help=True, rich_mar
 COUNTS = (
     "packets", "bytes", "return_packets", "return_bytes", "flows", "offered", "completed", "spilled",
     "midstream", "unremembered", "resets", "fins", "rtt_count", "limited",
+    "requests", "answered", "aborted", "response_count",
 )  # fmt: skip
 
 
@@ -54,25 +55,28 @@ def services(instance: InstanceName = None, as_json: AsJsonLines = False) -> Non
             "protocol": one.protocol.name.lower(),
             "on_down": one.on_down,
             "affinity": one.affinity,
+            "requests": one.requests,
+            "request_sample": one.request_sample,
             "ring_size": one.ring_size,
             "ring": dict(one.ring),
         }
         for one in found
     )
-    columns = ("service", "vip", "port", "protocol", "on_down", "affinity", "ring_size", "ring")
-    output.rows(columns, rows, as_json)
+    columns = ("service", "vip", "port", "protocol", "on_down", "affinity", "requests", "request_sample")
+    output.rows((*columns, "ring_size", "ring"), rows, as_json)
 
 
 @app.command()
 def endpoints(instance: InstanceName = None, as_json: AsJsonLines = False) -> None:
     """Endpoints, live and shadow: where they are, whether they are down or drain, how much spills, and past
-    how many new flows in 100 ms the rest does too (0: no limit).
+    how many new flows in 100 ms the rest does too (0: no limit); how long they took since the maps were made,
+    for handshakes (rtt) and for an answer's first byte (response).
 
     Example: penumbra maps endpoints --json
     """
     with _opened(instance) as dataplane:
         found = dataplane.installed().members.values()
-        times = dataplane.rtt_quantiles_ms((0.5, 0.99))
+        times = dataplane.quantiles_ms((0.5, 0.99))
     rows = (
         {
             "endpoint": one.name,
@@ -85,13 +89,16 @@ def endpoints(instance: InstanceName = None, as_json: AsJsonLines = False) -> No
             "draining": one.draining,
             "spill": one.spill,
             "limit": one.limit,
-            "rtt_p50_ms": times[one.name][0],
-            "rtt_p99_ms": times[one.name][1],
+            "rtt_p50_ms": times[one.name][0][0],
+            "rtt_p99_ms": times[one.name][0][1],
+            "response_p50_ms": times[one.name][1][0],
+            "response_p99_ms": times[one.name][1][1],
         }
         for one in found
     )
     columns = ("endpoint", "service", "role", "address", "port", "parent", "down", "draining", "spill")
-    output.rows((*columns, "limit", "rtt_p50_ms", "rtt_p99_ms"), rows, as_json)
+    times_ms = ("rtt_p50_ms", "rtt_p99_ms", "response_p50_ms", "response_p99_ms")
+    output.rows((*columns, "limit", *times_ms), rows, as_json)
 
 
 @app.command()

@@ -143,7 +143,7 @@ def test_a_connection_to_the_vip_is_answered_by_the_live_endpoint(
     counted = steering.counters()
     assert counted.completed[counted.rows["web-1"]] == 20
     assert counted.rtt_count[counted.rows["web-1"]] == 20
-    assert steering.rtt_quantiles_ms([0.5])["web-1"][0] is not None
+    assert steering.quantiles_ms([0.5])["web-1"][0] != [None]
     assert steering.reasons()["forward_hop"] > 0, steering.reasons()
 
 
