@@ -33,6 +33,8 @@ class Request:
     persistent: bool
     sent_s: float = 0.0
     connect_s: float | None = None
+    written_s: float = 0.0
+    first_byte_s: float | None = None
     retries: int = 0
     connection: Connection | None = None
     ended: bool = False
@@ -98,6 +100,8 @@ class Connection:
         self._write()
 
     def _write(self) -> None:
+        if self.request is not None:
+            self.request.written_s = self.generator.loop.time()
         try:
             self.socket.send(self.generator.heads[self.persistent])
         except OSError as error:
@@ -114,6 +118,8 @@ class Connection:
         if not data:
             self.fail("closed")
             return
+        if self.request is not None and not self.buffer:
+            self.request.first_byte_s = self.generator.loop.time() - self.request.written_s
         self.buffer += data
         self._answer()
 
@@ -274,6 +280,7 @@ class Generator:
                 latency_s=round(self.loop.time() - intended_s, 6),
                 late_s=round(request.sent_s - intended_s, 6),
                 connect_s=None if request.connect_s is None else round(request.connect_s, 6),
+                first_byte_s=None if request.first_byte_s is None else round(request.first_byte_s, 6),
                 status=status,
                 error=error,
                 served_by=name,

@@ -205,6 +205,7 @@ class Lab:
         name: str,
         port: int = 8080,
         service_time_s: float = 0.1,
+        spread: float = 0.0,
         concurrency: int = 8,
         start_up_s: float = 0.0,
         queue_most: int | None = None,
@@ -215,6 +216,7 @@ class Lab:
         argv = [sys.executable, "-m", "controlplane.lab.server", "--name", name]
         argv += ["--address", address, "--port", str(port)]
         argv += ["--service-time", str(service_time_s), "--concurrency", str(concurrency)]
+        argv += ["--spread", str(spread)] if spread else []
         argv += ["--start-up", str(start_up_s)] if start_up_s else []
         argv += [] if queue_most is None else ["--queue", str(queue_most)]
         child = self.popen(host, argv, label=name)

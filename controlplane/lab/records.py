@@ -23,6 +23,8 @@ class Record:
     """Of that, the generator's own delay."""
     connect_s: float | None
     """From the SYN until the connection stood; None on a kept connection."""
+    first_byte_s: float | None
+    """From sending it, on a connection that stood, until the first byte of its answer."""
     status: int | None
     error: str | None
     """None: an answer with a status below 500."""

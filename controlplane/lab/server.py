@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """An endpoint of known capacity: ``concurrency`` requests at a time, ``service_time`` each, FIFO before it.
+With a ``spread`` the times are log-normal, and ``service_time`` is their mean.
 
 Capacity = concurrency / service time, in requests per second. A late timer must not make it smaller:
 a queued request starts when the one before it was due to end, not when the timer got its turn.
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
+import random
 import signal
 import socket
 from collections import deque
@@ -22,8 +25,12 @@ BACKLOG = 4096
 class Desk:
     """Slots and the queue before them. Requests are served in order of arrival."""
 
-    def __init__(self, service_time_s: float, concurrency: int, queue_most: int | None) -> None:
+    def __init__(
+        self, service_time_s: float, concurrency: int, queue_most: int | None, spread: float = 0.0
+    ) -> None:
         self.service_time_s = service_time_s
+        self.spread = spread
+        self.draws = random.Random(1)
         self.concurrency = concurrency
         self.queue_most = queue_most
         self.queue: deque[tuple[Connection, float]] = deque()
@@ -50,8 +57,14 @@ class Desk:
         return True
 
     def _start(self, connection: Connection, at_s: float) -> None:
-        due_s = at_s + self.service_time_s
+        due_s = at_s + self._draw_s()
         self.loop.call_at(due_s, self._finish, connection, due_s)
+
+    def _draw_s(self) -> float:
+        if not self.spread:
+            return self.service_time_s
+        middle = math.log(self.service_time_s) - self.spread**2 / 2
+        return self.draws.lognormvariate(middle, self.spread)
 
     def _finish(self, connection: Connection, due_s: float) -> None:
         self.served += 1
@@ -201,7 +214,7 @@ REASONS = {
 async def serve(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     await asyncio.sleep(arguments.start_up)
-    desk = Desk(arguments.service_time, arguments.concurrency, arguments.queue)
+    desk = Desk(arguments.service_time, arguments.concurrency, arguments.queue, arguments.spread)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -236,6 +249,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--address", default="0.0.0.0", help="to listen at")  # noqa: S104 - a lab host's
     made.add_argument("--port", type=int, default=8080)
     made.add_argument("--service-time", type=positive, default=0.1, metavar="SECONDS")
+    made.add_argument("--spread", type=positive, default=0.0, help="of their logarithms; default: all alike")
     made.add_argument("--concurrency", type=count, default=8)
     made.add_argument("--start-up", type=float, default=0.0, metavar="SECONDS", help="until it listens")
     made.add_argument("--queue", type=int, metavar="MOST", help="requests that may wait; more get 503")
