@@ -306,9 +306,10 @@ class Steered:
 
 
 @contextmanager
-def steered(folder: Path, ip_version: int = 4) -> Iterator[Steered]:
-    """A lab with a name of its own, and web-1 on host1; no program is loaded yet."""
+def steered(folder: Path, ip_version: int = 4, *, start: bool = True) -> Iterator[Steered]:
+    """A lab with a name of its own, and web-1 on host1 if it is to start; no program is loaded yet."""
     with Steered(folder, Lab(Topology(f"s{uuid.uuid4().hex[:8]}", ip_version=ip_version))) as made:
         made.configure(made.configuration())
-        made.start_endpoint()
+        if start:
+            made.start_endpoint()
         yield made
