@@ -81,7 +81,8 @@ static __always_inline u64 first_life(u32 tick, const struct packet *packet,
 		stamp = bpf_ktime_get_ns() / NS_PER_US & LIFE_STAMP;
 		return life | LIFE(FLOW_SYN) | (stamp ? stamp : 1);
 	}
-	life |= LIFE(FLOW_MIDSTREAM) | (packet->sequence & LIFE_STAMP);
+	life |= LIFE(FLOW_MIDSTREAM) |
+		((packet->sequence + packet->payload) & LIFE_STAMP);
 	if (packet->tcp_flags & TCP_FIN)
 		life |= LIFE(FLOW_FIN_CLIENT);
 	return life;

@@ -5,7 +5,8 @@
  * request at a time; the README says where it is not. Knows no map.
  *
  * With FLOW_REQUEST the stamp of struct flow.life is what follows; without, from
- * the handshake on, the sequence number that the client's next byte has to have.
+ * the handshake on, the sequence number that the client's next byte has to have,
+ * or one less: then its answer may be mistaken, and it is not timed.
  */
 #ifndef PENUMBRA_REQUEST_H
 #define PENUMBRA_REQUEST_H
@@ -15,7 +16,20 @@
 #include "parse.h"
 #include "store.h"
 
-#define TLS_APPLICATION_DATA 23		/* RFC 8446 section 5.1 */
+/* RFC 8446 section 5: {type:8 | version:16 | bytes:16}, then so many bytes. */
+#define TLS_CHANGE_CIPHER 20
+#define TLS_APPLICATION_DATA 23
+#define TLS_HEADER 5
+#define TLS_CHANGE_CIPHER_BYTES 6	/* the whole record */
+#define TLS_ALERT_BYTES 19		/* of TLS 1.3: 2, the type, a tag of 16 */
+
+/* RFC 9110 section 15.2.1; with an answer behind it, it would be longer. */
+#define HTTP_WORD bpf_htonl(0x48545450)		/* "HTTP" */
+#define HTTP_STATUS_AT 8
+#define HTTP_CONTINUE bpf_htonl(0x20313030)	/* " 100" */
+#define HTTP_CONTINUE_MOST 41
+
+#define SENT_AGAIN_MOST 65536U		/* bytes; more, and the mark is wrong */
 
 /*
  * The stamp of a timed request counts units of 2^10 ns, so that it wraps with
@@ -44,27 +58,93 @@ static __always_inline bool watches(const struct service *service)
 /* ---- what packets carry -------------------------------------------------- */
 
 /*
- * Bytes of a request or an answer. The frame is asked of the context anew: kept
+ * NULL: it has not so many bytes. The frame is asked of the context anew: kept
  * until here, pointers into it would tell the verifier every way that led here.
  */
-static __always_inline bool carries(const struct xdp_md *ctx,
-				    const struct packet *packet, u8 flags)
+static __always_inline const u8 *payload_of(const struct xdp_md *ctx,
+					    const struct packet *packet,
+					    u32 bytes)
 {
 	const void *end = (void *)(long)ctx->data_end;
 	const u8 *payload = (void *)(long)ctx->data;
 
-	if (!packet->payload)
-		return false;
-	if (!(flags & SERVICE_REQUESTS_TLS))
-		return true;
 	payload += packet->payload_at & L4_OFFSET_MASK;
-	return (void *)(payload + 1) <= end && *payload == TLS_APPLICATION_DATA;
+	if (packet->payload < bytes || (void *)(payload + bytes) > end)
+		return NULL;
+	return payload;
 }
 
-/* Bytes before the one that is due: the endpoint has acknowledged them. */
-static __always_inline bool sent_again(const struct packet *packet, u32 due)
+/*
+ * From TLS 1.3 on alerts look like data from without; but they are shorter than
+ * anything that is worth being called a request.
+ */
+static __always_inline bool is_application_data(const struct xdp_md *ctx,
+						const struct packet *packet)
 {
-	return (packet->sequence - due) & (LIFE_STAMP ^ (LIFE_STAMP >> 1));
+	const u8 *record = payload_of(ctx, packet, TLS_HEADER);
+
+	return record && record[0] == TLS_APPLICATION_DATA &&
+	       (record[3] << 8 | record[4]) > TLS_ALERT_BYTES;
+}
+
+/*
+ * The client's last message of a TLS 1.3 handshake. What it sends next may be met
+ * by a session ticket, which looks like an answer (RFC 8446 section 4.6.1).
+ */
+static __always_inline bool is_tls_finished(const struct xdp_md *ctx,
+					    const struct packet *packet,
+					    u8 flags)
+{
+	const u8 *record;
+
+	if (!(flags & SERVICE_REQUESTS_TLS))
+		return false;
+	record = payload_of(ctx, packet, TLS_CHANGE_CIPHER_BYTES + 1);
+	return record && record[0] == TLS_CHANGE_CIPHER &&
+	       record[TLS_CHANGE_CIPHER_BYTES] == TLS_APPLICATION_DATA;
+}
+
+/* "100 Continue", and nothing else: the answer is still to come. */
+static __always_inline bool is_continue(const struct xdp_md *ctx,
+					const struct packet *packet)
+{
+	const u8 *status;
+
+	if (packet->payload > HTTP_CONTINUE_MOST)
+		return false;
+	status = payload_of(ctx, packet, HTTP_STATUS_AT + sizeof(u32));
+	return status && *(const u32 *)status == HTTP_WORD &&
+	       *(const u32 *)(status + HTTP_STATUS_AT) == HTTP_CONTINUE;
+}
+
+/* Bytes of a request. */
+static __always_inline bool asks(const struct xdp_md *ctx,
+				 const struct packet *packet, u8 flags)
+{
+	return packet->payload && (!(flags & SERVICE_REQUESTS_TLS) ||
+				   is_application_data(ctx, packet));
+}
+
+/* Bytes of an answer. */
+static __always_inline bool answers(const struct xdp_md *ctx,
+				    const struct packet *packet, u8 flags)
+{
+	return packet->payload &&
+	       (flags & SERVICE_REQUESTS_TLS ? is_application_data(ctx, packet) :
+					       !is_continue(ctx, packet));
+}
+
+/*
+ * Whether the endpoint has acknowledged all of its bytes; so many of them, and
+ * :due is no mark that was set for this flow's requests.
+ */
+static __always_inline bool sent_again(const struct packet *packet, u32 due,
+				       bool *far)
+{
+	u32 before = (due - packet->sequence - packet->payload) & LIFE_STAMP;
+
+	*far = before > SENT_AGAIN_MOST;
+	return before <= LIFE_STAMP / 2;
 }
 
 /* ---- time ---------------------------------------------------------------- */
@@ -78,10 +158,13 @@ static __always_inline u32 request_unit(void)
  * Now, for one in 2^shift requests; else REQUEST_UNTIMED. By flow and place in
  * it: the requests of a connection that lives for long are drawn one by one.
  */
-static __always_inline u32 request_stamp(u64 hash, u32 sequence, u32 shift)
+static __always_inline u32 request_stamp(u64 hash, u32 sequence, u32 due,
+					 u32 shift)
 {
 	u32 unit;
 
+	if (((sequence - due) & LIFE_STAMP) == 1)
+		return REQUEST_UNTIMED;
 	if (hash_mix(hash ^ sequence) & ((1ULL << (shift & 31)) - 1))
 		return REQUEST_UNTIMED;
 	unit = request_unit();

@@ -1151,6 +1151,7 @@ static __always_inline void note_request(struct here *here,
 {
 	u32 due = life;
 	struct request_counters *counted;
+	bool far;
 
 	if (life & LIFE(FLOW_REQUEST)) {
 		if ((packet->tcp_flags & TCP_RST) &&
@@ -1162,17 +1163,22 @@ static __always_inline void note_request(struct here *here,
 		return;
 	if (gained & LIFE(FLOW_ESTABLISHED))
 		due = packet->sequence;
-	if ((packet->tcp_flags & TCP_RST) || !carries(here->ctx, packet, service->flags)) {
-		if (gained & LIFE(FLOW_ESTABLISHED))
-			expect_request(place->flow, life, due);
+	if ((packet->tcp_flags & TCP_RST) ||
+	    !asks(here->ctx, packet, service->flags)) {
+		if (is_tls_finished(here->ctx, packet, service->flags))
+			due = packet->sequence + packet->payload - 1;
+		else if (!(gained & LIFE(FLOW_ESTABLISHED)))
+			return;
+		expect_request(place->flow, life, due);
 		return;
 	}
-	if (sent_again(packet, due)) {
-		expect_request(place->flow, life, packet->sequence + 1);
+	if (sent_again(packet, due, &far)) {
+		if (far)
+			expect_request(place->flow, life, packet->sequence + 1);
 		return;
 	}
 	if (!start_request(place->flow, life,
-			   request_stamp(hash, packet->sequence,
+			   request_stamp(hash, packet->sequence, due,
 					 service->request_shift), here->tick))
 		return;
 	counted = lookup_requests(here->cpu, ref_index(place->id));
@@ -1350,18 +1356,19 @@ static __always_inline void note_response(struct here *here, u32 index,
 					  struct flow *flow, u64 life)
 {
 	u8 ends = packet->tcp_flags & (TCP_FIN | TCP_RST);
-	bool answers;
+	bool answered;
 	u64 request;
 
 	if (!(life & LIFE(FLOW_REQUEST)))
 		return;
-	answers = !(ends & TCP_RST) && carries(here->ctx, packet, service->flags);
-	if (!answers && !ends)
+	answered = !(ends & TCP_RST) &&
+		   answers(here->ctx, packet, service->flags);
+	if (!answered && !ends)
 		return;
 	request = end_request(flow, life, packet->acknowledged);
 	if (!request)
 		return;
-	if (answers)
+	if (answered)
 		count_answered(here, index, request);
 	else
 		count_aborted(here, index);

@@ -174,10 +174,22 @@ def is_timed(flow: int, sequence: int, shift: int) -> bool:
     return mix(flow ^ sequence) % (1 << shift) == 0
 
 
-def carries(packet: Packet, service: Service) -> bool:
-    """Whether it has bytes of a request or an answer."""
-    first = 0x17 if service.requests == "tls" else None
-    return bool(packet.payload) and first in (None, packet.payload[0])
+def is_application_data(payload: bytes) -> bool:
+    """TLS: and longer than an alert of TLS 1.3, which looks the same."""
+    return len(payload) >= 5 and payload[0] == 0x17 and int.from_bytes(payload[3:5]) > 19
+
+
+def asks(packet: Packet, service: Service) -> bool:
+    """Whether it has bytes of a request."""
+    return is_application_data(packet.payload) if service.requests == "tls" else bool(packet.payload)
+
+
+def answers(packet: Packet, service: Service) -> bool:
+    """Whether it has bytes of an answer; "100 Continue" alone is none yet."""
+    if service.requests == "tls":
+        return is_application_data(packet.payload)
+    more = packet.payload[:4] == b"HTTP" and packet.payload[8:12] == b" 100" and len(packet.payload) <= 41
+    return bool(packet.payload) and not more
 
 
 class Steering:
@@ -262,10 +274,13 @@ class Steering:
             return
         if just_open:
             flow.due = packet.sequence
-        if "R" in packet.flags or not carries(packet, service):
+        if "R" in packet.flags or not asks(packet, service):
+            if service.requests == "tls" and packet.payload[0:1] + packet.payload[6:7] == b"\x14\x17":
+                flow.due = packet.sequence + len(packet.payload) - 1
             return
-        if (packet.sequence - flow.due) % (1 << 24) >= 1 << 23:
-            flow.due = packet.sequence + 1
+        before = (flow.due - packet.sequence - len(packet.payload)) % (1 << 24)
+        if before < 1 << 23:
+            flow.due = packet.sequence + 1 if before > 1 << 16 else flow.due
             return
         flow.marks.add("request")
         self.counted["requests", flow.endpoint[0]] += 1
@@ -293,7 +308,7 @@ class Steering:
             before = self.flows.get(name)
             if before and "request" in before.marks and self._present(before.endpoint):
                 self.counted["aborted", before.endpoint[0]] += 1
-            self.flows[name] = Flow(chosen, marks, packet.sequence)
+            self.flows[name] = Flow(chosen, marks, packet.sequence + len(packet.payload))
         return chosen[0]
 
     def _pick_bits(self, service: Service, client: str, client_port: int) -> int:
@@ -377,7 +392,7 @@ class Steering:
             self._replies(packet, service, flow, sender)
 
     def _replies(self, packet: Packet, service: Service, flow: Flow, sender: int) -> None:
-        if "R" not in packet.flags and carries(packet, service):
+        if "R" not in packet.flags and answers(packet, service):
             self.counted["answered", sender] += 1
         elif "R" in packet.flags or "F" in packet.flags:
             self.counted["aborted", sender] += 1

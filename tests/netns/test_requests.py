@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +23,9 @@ MEAN_S, SPREAD = 0.06, 0.7
 """Log-normal: half of the answers take under 47 ms, one in a hundred 240 ms and more."""
 
 
-def configured(site: Steered, sample: int) -> dict[str, Any]:
+def configured(site: Steered, sample: int, requests: str = "http1") -> dict[str, Any]:
     root = site.configuration()
-    root["services"]["web"] |= {"requests": "http1", "request_sample": sample}
+    root["services"]["web"] |= {"requests": requests, "request_sample": sample}
     return root
 
 
@@ -112,3 +117,68 @@ def test_clients_that_leave_abort_what_they_asked(site: Steered) -> None:
     eventually(lambda: counts(site)["aborted"] == before["aborted"] + 5, 5)
     eventually(lambda: site.group()["requests"]["in_flight"] == 0, 5)
     assert counts(site)["answered"] == before["answered"]
+
+
+TLS_S, KEPT = 0.08, 3
+"""An answer takes so long; requests on each connection."""
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steered]:
+    folder = tmp_path_factory.mktemp("tls")
+    both = folder / "certificate.pem"
+    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=lab"]
+    made = ["openssl", "req", "-x509", *options, "-keyout", str(both), "-out", str(folder / "public.pem")]
+    subprocess.run(made, check=True, capture_output=True)
+    both.write_text(both.read_text() + (folder / "public.pem").read_text())
+    with steered(folder, start=False) as site:
+        root = configured(site, 1, "tls")
+        root["services"]["web"]["probe"] = {"kind": "tcp", "interval": "300ms", "timeout": "250ms"}
+        at = root["services"]["web"]["endpoints"]["web-1"]
+        listens = [str(at["address"]), str(at["port"]), str(both), str(TLS_S)]
+        script = str(Path(__file__).with_name("tls_endpoint.py"))
+        site.lab.popen("host1", [sys.executable, script, *listens], label="tls endpoint")
+        site.configure(root)
+        site.start()
+        eventually(lambda: site.group()["up"])
+        yield site
+
+
+def converse(site: Steered, version: ssl.TLSVersion, connections: int) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = version
+    vip, port = str(site.lab.topology.vip), site.lab.topology.vip_port
+    for _ in range(connections):
+        plain = site.lab.connect("clients", vip, port, 5)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with context.wrap_socket(plain) as talking:
+            for _ in range(KEPT):
+                talking.sendall(b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n")
+                left = 2000
+                while left > 0:
+                    left -= len(talking.recv(4096))
+            talking.unwrap().close()  # says so first
+
+
+@pytest.mark.parametrize(
+    ("version", "timed"),
+    [(ssl.TLSVersion.TLSv1_2, KEPT), (ssl.TLSVersion.TLSv1_3, KEPT - 1)],
+    ids=["all of TLS 1.2 are timed", "all but the first of TLS 1.3 are timed"],
+)
+def test_requests_over_tls_are_counted_whatever_else_is_sent(
+    secured: Steered, version: ssl.TLSVersion, timed: int
+) -> None:
+    """Handshakes, session tickets and alerts are none."""
+    before = counts(secured)
+    converse(secured, version, 6)
+    after = counts(secured)
+    assert {name: after[name] - before[name] for name in after} == {
+        "requests": 6 * KEPT,
+        "answered": 6 * KEPT,
+        "aborted": 0,
+        "response_count": 6 * timed,
+    }
+    (row,) = lines(secured, "endpoints")
+    print(version.name, row["response_p50_ms"], row["response_p99_ms"])
+    assert TLS_S * 1000 * 0.94 <= row["response_p50_ms"] <= row["response_p99_ms"] < TLS_S * 1000 * 3

@@ -41,6 +41,11 @@ AFFINITY = (3, 5)
 """Services that give all flows of a client alike."""
 LIVE, SHADOWS, RING = 4, 3, 61
 TCP_FLAGS = ["S", "S", "SA", "A", "A", "PA", "PA", "FA", "R", "RA", "F", "SR"]
+BEGINNINGS = (
+    *(b"", b"\x17\x03\x03\x01\x02", b"\x16", b"\x17\x03\x03\x00\x13"),
+    *(b"\x14\x03\x03\x00\x01\x01\x17", b"HTTP/1.1 100 Continue\r\n\r\n"),
+)
+"""Of payload: data, a handshake, an alert of TLS 1.3, its client's last message, no answer yet."""
 COUNTED = (
     "packets",
     "return_packets",
@@ -168,7 +173,7 @@ class Both:
         """Bytes and numbers as in a conversation that never gets far: many are sent again."""
         payload = self.random.randbytes(self.random.randrange(40))
         if self.random.random() < 0.7:
-            payload = self.random.choice([b"", b"\x17", b"\x16"]) + payload[:-1]
+            payload = self.random.choice(BEGINNINGS) + payload[:-1]
         sequence = 1000 + self.random.randrange(400)
         acknowledged = 1000 + self.random.randrange(400) if asked else 2000
         return reference.Packet(*fields, payload, sequence, acknowledged)  # type: ignore[arg-type]

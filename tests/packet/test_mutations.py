@@ -161,6 +161,25 @@ def tls_handshake(rig: Rig) -> None:
     test_requests.TestTls().test_the_handshake_is_none_and_application_data_is_one(tls)
 
 
+def tls_alert(rig: Rig) -> None:
+    tls = test_requests.install(rig, "tls")
+    test_requests.TestTls().test_an_alert_of_tls_1_3_is_neither_request_nor_answer(tls)
+
+
+def session_ticket(rig: Rig) -> None:
+    tls = test_requests.install(rig, "tls")
+    test_requests.TestTls().test_what_follows_tls_1_3s_handshake_at_once_is_counted_and_not_timed(tls)
+
+
+def to_be_continued(rig: Rig) -> None:
+    talk_of(rig, "100 Continue is no answer yet")
+
+
+def sent_again_in_parts(rig: Rig) -> None:
+    http = test_requests.install(rig)
+    test_requests.TestSentAgain().test_nor_are_all_of_its_segments_in_order(http)
+
+
 def slow_with_packets(rig: Rig) -> None:
     slow = test_requests.TestTime().test_longer_than_the_stamp_can_tell_is_slow_and_never_short
     slow(test_requests.install(rig), 100, 30, "client")
@@ -189,6 +208,7 @@ CHECKS: tuple[Check, ...] = (
     *(differential, spill_limit, one_bit_of_the_tag, tuple_on_syn, established_victim),
     *(udp_without_a_place, udp_sum_of_zero, second_bucket, syn_sent_again),
     *(acknowledged_only, half_closed, request_sent_again, tls_handshake, slow_with_packets),
+    *(tls_alert, session_ticket, to_be_continued, sent_again_in_parts),
     *(slow_without_packets, other_clock, drawn_one_by_one, place_of_another),
     *(unacknowledged, stray_syn, idle_answer, own_source, error_to_endpoint, error_to_another),
     *(limits, limit_of_what_opens_nothing, limit_without_a_place, windows, late_cpu),
@@ -350,7 +370,10 @@ MUTATIONS = {
         "steer.c", "!interface || interface->ifindex != ifindex", "!interface", interface_row
     ),
     "an acknowledgement answers a request": Mutation(
-        "request.h", "if (!packet->payload)", "if (!packet->bytes)", acknowledged_only
+        "request.h",
+        "return packet->payload &&\n\t       (flags",
+        "return packet->bytes &&\n\t       (flags",
+        acknowledged_only,
     ),
     "the client's FIN gives up its request": Mutation(
         "steer.c",
@@ -360,12 +383,24 @@ MUTATIONS = {
     ),
     "a request sent again is another one": Mutation(
         "request.h",
-        "return (packet->sequence - due) &",
-        "return 0 & (packet->sequence - due) &",
+        "return before <= LIFE_STAMP / 2;",
+        "return false;",
         request_sent_again,
     ),
     "a TLS handshake is a request": Mutation(
-        "request.h", "*payload == TLS_APPLICATION_DATA;", "*payload > 0;", tls_handshake
+        "request.h", "record[0] == TLS_APPLICATION_DATA &&", "record[0] &&", tls_handshake
+    ),
+    "an alert of TLS 1.3 is a request": Mutation(
+        "request.h", "(record[3] << 8 | record[4]) > TLS_ALERT_BYTES", "1", tls_alert
+    ),
+    "a session ticket's time is a response's": Mutation(
+        "request.h", "if (((sequence - due) & LIFE_STAMP) == 1)", "if (0)", session_ticket
+    ),
+    "100 Continue is an answer": Mutation(
+        "request.h", "!is_continue(ctx, packet));", "true);", to_be_continued
+    ),
+    "bytes that were sent before move the mark": Mutation(
+        "steer.c", "\t\tif (far)\n", "", sent_again_in_parts
     ),
     "packets in between make a slow request short": Mutation(
         "request.h", "request_ticks(*life, tick) < LATE_TICKS", "*life", slow_with_packets

@@ -17,6 +17,11 @@ from tests.packet.rig import KEY, Rig, tcp
 VIP, CLIENT, PORT = "198.51.100.10", "192.0.2.7", 4000
 A, SHADOW = "203.0.113.1", "203.0.113.3"
 HELLO, DATA = b"\x16\x03\x03 hello", b"\x17\x03\x03 data"
+CLOSE_13 = b"\x17\x03\x03\x00\x13" + bytes(19)
+FINISHED_12 = b"\x14\x03\x03\x00\x01\x01\x16\x03\x03\x00\x28" + bytes(40)
+FINISHED_13 = b"\x14\x03\x03\x00\x01\x01\x17\x03\x03\x00\x35" + bytes(53)
+TICKET = b"\x17\x03\x03\x00\xea" + bytes(234)
+GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 STARTED, ANSWERED, ABORTED = (1, 0, 0), (1, 1, 0), (1, 0, 1)
 STAMP, LAST_BUCKET = 0xFFFFFF, layout.HISTOGRAM_BUCKETS - 1
 
@@ -95,7 +100,7 @@ def play(talk: Talk, steps: Sequence[Step]) -> None:
         getattr(talk, who)(flags, payload)
 
 
-ASK, ANSWER = (C, "PA", b"GET /"), (S, "PA", b"200")
+ASK, ANSWER, CONTINUE = (C, "PA", b"GET /"), (S, "PA", b"200"), (S, "PA", GO_ON)
 TALKS: dict[str, tuple[list[Step], tuple[int, int, int]]] = {
     "a handshake alone is no request": ([], (0, 0, 0)),
     "the client's payload starts one": ([ASK], STARTED),
@@ -120,6 +125,15 @@ TALKS: dict[str, tuple[list[Step], tuple[int, int, int]]] = {
     "what ended ends once": ([ASK, (S, "FA", b""), (C, "R", b""), (S, "R", b"")], ABORTED),
     "FIN and RST after the answer abort nothing": ([ASK, ANSWER, (S, "FA", b""), (C, "R", b"")], ANSWERED),
     "an aborted one gets no answer any more": ([ASK, (C, "R", b""), ANSWER], ABORTED),
+    "100 Continue is no answer yet": ([ASK, CONTINUE], STARTED),
+    "what is sent after 100 Continue is the same request's": ([ASK, CONTINUE, ASK, ANSWER], ANSWERED),
+    "100 Continue with an answer behind it is one": (
+        [ASK, (S, "PA", GO_ON + b"HTTP/1.1 200 \r\n\r\n")],
+        ANSWERED,
+    ),
+    "any other status is an answer": ([ASK, (S, "PA", GO_ON.replace(b"100", b"101"))], ANSWERED),
+    "a FIN with 100 Continue aborts": ([ASK, (S, "FA", GO_ON)], ABORTED),
+    "100 Continue that a client sends is a request": ([(C, "PA", GO_ON)], STARTED),
 }
 
 
@@ -218,6 +232,27 @@ class TestSentAgain:
         talk.client("PA", b"more", at=last)
         assert counts(http) == ANSWERED
 
+    def test_nor_are_all_of_its_segments_in_order(self, http: Rig) -> None:
+        talk = Talk(http).open()
+        first = talk.sent
+        talk.ask()
+        last = talk.sent
+        talk.client("PA", b"more")
+        talk.answer()
+        talk.client("PA", DATA, at=first)
+        talk.client("PA", b"more", at=last)
+        assert counts(http) == ANSWERED
+        talk.ask()
+        assert counts(http) == (2, 1, 0)
+
+    def test_with_new_bytes_behind_old_ones_it_is_another(self, http: Rig) -> None:
+        talk = Talk(http).open()
+        first = talk.sent
+        talk.ask()
+        talk.answer()
+        talk.client("PA", DATA + b"more", at=first)
+        assert counts(http) == (2, 1, 0)
+
     def test_an_open_request_is_no_other(self, http: Rig) -> None:
         talk = Talk(http).open()
         first = talk.sent
@@ -247,7 +282,7 @@ class TestSentAgain:
         """Requests were off when the connection began: its stamp is another number."""
         talk = Talk(http).open()
         place = http.only_flow()
-        mark = np.uint64((talk.sent + 500) & STAMP)
+        mark = np.uint64((talk.sent + 100_000) & STAMP)
         http.flows["life"][place] = http.flows["life"][place] & ~np.uint64(STAMP) | mark
         for _ in range(4):
             talk.ask()
@@ -269,8 +304,16 @@ class TestMidstream:
         talk = Talk(http)
         talk.client("A")
         talk.answer()
-        talk.client("PA", DATA, at=talk.sent - 1)
+        talk.client("PA", DATA, at=talk.sent - len(DATA))
         assert counts(http) == (0, 0, 0)
+
+    def test_nor_is_that_packet_itself(self, http: Rig) -> None:
+        talk = Talk(http)
+        talk.client("PA", DATA)
+        talk.client("PA", DATA, at=talk.sent - len(DATA))
+        assert counts(http) == (0, 0, 0)
+        talk.ask()
+        assert counts(http) == STARTED
 
     def test_a_stray_syn_leaves_the_request_its_time(self, http: Rig) -> None:
         talk = Talk(http)
@@ -300,6 +343,48 @@ class TestTls:
         talk.ask()
         talk.server("FA", b"\x15\x03\x03 close")
         assert counts(tls) == ABORTED
+
+    def test_an_alert_of_tls_1_3_is_neither_request_nor_answer(self, tls: Rig) -> None:
+        """From without it is application data, of 19 bytes."""
+        talk = Talk(tls).open()
+        talk.client("PA", CLOSE_13)
+        assert counts(tls) == (0, 0, 0)
+        talk.ask()
+        talk.server("PA", CLOSE_13)
+        assert counts(tls) == STARTED
+        talk.server("FA", CLOSE_13)
+        assert counts(tls) == ABORTED
+
+    def test_a_part_of_a_records_header_is_none(self, tls: Rig) -> None:
+        talk = Talk(tls).open()
+        for length in range(5):
+            talk.client("PA", DATA[:length])
+        assert counts(tls) == (0, 0, 0)
+
+    def test_what_follows_tls_1_3s_handshake_at_once_is_counted_and_not_timed(self, tls: Rig) -> None:
+        """Its answer may be a session ticket; those after it are timed."""
+        talk = Talk(tls).open()
+        talk.client("PA", HELLO)
+        talk.server("PA", HELLO)
+        talk.client("PA", FINISHED_13)
+        assert counts(tls) == (0, 0, 0)
+        for timed in range(3):
+            talk.ask()
+            talk.server("PA", TICKET)
+            talk.answer()
+            assert counts(tls) == (timed + 1, timed + 1, 0)
+            assert tls.count(1, "response_count") == timed
+
+    def test_of_tls_1_2_the_first_one_is_timed(self, tls: Rig) -> None:
+        talk = Talk(tls).open()
+        talk.client("PA", HELLO)
+        talk.server("PA", HELLO)
+        talk.client("PA", FINISHED_12)
+        talk.server("PA", FINISHED_12)
+        talk.ask()
+        talk.answer()
+        assert counts(tls) == ANSWERED
+        assert tls.count(1, "response_count") == 1
 
     def test_with_http1_a_handshake_counts(self, http: Rig) -> None:
         talk = Talk(http).open()
