@@ -49,6 +49,7 @@
 	X(counted)	/* a: index; b: enum counted_as */ \
 	X(completed)	/* a: index of the live endpoint whose group is credited */ \
 	X(gained)	/* a: FLOW_* that the packet adds */ \
+	X(request)	/* a: enum asked; b: index of the endpoint that was asked */ \
 	X(endpoint)	/* a: ref of who gets the packet */ \
 	X(hop)		/* a: ifindex; b: ticks that the next hop is still good for */ \
 	X(no_hop)	/* a: tick past which it was no longer good; 0: there is none */ \
@@ -76,18 +77,27 @@
 	X(midstream)		/* TCP, unknown and without its SYN */ \
 	X(unremembered)		/* UDP that is not remembered */
 
+#define ASKS(X) \
+	X(started)		/* a request begins */ \
+	X(answered) \
+	X(aborted)		/* nobody will see its answer */ \
+	X(sent_again)		/* bytes of one that was answered: no other one */
+
 #define NOTE_ENUM(name) NOTE_##name,
 #define STALE_ENUM(name) STALE_##name,
 #define CHOSE_ENUM(name) CHOSE_##name,
 #define COUNTED_ENUM(name) COUNTED_##name,
+#define ASKED_ENUM(name) ASKED_##name,
 enum note { NOTES(NOTE_ENUM) NOTE_COUNT };
 enum stale { STALES(STALE_ENUM) STALE_COUNT };
 enum chose { CHOICES(CHOSE_ENUM) CHOSE_COUNT };
 enum counted_as { COUNTS(COUNTED_ENUM) COUNTED_COUNT };
+enum asked { ASKS(ASKED_ENUM) ASKED_COUNT };
 #undef NOTE_ENUM
 #undef STALE_ENUM
 #undef CHOSE_ENUM
 #undef COUNTED_ENUM
+#undef ASKED_ENUM
 
 struct note_row {
 	__u32 kind;		/* enum note */

@@ -665,6 +665,7 @@ static __always_inline void count_aborted(struct here *here, u32 endpoint)
 {
 	struct request_counters *counted = lookup_requests(here->cpu, endpoint);
 
+	NOTE(request, ASKED_aborted, endpoint);
 	if (counted)
 		COUNT(counted->aborted, 1);
 }
@@ -1173,6 +1174,7 @@ static __always_inline void note_request(struct here *here,
 		return;
 	}
 	if (sent_again(packet, due, &far)) {
+		NOTE(request, ASKED_sent_again, ref_index(place->id));
 		if (far)
 			expect_request(place->flow, life, packet->sequence + 1);
 		return;
@@ -1181,6 +1183,7 @@ static __always_inline void note_request(struct here *here,
 			   request_stamp(hash, packet->sequence, due,
 					 service->request_shift), here->tick))
 		return;
+	NOTE(request, ASKED_started, ref_index(place->id));
 	counted = lookup_requests(here->cpu, ref_index(place->id));
 	if (counted)
 		COUNT(counted->requests, 1);
@@ -1338,6 +1341,7 @@ static __always_inline void count_answered(struct here *here, u32 index,
 	struct request_counters *counted = lookup_requests(here->cpu, index);
 	u32 us;
 
+	NOTE(request, ASKED_answered, index);
 	if (!counted)
 		return;
 	COUNT(counted->answered, 1);

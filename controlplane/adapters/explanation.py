@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from controlplane.adapters import layout, steering
 from controlplane.adapters.dry_run import Answer
 from controlplane.adapters.maps import Maps
-from controlplane.adapters.notes import CHOICES, COUNTS, PARSED, STALES, Note
+from controlplane.adapters.notes import ASKS, CHOICES, COUNTS, PARSED, STALES, Note
 from controlplane.addresses import with_port
 from controlplane.model import Protocol, Role
 
@@ -62,6 +62,12 @@ _COUNT = {
     "new": "a new flow, demand of the group of {}",
     "midstream": "a TCP packet of an unknown flow without SYN, no demand, at {}",
     "unremembered": "a UDP packet of a flow that is not remembered, at {}",
+}
+_REQUEST = {
+    "started": "a request to {} begins with it",
+    "answered": "it answers a request to {}",
+    "aborted": "a request to {} that is in flight gets no answer any more",
+    "sent_again": "{} has its bytes already: no other request",
 }
 _ROUTES = ("found", "blackhole", "unreachable", "prohibited", "not forwarded (local, or none)",
            "forwarding is off (sysctl net.ipv4.ip_forward)", "a tunnel that only the kernel does",
@@ -250,6 +256,9 @@ class _Teller:
     def _gained(self, note: Note) -> str | None:
         names = [name for bit, name in enumerate(_FLAGS) if note.a >> bit & 1]
         return f"the flow's state gains: {', '.join(names)}" if names else None
+
+    def _request(self, note: Note) -> str:
+        return _REQUEST[ASKS[note.a]].format(self._name(note.b))
 
     def _completed(self, note: Note) -> str:
         return f"its handshake is done: a completed flow of the group of {self._name(note.a)}"

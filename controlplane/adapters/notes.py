@@ -18,11 +18,12 @@ NOTES = (
     "long_way", "parsed", "device", "service", "sender", "error_about", "fragment", "hash", "flow", "life",
     "no_flow", "stale", "other_tuple", "no_client", "direct", "affinity", "ring", "live", "spill", "limit",
     "slot", "other_live", "choice", "flooded", "place", "no_place", "taken", "not_kept", "counted",
-    "completed", "gained", "endpoint", "hop", "no_hop", "route", "no_port", "too_big", "reason",
+    "completed", "gained", "request", "endpoint", "hop", "no_hop", "route", "no_port", "too_big", "reason",
 )  # fmt: skip
 STALES = ("gone", "down", "idle", "closed", "draining")
 CHOICES = ("live", "spilled", "other", "last", "nobody")
 COUNTS = ("new", "midstream", "unremembered")
+ASKS = ("started", "answered", "aborted", "sent_again")
 PARSED = ("parsed", "not_ip", "other", "vlan", "fragment", "icmp", "other_protocol", "broken")
 """``enum parsed`` of bpf/parse.h, without its prefix; the first is PARSED itself."""
 

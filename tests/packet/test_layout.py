@@ -46,7 +46,7 @@ def claims() -> list[str]:
     found += [f"ROLE_{role.name} == {role.value}" for role in Role]
     for prefix, names in (
         *(("NOTE", notes.NOTES), ("STALE", notes.STALES)),
-        *(("CHOSE", notes.CHOICES), ("COUNTED", notes.COUNTS)),
+        *(("CHOSE", notes.CHOICES), ("COUNTED", notes.COUNTS), ("ASKED", notes.ASKS)),
     ):
         found += [f"{prefix}_{name} == {place}" for place, name in enumerate(names)]
         found.append(f"{prefix}_COUNT == {len(names)}")
