@@ -44,6 +44,9 @@ class Counters:
     response_count: npt.NDArray[np.uint64]
     """Answered ones that were timed."""
     response_sum_us: npt.NDArray[np.uint64]
+    requests_read: bool = True
+    """False: no service has requests told now, and their counters were not read; they are 0 here, whatever
+    was counted before."""
 
 
 @dataclass(frozen=True, slots=True)

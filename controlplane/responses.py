@@ -65,7 +65,8 @@ class Responses:
         in_flight: npt.NDArray[np.integer],
     ) -> None:
         """:param in_flight: (names,) requests without an answer yet."""
-        grown = growth(before, after, names, ("requests", "aborted"))
+        read = before is not None and before.requests_read and after.requests_read
+        grown = growth(before, after, names, ("requests", "aborted")) if read else None
         over_s = after.at_s - before.at_s if grown and before else np.nan
         nothing = np.full(len(names), np.nan)
         started, aborted = (grown["requests"], grown["aborted"]) if grown else (nothing, nothing)

@@ -9,10 +9,8 @@ import numpy as np
 
 from controlplane.ports import Counters, InterfaceCounts, Sample
 
-COUNTS = (
-    *("packets", "bytes", "return_packets", "return_bytes", "flows"),
-    *("requests", "answered", "aborted"),
-)
+_OF_REQUESTS = ("requests", "answered", "aborted")
+COUNTS = ("packets", "bytes", "return_packets", "return_bytes", "flows", *_OF_REQUESTS)
 """To the endpoints and back; flows are new ones that they were given; of requests see ``ports.Counters``."""
 
 
@@ -52,6 +50,8 @@ def samples(
                 value = float(getattr(one.redirects, result))
                 yield Sample("redirected_frames_total", labels | {"result": result}, value, counter=True)
     for count in COUNTS:
+        if count in _OF_REQUESTS and not counters.requests_read:
+            continue
         numbers = np.asarray(getattr(counters, count))
         for name, row in counters.rows.items():
             if name in services:

@@ -29,14 +29,15 @@ def counters(maps: Maps, at_s: float) -> Counters:
     rows = maps.endpoint_names.rows()
     top = max(rows.values(), default=0) + 1
     tables, baselines = [maps.counters[:, :top]], [maps.baselines[:top]]
-    if (maps.services["flags"] & _REQUESTS).any():
+    told = bool((maps.services["flags"] & _REQUESTS).any())
+    if told:
         tables.append(maps.request_counters[:, :top])
         baselines.append(maps.request_baselines[:top])
     summed = [
         total.reshape(top, -1) - baseline.view("<u8").reshape(top, -1)
         for total, baseline in zip(totals(tables, ran(maps)), baselines, strict=True)
     ]
-    if len(summed) < len(_STRUCTS):
+    if not told:
         summed.append(np.zeros((top, layout.REQUEST_COUNTERS.itemsize // 8), np.uint64))
     by_field = {
         name: of_row[:, struct.fields[name][1] // 8]  # type: ignore[index]
@@ -44,7 +45,7 @@ def counters(maps: Maps, at_s: float) -> Counters:
         for name in struct.names or ()
         if name != "pad"
     }
-    return Counters(at_s=at_s, rows=rows, **by_field)
+    return Counters(at_s=at_s, rows=rows, requests_read=told, **by_field)
 
 
 def begin_anew(maps: Maps, index: int) -> None:

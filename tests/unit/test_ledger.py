@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from controlplane import tally
@@ -44,6 +46,14 @@ def test_the_numbers_are_published_by_interface_and_endpoint() -> None:
     assert found["packets_total", ("interface", "eth9"), ("reason", "drop_broken")] == 7
     assert found["redirected_frames_total", ("interface", "eth9"), ("result", "sent")] == 9
     assert found["endpoint_packets_total", ("endpoint", "web-1"), ("service", "web")] == 11
+
+
+def test_requests_that_nobody_reads_are_not_published_as_none() -> None:
+    """A counter that falls to 0 and comes back is counted twice by whoever takes its increase."""
+    off = replace(counters({"web-1": 0}, packets=[3]), requests_read=False)
+    found = {one.name: one.value for one in tally.samples(off, {"web-1": "web"}, [])}
+    assert found["endpoint_packets_total"] == 3
+    assert not [name for name in found if "requests" in name or "answered" in name or "aborted" in name]
 
 
 def test_frames_that_are_lost_are_told_once_with_the_cause_and_so_is_the_end() -> None:

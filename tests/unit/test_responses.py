@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from controlplane import histogram, model
-from controlplane.responses import TIMES_S, WINDOW_S
+from controlplane.ports import Counters
+from controlplane.responses import TIMES_S, WINDOW_S, Responses
 from controlplane.status import samples
+from tests.fakes import FIELDS
 from tests.world import World, config
 
 
@@ -41,6 +43,11 @@ class TestHistogram:
         assert 96 <= found[0, 0] <= found[0, 1] <= 104
         assert np.isnan(found[1]).all()
         assert histogram.quantiles_us(rows[:0], (0.5,)).shape == (0, 1)
+
+
+def counters(requests: int, *, at_s: float, requests_read: bool = True) -> Counters:
+    fields = {name: np.zeros(1, np.uint64) for name in FIELDS} | {"requests": np.array([requests], np.uint64)}
+    return Counters(at_s=at_s, rows={"web-1": 0}, requests_read=requests_read, **fields)
 
 
 @pytest.fixture
@@ -106,6 +113,18 @@ class TestStatus:
         for _ in range(int(TIMES_S) + 1):
             serve(world, 10, 80_000.0)
         assert told(world)["p50_ms"] == pytest.approx(80, rel=0.07)
+
+    def test_what_was_counted_before_they_were_off_is_no_rate_when_they_are_told_again(self) -> None:
+        """While they are off nobody reads them, and a reading has zeros."""
+        off = counters(0, at_s=1.0, requests_read=False)
+        responses = Responses()
+        responses.observe(["web-1"], off, counters(10_000, at_s=2.0), np.zeros(1, int))
+        first = responses.status("web-1")
+        responses.observe(["web-1"], counters(10_000, at_s=2.0), counters(10_005, at_s=3.0), np.zeros(1, int))
+        then = responses.status("web-1")
+        assert first is not None
+        assert then is not None
+        assert (first.started, first.per_s, then.per_s) == (10_000, None, 5)
 
     def test_off_has_none(self) -> None:
         world = World(config())
