@@ -124,6 +124,14 @@ static __always_inline void hand_over(struct here *here, struct capture_cpu *own
 
 #endif
 
+/* In refuse.c, with a packet of which steer.c has told that it came. */
+static __always_inline void capture_goes_on(struct here *here)
+{
+#if CAPTURE
+	here->capture = capture_cpus.lookup(&here->cpu);
+#endif
+}
+
 /* Before anything is looked at. */
 static __always_inline void capture_came(struct here *here)
 {

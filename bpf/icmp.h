@@ -11,7 +11,7 @@
 
 #include "rewrite.h"
 
-#define ECHO_TTL 64
+#define OWN_TTL 64		/* of what we say ourselves */
 
 /* Of errors and echoes, the same in both versions (RFC 792, RFC 4443). */
 struct icmp_header {
@@ -71,7 +71,7 @@ static __always_inline void rewrite_echo(struct xdp_md *ctx,
 							  bpf_htons(to << 8)));
 	rewrite_address(packet, true, packet->destination);
 	rewrite_address(packet, false, packet->source);
-	rewrite_ttl(packet, ECHO_TTL);
+	rewrite_ttl(packet, OWN_TTL);
 	__builtin_memcpy(back, eth->h_source, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
 	__builtin_memcpy(eth->h_dest, back, ETH_ALEN);

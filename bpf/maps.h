@@ -46,6 +46,8 @@ BPF_F_TABLE("array", u32, struct interface, interfaces, INTERFACE_ROWS, BPF_F_MM
 BPF_F_TABLE("array", u32, struct reasons, reasons, MAX_CPUS * INTERFACE_ROWS, BPF_F_MMAPABLE);
 /* [cpu][interface] frames redirected to it; redirects.c; user space. */
 BPF_F_TABLE("array", u32, struct redirects, redirects, MAX_CPUS * INTERFACE_ROWS, BPF_F_MMAPABLE);
+/* Who answers packets that can't go on: refuse.c, of the same build; loader; program. */
+BPF_PROG_ARRAY(refusals, 1);
 /* What counts them; loader; redirects.c. */
 BPF_PROG_ARRAY(redirect_programs, REDIRECT_PROGRAMS);
 /* SYN to SYN-ACK time of each endpoint, one copy for all CPUs; program; user space. */

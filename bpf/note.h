@@ -56,6 +56,7 @@
 	X(route)	/* a: ifindex; b: BPF_FIB_LKUP_RET_*, or a negative errno */ \
 	X(no_port)	/* a: ifindex that takes no redirected frames */ \
 	X(too_big)	/* a: bytes that fit through the cached next hop; b: its ifindex */ \
+	X(refused)	/* its sender is told by ICMP; a: bytes that fit, 0: its TTL; b: 1 by us, 0 by its VIP */ \
 	X(reason)	/* a: enum reason; b: tick */
 
 #define STALES(X) \
@@ -108,7 +109,7 @@ _Static_assert(sizeof(struct note_row) == 16, "note_row");
 
 struct trace {
 	__u32 count;		/* of notes; those past NOTES_MAX are lost */
-	__u32 pad;
+	__u32 refused_mtu;	/* as struct cpu's */
 	struct note_row row[NOTES_MAX];
 };
 _Static_assert(sizeof(struct trace) == 8 + 16 * NOTES_MAX, "trace");

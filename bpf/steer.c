@@ -18,6 +18,7 @@
 #include "interface.h"
 #include "limit.h"
 #include "note.h"
+#include "refuse.h"
 #include "request.h"
 #include "rewrite.h"
 #include "route.h"
@@ -851,10 +852,36 @@ static __always_inline void rewrite_from(struct packet *packet, enum part part,
 }
 
 /* As lookup_route() would have found it of a next hop that is known. */
-static __always_inline long found_large(struct bpf_fib_lookup *route)
+static __always_inline long found_large(struct bpf_fib_lookup *route, u32 mtu)
 {
 	__builtin_memset(route, 0, sizeof(*route));
+	route->mtu_result = mtu;
 	return BPF_FIB_LKUP_RET_FRAG_NEEDED;
+}
+
+/*
+ * Where it stands, for refuse.c, which bytes fit on the way of the present packet; a
+ * dry run's is no map of the instance's.
+ */
+static __always_inline u32 *lookup_refused_mtu(struct here *here)
+{
+#if DRY_RUN
+	return &here->trace->refused_mtu;
+#else
+	struct cpu *own = cpus.lookup(&here->cpu);
+
+	return own ? &own->refused_mtu : NULL;
+#endif
+}
+
+/* Before anything is rewritten: its sender is told of the packet that he knows. */
+static __always_inline enum reason too_large(struct here *here, u32 mtu)
+{
+	u32 *refused_mtu = lookup_refused_mtu(here);
+
+	if (refused_mtu)
+		*refused_mtu = mtu;
+	return REASON_pass_mtu;
 }
 
 /* :about is what the packet is an ICMP error about, if it is one. */
@@ -874,7 +901,7 @@ static __always_inline enum reason send_forward(struct here *here,
 		NOTE(route, route.ifindex, found);
 	} else if (to->hop_mtu && packet->bytes > to->hop_mtu) {
 		NOTE(too_big, to->hop_mtu, to->hop_ifindex);
-		found = found_large(&route);
+		found = found_large(&route, to->hop_mtu);
 	} else {
 		NOTE(hop, to->hop_ifindex, to->hop_expires - here->tick);
 		rewrite_to(packet, part, about, to);
@@ -886,7 +913,7 @@ static __always_inline enum reason send_forward(struct here *here,
 	}
 	found = forget(here, found);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && !may_be_cut(packet))
-		return REASON_pass_mtu;
+		return too_large(here, route.mtu_result);
 	rewrite_to(packet, part, about, to);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_forward_cut;
@@ -917,7 +944,7 @@ static __always_inline enum reason send_return(struct here *here,
 		NOTE(route, route.ifindex, found);
 	} else if (gateway->hop_mtu && packet->bytes > gateway->hop_mtu) {
 		NOTE(too_big, gateway->hop_mtu, gateway->hop_ifindex);
-		found = found_large(&route);
+		found = found_large(&route, gateway->hop_mtu);
 	} else {
 		NOTE(hop, gateway->hop_ifindex, gateway->hop_expires - here->tick);
 		rewrite_from(packet, part, about, service);
@@ -930,7 +957,7 @@ static __always_inline enum reason send_return(struct here *here,
 	}
 	found = forget(here, found);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && !may_be_cut(packet))
-		return REASON_pass_mtu;
+		return too_large(here, route.mtu_result);
 	rewrite_from(packet, part, about, service);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_return_cut;
@@ -1763,6 +1790,8 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	case REASON_return_fib:
 		return bpf_redirect(packet->out.ifindex, 0);
 	case REASON_reply_echo:
+	case REASON_reply_ttl:
+	case REASON_reply_mtu:
 		/* XDP_TX would wait in a veth whose peer has GRO only. */
 		return bpf_redirect(here->ctx->ingress_ifindex, 0);
 	case REASON_drop_vip_port:
@@ -1770,6 +1799,9 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	case REASON_drop_broken:
 	case REASON_drop_fragment:
 	case REASON_drop_source:
+	case REASON_drop_ttl:
+	case REASON_drop_mtu:
+	case REASON_drop_icmp_limit:
 		return XDP_DROP;
 	case REASON_abort_impossible:
 		return XDP_ABORTED;
@@ -1778,25 +1810,47 @@ static __always_inline int leave(struct here *here, struct packet *packet,
 	}
 }
 
+/* Does not return, unless nobody is there: then the packet is the kernel's. */
+static __always_inline void hand_to_refuse(struct here *here, enum reason reason)
+{
+	u32 *refused_mtu = lookup_refused_mtu(here);
+
+	if (refused_mtu && reason == REASON_pass_ttl)
+		*refused_mtu = 0;
+	refusals.call(here->ctx, 0);
+}
+
 static __always_inline int long_way(struct here *here)
 {
 	struct packet packet = {};
+	enum reason reason;
 
 	NOTE(long_way, 0, 0);
-	return leave(here, &packet, sort(here, &packet));
+	reason = sort(here, &packet);
+	if (reason == REASON_pass_ttl || reason == REASON_pass_mtu)
+		hand_to_refuse(here, reason);
+	return leave(here, &packet, reason);
 }
 
 #include "hit.c"
 
+/* False: the program is not set up. */
+static __always_inline bool begin(struct here *here)
+{
+	u32 zero = 0;
+
+	here->cpu = bpf_get_smp_processor_id();
+	here->tick = now_tick(here->cpu);
+	here->settings = settings.lookup(&zero);
+	return here->settings && may_note(here);
+}
+
 int steer(struct xdp_md *ctx)
 {
-	struct here here = { .ctx = ctx, .cpu = bpf_get_smp_processor_id() };
-	u32 zero = 0;
+	struct here here = { .ctx = ctx };
 	int verdict;
 
-	here.tick = now_tick(here.cpu);
-	here.settings = settings.lookup(&zero);
-	if (!here.settings || !may_note(&here))
+	if (!begin(&here))
 		return XDP_ABORTED;
 	capture_came(&here);
 	verdict = hit(&here);
@@ -1804,3 +1858,5 @@ int steer(struct xdp_md *ctx)
 	capture_leaves(&here, verdict);
 	return verdict;
 }
+
+#include "refuse.c"

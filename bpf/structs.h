@@ -301,19 +301,24 @@ _Static_assert(sizeof(struct histogram) == 1344, "histogram");
 	X(return_kernel)	/* rewritten, then left to the kernel to forward */ \
 	X(return_cut)		/* the same, for it is too large: to be fragmented */ \
 	X(reply_echo)		/* a VIP's answer to an echo request */ \
+	X(reply_ttl)		/* an ICMP error of our own: time exceeded */ \
+	X(reply_mtu)		/* an ICMP error of our own: too large for the next hop */ \
 	X(pass_other)		/* neither to a VIP nor a return */ \
 	X(pass_direct)		/* from an endpoint to a direct destination */ \
 	X(pass_not_ip)		/* neither IP nor a protocol named below */ \
 	X(pass_vlan)		/* a VLAN that this host has no device for */ \
 	X(pass_icmp)		/* not to a VIP, nor an error about a steered flow */ \
 	X(pass_fragment)	/* a later one, neither to a VIP nor of a return */ \
-	X(pass_ttl)		/* TTL would end here: the kernel answers */ \
-	X(pass_mtu)		/* too large, and not to be fragmented: as it came */ \
+	X(pass_ttl)		/* TTL ends here, and refuse.c is not there: the kernel answers */ \
+	X(pass_mtu)		/* the same of what is too large and not to be fragmented */ \
 	X(drop_vip_port)	/* a VIP, but no such service: passing would loop */ \
 	X(drop_no_endpoint)	/* a service without any endpoint */ \
 	X(drop_broken)		/* ours, but malformed */ \
 	X(drop_fragment)	/* to a VIP, but its first one is not known */ \
 	X(drop_source)		/* to a service, from where no client can be */ \
+	X(drop_ttl)		/* TTL ends here, and nothing that gets an ICMP error */ \
+	X(drop_mtu)		/* too large, and nothing that gets an ICMP error */ \
+	X(drop_icmp_limit)	/* an ICMP error was due, past the limit of them */ \
 	X(abort_impossible)	/* a map without an entry that must exist */
 
 enum reason {
@@ -378,7 +383,8 @@ struct cpu {
 	__u64 flooded;		/* new flows not remembered for the limit's sake */
 	__u64 floods;		/* ticks in which there were such */
 	__u32 window;		/* the time in units of WINDOW_NS */
-	__u32 pad[3];
+	__u32 refused_mtu;	/* of the present packet, for refuse.c; 0: its TTL has ended */
+	__u32 pad[2];
 };
 _Static_assert(sizeof(struct cpu) == 64, "cpu");
 

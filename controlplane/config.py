@@ -36,6 +36,7 @@ NAME_MOST = 36
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)")
 _CAPACITY = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*flows/s")
+_ERRORS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*errors/s")
 _URL_PATH = re.compile(r"/[!-~]*")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -58,6 +59,12 @@ def _flows_per_s(value: object) -> object:
     if isinstance(value, str) and (match := _CAPACITY.fullmatch(value.strip())) and float(match[1]) > 0:
         return float(match[1])
     raise ValueError('a rate of new flows above 0 with its unit is allowed, e.g. "40 flows/s"')
+
+
+def _errors_per_s(value: object) -> object:
+    if isinstance(value, str) and (match := _ERRORS.fullmatch(value.strip())):
+        return float(match[1])
+    raise ValueError('a rate of ICMP errors with its unit is allowed, e.g. "1000 errors/s"')
 
 
 def _limit(value: object) -> object:
@@ -231,6 +238,7 @@ class _Root(_Section):
     sizes: _Sizes = _Sizes()
     idle: _Idle = _Idle()
     insert_limit: Annotated[float, BeforeValidator(_flows_per_s)] = 200_000.0
+    icmp_limit: Annotated[float, BeforeValidator(_errors_per_s)] = 1000.0
     playbooks: Path | None = None
     state_dir: Path = Path("/var/lib/penumbra")
     metrics: _Metrics = _Metrics()
@@ -376,6 +384,7 @@ def _to_model(root: _Root) -> model.Config:
         sizes=model.Sizes(**root.sizes.model_dump()),
         idle=model.Idle(**{f"{key}_s": value for key, value in root.idle.model_dump().items()}),
         insert_limit_per_s=root.insert_limit,
+        icmp_limit_per_s=root.icmp_limit,
         playbooks=root.playbooks,
         state_dir=root.state_dir,
         metrics_address=str(root.metrics.address),

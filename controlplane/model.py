@@ -232,6 +232,8 @@ class Config:
     idle: Idle = Idle()
     insert_limit_per_s: float = 200_000.0
     """New flows that one CPU remembers; what comes beyond that goes by hash alone."""
+    icmp_limit_per_s: float = 1000.0
+    """ICMP errors that one CPU sends of its own; 0: none."""
     playbooks: Path | None = None
     """Folder with provision.yml and deprovision.yml; None: the shipped ones."""
     state_dir: Path = Path("/var/lib/penumbra")

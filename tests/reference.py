@@ -114,6 +114,8 @@ class Outcome:
     """Who was given it, or who sent it."""
     source: tuple[str, int] | None = None
     destination: tuple[str, int] | None = None
+    teller: str = ""
+    """Who tells its sender by ICMP that it does not go on."""
 
 
 def mix(value: int) -> int:
@@ -224,7 +226,7 @@ class Steering:
 
     def _forward(self, packet: Packet, index: int, service: Service) -> Outcome:
         if packet.ttl <= 1:
-            return Outcome("pass_ttl")
+            return self._refuse(packet, service)
         name = (index, packet.source, packet.source_port)
         flow = self.flows.get(name)
         chosen = self._goes_on(packet, index, service, flow) if flow else None
@@ -367,7 +369,7 @@ class Steering:
             if self._is_vip(packet.destination):
                 return Outcome("drop_vip_port")
         if packet.ttl <= 1:
-            return Outcome("pass_ttl")
+            return self._refuse(packet, service)
         if flow:
             self._answered(packet, flow, service, sender)
         self.counted["return_packets", sender] += 1
@@ -413,6 +415,12 @@ class Steering:
         if new & {"fin client", "fin endpoint"} and {"fin client", "fin endpoint"} <= flow.marks:
             self.counted["fins", flow.endpoint[0]] += 1
         return new
+
+    def _refuse(self, packet: Packet, service: Service) -> Outcome:
+        """Its TTL has ended; no route is known to its sender."""
+        if self._is_no_client(packet.source):
+            return Outcome("drop_source")
+        return Outcome("reply_ttl", teller=service.vip)
 
     # ---- small things ----------------------------------------------------------------------
 

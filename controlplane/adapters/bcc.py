@@ -27,6 +27,10 @@ from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 
 PROGRAM = "steer"
+REFUSAL = "refuse"
+"""Of the same source: what ``PROGRAM`` hands packets to that can't go on (bpf/refuse.c)."""
+REFUSALS = "refusals"
+"""The map by which it does. Each ``PROGRAM`` has its own: theirs may not go together (capturing or not)."""
 LICENCE = "GPL"
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 _LOG_LINES = 12
@@ -107,6 +111,13 @@ class Compiled:
         for fd in (self.program_fd, *self.maps.values()):
             os.close(fd)
 
+    def kept(self) -> tuple[int, int]:
+        """Closes all but what the program needs beside others' maps: itself, and its ``REFUSALS``."""
+        for name, fd in self.maps.items():
+            if name != REFUSALS:
+                os.close(fd)
+        return self.program_fd, self.maps[REFUSALS]
+
 
 def source_hash(source_dir: Path) -> int:
     """64 bits of all C files in the folder: what ``settings.source`` is after they were compiled."""
@@ -125,35 +136,46 @@ def compile_program(
 ) -> Compiled:
     """Compiles ``steer.c`` and has the verifier load it; takes about a second.
 
-    :param maps: name -> descriptor, for the program to work on these and not on maps of its own.
+    :param maps: name -> descriptor, for the program to work on these and not on maps of its own. Its
+        ``REFUSALS`` are its own all the same, and filled: as long as somebody has them open or pinned.
     Raises DataplaneError with the compiler's or verifier's last lines.
     """
+    source = source_dir / f"{PROGRAM}.c"
     defines = [*sizes.defines(with_maps=maps is None), f"-D{build.value}=1"]
-    return compile_file(source_dir / f"{PROGRAM}.c", PROGRAM, defines, headers=source_dir, maps=maps)
+    with _module(source, defines, source_dir) as (bcc, module):
+        own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
+        used = {**(own if maps is None else maps), REFUSALS: own[REFUSALS]}
+        instead = _instead(source, own, used)
+        refusal_fd = _loaded(module, REFUSAL, instead)[0]
+        try:
+            libbpf.map_update(used[REFUSALS], bytes(4), refusal_fd.to_bytes(4, "little"))
+        finally:
+            os.close(refusal_fd)  # the array keeps it
+        return _compiled(*_loaded(module, PROGRAM, instead), used)
 
 
-def compile_file(
-    source: Path,
-    program: str,
-    defines: list[str],
-    *,
-    headers: Path,
-    maps: Mapping[str, int] | None = None,
-) -> Compiled:
+def compile_file(source: Path, program: str, defines: list[str], *, headers: Path) -> Compiled:
     """Compiles one C file and loads ``program`` of it as XDP.
 
     ``headers`` is the folder that holds our headers and, in ``include``, what stands for the kernel's.
     """
     with _module(source, defines, headers) as (bcc, module):
-        # BCC would load it without its attach type, and then it could not share a PROG_ARRAY with others.
-        instructions = module.dump_func(program.encode())
         own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
-        if maps is not None:
-            instructions = _with_maps(instructions, _instead(source, own, maps))
-        program_fd = libbpf.prog_load(program, instructions, LICENCE)
-        # BCC closes its descriptors with the module, and the caller keeps his: so ours are copies.
-        fds = {name: os.dup(fd) for name, fd in (own if maps is None else maps).items()}
-    return Compiled(program_fd, fds, len(instructions) // _INSTRUCTION.size)
+        return _compiled(*_loaded(module, program, _instead(source, own, own)), own)
+
+
+def _loaded(module: Any, program: str, instead: Mapping[int, int]) -> tuple[int, int]:
+    """Its descriptor, and how many instructions it has.
+
+    BCC would load it without its attach type, and then it could not share a PROG_ARRAY with others.
+    """
+    instructions = _with_maps(module.dump_func(program.encode()), instead)
+    return libbpf.prog_load(program, instructions, LICENCE), len(instructions) // _INSTRUCTION.size
+
+
+def _compiled(program_fd: int, instructions: int, maps: Mapping[str, int]) -> Compiled:
+    """BCC closes its descriptors with the module, and the caller keeps his: so these are copies."""
+    return Compiled(program_fd, {name: os.dup(fd) for name, fd in maps.items()}, instructions)
 
 
 def compile_tracers(

@@ -83,8 +83,9 @@ class Capture:
                 _row("service", wanted.service, self._maps.service_names.rows()),
                 _row("endpoint", wanted.endpoint, self._maps.endpoint_names.rows()),
             )
-            self._program_fd = _compiled(instance, bpf_dir, self._maps, own)
+            self._program_fd, refusals_fd = _compiled(instance, bpf_dir, self._maps, own)
             ending.callback(os.close, self._program_fd)
+            ending.callback(os.close, refusals_fd)
             if not self._guard.ready():
                 raise DataplaneError("the process that is to put the steering program back did not start")
             self._renew()
@@ -157,17 +158,15 @@ class Capture:
         self._ending.close()
 
 
-def _compiled(instance: str, bpf_dir: Path, maps: Maps, own: Mapping[str, int]) -> int:
-    """The program's descriptor."""
+def _compiled(instance: str, bpf_dir: Path, maps: Maps, own: Mapping[str, int]) -> tuple[int, int]:
+    """Descriptors of the program and of its refusals."""
     steered = opened(instance)
     try:
         compiled = compile_program(bpf_dir, ProgramSizes.of(maps.sizes), {**steered, **own}, Build.CAPTURE)
     finally:
         for fd in steered.values():
             os.close(fd)
-    for fd in compiled.maps.values():
-        os.close(fd)
-    return compiled.program_fd
+    return compiled.kept()
 
 
 def _lock(instance: str) -> int:

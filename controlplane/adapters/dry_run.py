@@ -46,8 +46,8 @@ class Answer:
 class DryRun:
     """Close it when done."""
 
-    def __init__(self, program_fd: int, traces_fd: int) -> None:
-        self._program_fd = program_fd
+    def __init__(self, program_fd: int, refusals_fd: int, traces_fd: int) -> None:
+        self._program_fd, self._refusals_fd = program_fd, refusals_fd
         self._trace = libbpf.map_view(traces_fd, notes.TRACE, writable=True)
         os.close(traces_fd)
 
@@ -62,12 +62,11 @@ class DryRun:
         except BaseException:
             os.close(traces_fd)
             raise
-        for fd in compiled.maps.values():
-            os.close(fd)
-        return cls(compiled.program_fd, traces_fd)
+        return cls(*compiled.kept(), traces_fd)
 
     def close(self) -> None:
         os.close(self._program_fd)
+        os.close(self._refusals_fd)
 
     def ask(self, frame: bytes, ifindex: int) -> Answer:
         """What would become of a frame that came in by this interface of the caller's network namespace.

@@ -28,6 +28,8 @@ WHY: Mapping[str, str] = {
     "return_kernel": "rewritten to a client, then left to the kernel to forward",
     "return_cut": "rewritten to a client; too large for the way there, so the kernel cuts it",
     "reply_echo": "a VIP answers an echo request",
+    "reply_ttl": "its TTL ends here: its sender is told so by ICMP",
+    "reply_mtu": "larger than the next hop takes: its sender is told so by ICMP",
     "pass_other": "neither to a VIP nor from an endpoint: the kernel's",
     "pass_direct": "from an endpoint to a destination that it answers as itself: the kernel's",
     "pass_not_ip": "neither IP nor a protocol that is steered: the kernel's",
@@ -35,12 +37,15 @@ WHY: Mapping[str, str] = {
     "pass_icmp": "ICMP, and not about a steered flow: the kernel's",
     "pass_fragment": "a later fragment, neither to a VIP nor of a return: the kernel's",
     "drop_fragment": "a later fragment to a VIP, and its first one is not known",
-    "pass_ttl": "its TTL ends here: the kernel answers",
-    "pass_mtu": "larger than the next hop takes: the kernel answers, as it came",
+    "pass_ttl": "its TTL ends here: the kernel answers, for the part of the program that would is missing",
+    "pass_mtu": "larger than the next hop takes: the kernel answers, for the part that would is missing",
     "drop_vip_port": "to a VIP, but to no service there: passing it would loop",
     "drop_no_endpoint": "its service has no endpoint that could take it",
     "drop_broken": "to a VIP, and malformed",
     "drop_source": "to a service, from where no client can be",
+    "drop_ttl": "its TTL ends here; of a later fragment or an ICMP error nobody is told",
+    "drop_mtu": "larger than the next hop takes; of a later fragment or an ICMP error nobody is told",
+    "drop_icmp_limit": "its sender would be told by ICMP, but this CPU has told as many as it may just now",
     "abort_impossible": "a map lacks an entry that must exist: a bug",
 }
 """Reason -> in words."""
@@ -366,6 +371,10 @@ class _Teller:
 
     def _too_big(self, note: Note) -> str:
         return f"larger than the {note.a} bytes that fit through {_interface(note.b)}, its cached next hop"
+
+    def _refused(self, note: Note) -> str:
+        what = f"no more than {note.a} bytes fit" if note.a else "its TTL has ended"
+        return f"its sender is told that {what}, by {'this host' if note.b else 'its VIP'}"
 
     def _reason(self, note: Note) -> None:
         self._found["reason"] = layout.REASONS[note.a]

@@ -84,6 +84,8 @@ REASONS = (
     "return_kernel",
     "return_cut",
     "reply_echo",
+    "reply_ttl",
+    "reply_mtu",
     "pass_other",
     "pass_direct",
     "pass_not_ip",
@@ -97,6 +99,9 @@ REASONS = (
     "drop_broken",
     "drop_fragment",
     "drop_source",
+    "drop_ttl",
+    "drop_mtu",
+    "drop_icmp_limit",
     "abort_impossible",
 )
 """In the order of the C macro of this name; the index is the counter's place."""
@@ -235,7 +240,8 @@ CPU = np.dtype(
         ("flooded", "<u8"),
         ("floods", "<u8"),
         ("window", "<u4"),
-        ("pad", "<u4", 3),
+        ("refused_mtu", "<u4"),
+        ("pad", "<u4", 2),
     ]
 )
 EVENT_GATE = np.dtype([("tick", "<u4", 4)])
@@ -353,6 +359,7 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "interfaces": array(INTERFACE, INTERFACE_ROWS),
         "reasons": array(REASON_COUNTS, cpus * INTERFACE_ROWS),
         "redirects": array(REDIRECTS, cpus * INTERFACE_ROWS),
+        "refusals": MapLayout(MapType.PROG_ARRAY, INDEX, INDEX, 1),
         "redirect_programs": MapLayout(MapType.PROG_ARRAY, INDEX, INDEX, REDIRECT_PROGRAMS),
         "rtt": array(HISTOGRAM, sizes.endpoints),
         "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, direct_prefixes(sizes.endpoints)),

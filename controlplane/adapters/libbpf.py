@@ -316,8 +316,13 @@ def prog_maps(fd: int) -> frozenset[int]:
     return frozenset(ids)
 
 
+def prog_by_id(program_id: int) -> int:
+    """Opens it; also what user space reads in a PROG_ARRAY is such an id."""
+    return call(f"open program id {program_id}", "bpf_prog_get_fd_by_id", program_id)
+
+
 def prog_info_by_id(program_id: int) -> ProgramInfo:
-    fd = call(f"open program id {program_id}", "bpf_prog_get_fd_by_id", program_id)
+    fd = prog_by_id(program_id)
     try:
         return prog_info(fd)
     finally:

@@ -14,7 +14,7 @@ import numpy as np
 from controlplane import model
 from controlplane.adapters import attach, devices, interface_rows, layout, libbpf, netlink, pins, redirects
 from controlplane.adapters.attach import Attachment
-from controlplane.adapters.bcc import PROGRAM, Compiled, ProgramSizes, compile_program, source_hash
+from controlplane.adapters.bcc import PROGRAM, REFUSALS, Compiled, ProgramSizes, compile_program, source_hash
 from controlplane.adapters.libbpf import BpfError, Kind, XdpMode
 from controlplane.adapters.maps import Maps, open_instance, opened
 from controlplane.ports import DataplaneError
@@ -135,6 +135,7 @@ def _write_settings(maps: Maps, config: model.Config) -> None:
     settings["insert_limit"] = min(
         math.ceil(config.insert_limit_per_s * layout.TICK_S), np.iinfo(np.uint32).max
     )
+    settings["icmp_limit"] = math.ceil(config.icmp_limit_per_s * layout.TICK_S)
 
 
 def _load_again(config: model.Config, maps: Maps, bpf_dir: Path) -> Loaded:
@@ -147,31 +148,33 @@ def _load_again(config: model.Config, maps: Maps, bpf_dir: Path) -> Loaded:
             attachments, rowless = _attach_again(config, maps, present, present)
             uncounted = "" if redirects.is_counting(config.instance) else _count_redirects(config, bpf_dir)
             return Loaded(attachments, fresh=False, uncounted=uncounted, rowless=rowless)
-        following = _compile_for(config, bpf_dir)
+        following, refusals = _compile_for(config, bpf_dir)
+        aside = _pin_aside(config.instance, refusals, pins.REFUSALS_ASIDE)
         try:
             _write_settings(maps, config)
             attachments, rowless = _attach_again(config, maps, following, present)
             uncounted = _count_redirects(config, bpf_dir)
+            aside.rename(aside.with_name(REFUSALS))
             _pin_program(config.instance, following)
         finally:
+            aside.unlink(missing_ok=True)
             os.close(following)
+            os.close(refusals)
         maps.settings["source"] = source
         return Loaded(attachments, fresh=False, replaced=True, uncounted=uncounted, rowless=rowless)
     finally:
         os.close(present)
 
 
-def _compile_for(config: model.Config, bpf_dir: Path) -> int:
-    """This version's program on the maps that are there: its descriptor."""
+def _compile_for(config: model.Config, bpf_dir: Path) -> tuple[int, int]:
+    """This version's program on the maps that are there: descriptors of it and of its refusals."""
     fds = opened(config.instance)
     try:
         compiled = compile_program(bpf_dir, ProgramSizes.of(config.sizes), fds)
     finally:
         for fd in fds.values():
             os.close(fd)
-    for fd in compiled.maps.values():
-        os.close(fd)
-    return compiled.program_fd
+    return compiled.kept()
 
 
 def _count_redirects(config: model.Config, bpf_dir: Path) -> str:
@@ -186,10 +189,16 @@ def _count_redirects(config: model.Config, bpf_dir: Path) -> str:
 
 def _pin_program(instance: str, program_fd: int) -> None:
     """In the place of the one before, which is never missing: a load without it counts as dead."""
-    aside = pins.folder(instance) / pins.PROGRAM_ASIDE
-    aside.unlink(missing_ok=True)
-    libbpf.obj_pin(program_fd, aside)
+    aside = _pin_aside(instance, program_fd, pins.PROGRAM_ASIDE)
     aside.rename(pins.folder(instance) / PROGRAM)
+
+
+def _pin_aside(instance: str, fd: int, name: str) -> Path:
+    """In the place of one that a load which died has left there."""
+    aside = pins.folder(instance) / name
+    aside.unlink(missing_ok=True)
+    libbpf.obj_pin(fd, aside)
+    return aside
 
 
 def _attach_again(

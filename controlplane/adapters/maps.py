@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from controlplane.adapters import layout, libbpf, pins
-from controlplane.adapters.bcc import PROGRAM
+from controlplane.adapters.bcc import PROGRAM, REFUSALS
 from controlplane.adapters.libbpf import BpfError, Kind, MapInfo, MapType
 from controlplane.adapters.names import Names
 from controlplane.adapters.target_table import TargetTable
@@ -27,8 +27,10 @@ BESIDES = (
     "interface_labels",
     "redirects",
     "redirect_programs",
+    REFUSALS,
 )
-"""Maps that ``steer`` does not use: user space's own, and those of bpf/redirects.c."""
+"""Maps that ``steer`` need not use: user space's own, those of bpf/redirects.c, and the one that is
+pinned anew with each program, for a load may die between the two."""
 _KERNEL_NAME = 15
 """What the kernel keeps of a map's name (BPF_OBJ_NAME_LEN, less the end)."""
 

@@ -18,7 +18,8 @@ NOTES = (
     "long_way", "parsed", "device", "service", "sender", "error_about", "fragment", "hash", "flow", "life",
     "no_flow", "stale", "other_tuple", "no_client", "direct", "affinity", "ring", "live", "spill", "limit",
     "slot", "other_live", "choice", "flooded", "place", "no_place", "taken", "not_kept", "counted",
-    "completed", "gained", "request", "endpoint", "hop", "no_hop", "route", "no_port", "too_big", "reason",
+    "completed", "gained", "request", "endpoint", "hop", "no_hop", "route", "no_port", "too_big",
+    "refused", "reason",
 )  # fmt: skip
 STALES = ("gone", "down", "idle", "closed", "draining")
 CHOICES = ("live", "spilled", "other", "last", "nobody")
@@ -28,7 +29,7 @@ PARSED = ("parsed", "not_ip", "other", "vlan", "fragment", "icmp", "other_protoc
 """``enum parsed`` of bpf/parse.h, without its prefix; the first is PARSED itself."""
 
 NOTE_ROW = np.dtype([("kind", "<u4"), ("a", "<u4"), ("b", "<u8")])
-TRACE = np.dtype([("count", "<u4"), ("pad", "<u4"), ("row", NOTE_ROW, NOTES_MAX)])
+TRACE = np.dtype([("count", "<u4"), ("refused_mtu", "<u4"), ("row", NOTE_ROW, NOTES_MAX)])
 STRUCTS = {"note_row": NOTE_ROW, "trace": TRACE}
 
 

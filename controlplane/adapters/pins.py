@@ -21,6 +21,8 @@ PENUMBRA = BPF_FILE_SYSTEM / "penumbra"
 LOCKS = Path("/run/penumbra")
 PROGRAM_ASIDE = "steer_next"
 """A program that is about to take the place of the pinned one."""
+REFUSALS_ASIDE = "refusals_next"
+"""Its refusals, which nobody else keeps."""
 LINK_PREFIX = "link_"
 LINK_ASIDE = f"{LINK_PREFIX}%00"
 """No interface's: where a link is while two change names."""

@@ -48,6 +48,13 @@ int count(struct xdp_md *ctx)
 		mark = (at[14] & 15) << 4 | at[15] >> 4;
 	else
 		return XDP_PASS;
+	/* Time exceeded, from the access point itself: what it quotes is marked. */
+	if (mark != MARK && (void *)(at + 64) <= end) {
+		if (at[12] == 0x08 && at[23] == 1 && at[34] == 11)
+			mark = at[43];
+		else if (at[12] == 0x86 && at[20] == 58 && at[54] == 3)
+			mark = (at[62] & 15) << 4 | at[63] >> 4;
+	}
 	if (mark != MARK)
 		return XDP_PASS;
 	__sync_fetch_and_add(count, 1);

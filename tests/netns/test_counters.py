@@ -41,7 +41,7 @@ NO_GRO = "host3"
 COUNTING = (CLIENTS, "host1", "host2")
 MIXED = (
     *("forward_hop", "forward_kernel", "return_fib", "reply_echo", "pass_other", "pass_not_ip", "pass_vlan"),
-    *("pass_icmp", "pass_ttl", "drop_vip_port", "drop_broken", "drop_source"),
+    *("pass_icmp", "reply_ttl", "drop_vip_port", "drop_broken", "drop_source"),
 )
 """Reasons that the traffic has frames for."""
 SIZES = model.Sizes(services=8, endpoints=64, flows=4096, ring_cells=65536)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -583,20 +584,43 @@ def test_another_version_of_the_program_takes_over_and_maps_stay(
 ) -> None:
     install_some(loaded)
     before, earlier = loaded.installed(), {xdp(topology, name).program_id for name in config.interfaces}
+    answered = refusal(config)
     with network.entered(topology.namespace(AP)):
+        maps = open_instance(config.instance)
+        assert int(maps.settings["icmp_limit"]) == math.ceil(config.icmp_limit_per_s * layout.TICK_S)
+        assert not loader.load(replace(config, icmp_limit_per_s=0.0), BPF_DIR).replaced
+        assert int(maps.settings["icmp_limit"]) == 0
+        maps.close()
         assert not loader.load(config, BPF_DIR).replaced
+        assert refusal(config) == answered
         newer = another_version(tmp_path, "newer")
         assert loader.load(config, newer).replaced
         assert not loader.load(config, newer).replaced
     now = {xdp(topology, name).program_id for name in config.interfaces}
     assert len(now) == 1
     assert now.isdisjoint(earlier)
+    assert refusal(config) not in (0, answered), "its own program answers what it refuses"
     assert loaded.installed() == before
     maps = open_instance(config.instance)
     program = libbpf.obj_get(pins.folder(config.instance) / "steer", libbpf.Kind.PROGRAM)
     assert {libbpf.prog_info(program).id} == now
     os.close(program)
     maps.close()
+
+
+def refusal(config: model.Config) -> int:
+    """Id of what answers packets that can't go on, of the program that steers; 0: nothing does."""
+    pin = pins.folder(config.instance) / "refusals"
+    array, program = (
+        libbpf.obj_get(pin, libbpf.Kind.MAP),
+        libbpf.obj_get(pin.with_name("steer"), libbpf.Kind.PROGRAM),
+    )
+    try:
+        assert libbpf.map_info(array).id in libbpf.prog_maps(program)
+        return int.from_bytes(libbpf.map_lookup(array, bytes(4), 4) or b"", "little")
+    finally:
+        os.close(array)
+        os.close(program)
 
 
 def one_field_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -681,6 +705,8 @@ def test_a_change_of_versions_killed_after_any_step_is_finished_by_the_next_load
             assert {xdp(topology, name).mode for name in narrow.interfaces} == {XdpMode.NATIVE}
             assert loader.load(narrow, newer).replaced
             assert len({xdp(topology, name).program_id for name in narrow.interfaces}) == 1
-    assert steps == 3, "two links, one pin"
+            assert refusal(narrow)
+    assert steps == 4, "two links, two pins"
     assert loaded.installed() == before
-    assert sorted(p.name for p in pins.folder(config.instance).glob("steer*")) == ["steer"]
+    for name in ("steer", "refusals"):
+        assert sorted(p.name for p in pins.folder(config.instance).glob(f"{name}*")) == [name]

@@ -3,19 +3,27 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
-from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet6 import ICMPv6PacketTooBig, ICMPv6TimeExceeded, IPv6
 from scapy.packet import Packet, Raw
 
-from controlplane.lab import packets
+from controlplane.adapters import libbpf, pins
+from controlplane.lab import network, packets
+from controlplane.lab.topology import AP
 from tests.netns.steered import Steered, eventually, steered
 
 MTU = 1300
+NARROW = 1290
+"""Less than MTU, which an endpoint may know by now and so ask for no more."""
+BODY_BYTES = 200_000
+STALLS_S = 2.0
 
 
 @pytest.fixture(scope="module", params=[4, 6], ids=["IPv4", "IPv6"])
@@ -90,3 +98,79 @@ def test_the_endpoint_learns_the_path_s_mtu_from_an_error_that_was_sent_to_the_v
         eventually(
             lambda: f"mtu {MTU}" in site.lab.run("host1", route), 5, lambda: site.lab.run("host1", route)
         )
+
+
+def times_out_here(packet: Packet) -> bool:
+    return ICMPv6TimeExceeded in packet or (ICMP in packet and packet[ICMP].type == 11)
+
+
+def test_who_sends_with_a_ttl_that_ends_at_the_access_point_is_told(site: Steered) -> None:
+    topology = site.lab.topology
+    vip, client = topology.vip, topology.clients.address
+    probe = packets.tcp(client, vip, 4242, 80)
+    if is_v6(site):
+        probe.hlim = 1
+    else:
+        probe.ttl = 1
+    with packets.catching(site.lab, "clients") as caught:
+        packets.send(site.lab, "clients", [probe])
+        told = caught.until(times_out_here)
+    assert told is not None
+    network_layer = told[IPv6] if is_v6(site) else told[IP]
+    assert network_layer.dst == str(client)
+    assert network_layer.src in (str(vip), str(topology.clients.gateway.ip)), "by the kernel's version"
+    assert bytes(probe) in bytes(network_layer), "quoted as it was sent"
+
+
+@contextmanager
+def narrow_hosts(site: Steered) -> Iterator[None]:
+    """The access point's links to the hosts take NARROW bytes; hosts and clients don't know."""
+    ap, hosts = site.lab.topology.namespace(AP), [host.name for host in site.lab.topology.hosts]
+
+    def set_mtu(mtu: int) -> None:
+        for name in hosts:
+            network.run(["ip", "-n", ap, "link", "set", name, "mtu", str(mtu)])
+
+    set_mtu(NARROW)
+    try:
+        yield
+    finally:
+        set_mtu(1500)
+        site.lab.run("clients", ["ip", "-6" if is_v6(site) else "-4", "route", "flush", "cache"])
+
+
+def posts(site: Steered) -> bool:
+    """Whether a client gets a large request to an endpoint: with full segments, none of them to be cut."""
+    with site.lab.connect("clients", str(site.lab.topology.vip), 80, timeout_s=STALLS_S) as connection:
+        head = f"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
+        try:
+            connection.sendall(head.encode() + bytes(BODY_BYTES))
+            return connection.recv(4096).startswith(b"HTTP/1.1 200")
+        except TimeoutError:
+            return False
+
+
+def known_mtu(site: Steered) -> str:
+    return site.lab.run("clients", ["ip", "route", "get", str(site.lab.topology.vip)])
+
+
+@contextmanager
+def nobody_answers(site: Steered) -> Iterator[None]:
+    array = libbpf.obj_get(pins.folder(site.instance) / "refusals", libbpf.Kind.MAP)
+    program = libbpf.prog_by_id(int.from_bytes(libbpf.map_lookup(array, bytes(4), 4) or b"", "little"))
+    libbpf.map_delete(array, bytes(4))
+    try:
+        yield
+    finally:
+        libbpf.map_update(array, bytes(4), program.to_bytes(4, "little"))
+        os.close(array)
+        os.close(program)
+
+
+def test_a_client_learns_how_large_packets_to_an_endpoint_may_be(site: Steered) -> None:
+    with narrow_hosts(site):
+        with nobody_answers(site):
+            eventually(lambda: not posts(site), 15, "large requests still pass")
+            assert f"mtu {NARROW}" not in known_mtu(site)
+        assert posts(site)
+        assert f"mtu {NARROW}" in known_mtu(site)

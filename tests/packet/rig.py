@@ -9,10 +9,10 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import numpy as np
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Ether
-from scapy.packet import Packet
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6PacketTooBig, ICMPv6TimeExceeded, IPv6
+from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
+from scapy.packet import Packet, Raw
 
 from controlplane.adapters import layout, libbpf
 from controlplane.adapters.bcc import Compiled, ProgramSizes, compile_program
@@ -109,6 +109,7 @@ class Rig:
         settings["idle_udp_ticks"] = 240
         settings["event_ticks"] = 4
         settings["own_sources"] = 0
+        settings["icmp_limit"] = NO_LIMIT
         settings["destinations"] = 0
         settings["seen_ticks"] = 0
         settings["insert_limit"] = NO_LIMIT
@@ -313,6 +314,25 @@ def udp(
     source: str, source_port: int, destination: str, port: int, payload: bytes = b"", ttl: int = 64
 ) -> Packet:
     return _ip(source, destination, ttl) / UDP(sport=source_port, dport=port) / payload
+
+
+def refused(packet: Packet, teller: str, mtu: int = 0) -> bytes:
+    """The ICMP error to who sent the packet: time exceeded, or with an MTU too large for that."""
+    frame = bytes(packet)
+    came = Ether(frame)
+    v6 = IPv6 in came
+    network = came[IPv6] if v6 else came[IP]
+    length = 40 + network.plen if v6 else network.len
+    start = 14 + 4 * sum(came.layers().count(tag) for tag in (Dot1Q, Dot1AD))
+    # RFC 1812 section 4.3.2.3 and RFC 4443 section 2.4 (c), less the headers of the error.
+    quoted = Raw(frame[start : start + min(length, 1280 - 48 if v6 else 576 - 28)])
+    if v6:
+        error = ICMPv6PacketTooBig(mtu=mtu) if mtu else ICMPv6TimeExceeded()
+        answer = IPv6(src=teller, dst=network.src, hlim=64) / error / quoted
+    else:
+        error = ICMP(type=3, code=4, nexthopmtu=mtu) if mtu else ICMP(type=11, code=0)
+        answer = IP(src=teller, dst=network.src, ttl=64, id=0, flags="DF", tos=0xC0) / error / quoted
+    return frame[6:12] + frame[:6] + frame[12:start] + bytes(answer)
 
 
 def rewritten(

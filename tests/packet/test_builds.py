@@ -11,15 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.adapters import layout, libbpf, notes
-from controlplane.adapters.bcc import Build, compile_program
+from controlplane.adapters import captures, layout, libbpf, notes
+from controlplane.adapters.bcc import Build, Compiled, compile_program
 from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 from tests.packet.rig import BPF_DIR, SIZES, Rig
 
 BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG = 1 << 0, 1 << 7
 PLAIN_NOTE = "#define NOTE(kind, a, b)\n"
-CAPTURES = ('#include "capture.c"', "\tcapture_came(&here);\n", "\tcapture_leaves(&here, verdict);\n")
+CAPTURES = {
+    "steer.c": ('#include "capture.c"', "\tcapture_came(&here);\n", "\tcapture_leaves(&here, verdict);\n"),
+    "refuse.c": ("\tcapture_goes_on(&here);\n", "\tcapture_leaves(&here, verdict);\n"),
+}
 PLAIN_STORES = """
 #define DRY_RUN 0
 #define STORE(at, value) (at) = (value)
@@ -64,7 +67,7 @@ def test_it_finds_one_in_the_program_that_steers(read_only: dict[str, int]) -> N
 def instructions(
     monkeypatch: pytest.MonkeyPatch, folder: Path, maps: Mapping[str, int] | None = None
 ) -> list[tuple[int, ...]]:
-    """What is loaded, without the descriptors of maps."""
+    """What is loaded, both programs, without the descriptors of maps."""
     loaded: list[bytes] = []
     load = libbpf.prog_load
 
@@ -77,7 +80,7 @@ def instructions(
     monkeypatch.undo()
     return [
         (code, registers, offset, 0 if (code, registers & 0xF0) == (0x18, 0x10) else immediate)
-        for code, registers, offset, immediate in struct.iter_unpack("<BBhi", loaded[0])
+        for code, registers, offset, immediate in struct.iter_unpack("<BBhi", b"".join(loaded))
     ]
 
 
@@ -90,13 +93,37 @@ def test_what_other_builds_need_costs_the_program_no_instruction(
     note = plain / "note.h"
     head, _, _ = note.read_text().partition("#define NOTE(kind")
     note.write_text(f"{head}{PLAIN_NOTE}#endif\n")
-    steer = plain / "steer.c"
-    text = steer.read_text()
-    for call in CAPTURES:
-        assert text.count(call) == 1
-        text = text.replace(call, "")
-    steer.write_text(text)
+    for name, calls in CAPTURES.items():
+        text = (plain / name).read_text()
+        for call in calls:
+            assert text.count(call) == 1
+            text = text.replace(call, "")
+        (plain / name).write_text(text)
     assert instructions(monkeypatch, plain) == instructions(monkeypatch, BPF_DIR)
+
+
+@pytest.mark.parametrize("build", list(Build), ids=lambda build: build.value)
+def test_each_build_hands_on_to_its_own(rig: Rig, build: Build) -> None:
+    """A program of another build would look for maps that are not its own, or store where it must not."""
+    own = {"traces": libbpf.map_create(libbpf.MapType.ARRAY, "traces", 4, notes.TRACE.itemsize, 1)}
+    other = {Build.STEERING: {}, Build.DRY_RUN: own, Build.CAPTURE: captures.make_maps()}[build]
+    compiled = compile_program(BPF_DIR, SIZES, {**rig.compiled.maps, **other}, build)
+    try:
+        assert refusal(compiled) != refusal(rig.compiled)
+        used = libbpf.prog_maps(compiled.program_fd)
+        assert libbpf.map_info(compiled.maps["refusals"]).id in used
+        assert libbpf.map_info(rig.compiled.maps["refusals"]).id not in used
+    finally:
+        compiled.close()
+        for fd in {**own, **other}.values():
+            os.close(fd)
+
+
+def refusal(compiled: Compiled) -> int:
+    """Id of the program in its array."""
+    found = libbpf.map_lookup(compiled.maps["refusals"], bytes(4), 4)
+    assert found
+    return int.from_bytes(found, "little")
 
 
 def test_on_others_maps_it_is_the_same_program_whose_own_maps_are_small(

@@ -18,7 +18,7 @@ from controlplane.adapters.captures import Frame, FrameRing
 from controlplane.addresses import Network
 from controlplane.model import Sizes
 from tests.packet import test_differential
-from tests.packet.rig import BPF_DIR, DROP, REDIRECT, SIZES, Rig, tcp
+from tests.packet.rig import BPF_DIR, DROP, REDIRECT, SIZES, Rig, refused, tcp
 
 NAMED = Sizes(SIZES.services, SIZES.endpoints, SIZES.buckets * layout.BUCKET_FLOWS, SIZES.ring_lines * 16)
 VIP, PORT, CLIENT = "198.51.100.1", 80, "192.0.2.1"
@@ -102,6 +102,18 @@ def test_a_packet_is_told_as_it_came_and_as_it_left(rig: Capturing, flags: str) 
     assert (came.leaves, left.leaves) == (0, 1)
     assert (came.cpu, came.number) == (left.cpu, left.number)
     assert came.time_ns < left.time_ns
+
+
+def test_what_is_refused_is_told_as_it_came_and_as_its_sender_is_told(rig: Capturing) -> None:
+    steering(rig)
+    frame = tcp(CLIENT, 4242, VIP, PORT, "S", b"payload", ttl=1)
+    came, left = rig.capture(frame)
+    assert (came.data, left.data) == (bytes(frame), refused(frame, VIP))
+    for one in (came, left):
+        assert (layout.REASONS[one.reason], one.verdict, one.service) == ("reply_ttl", REDIRECT, 1)
+    rig.settings["icmp_limit"] = 0
+    (came,) = rig.capture(frame)
+    assert (came.data, layout.REASONS[came.reason]) == (bytes(frame), "drop_icmp_limit")
 
 
 def test_an_answer_has_its_sender(rig: Capturing) -> None:

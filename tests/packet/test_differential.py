@@ -12,7 +12,7 @@ from scapy.packet import Packet
 
 from controlplane.adapters import layout
 from tests import reference
-from tests.packet.rig import KEY, TCP_NUMBER, UDP_NUMBER, Rig, rewritten, tcp, udp
+from tests.packet.rig import KEY, TCP_NUMBER, UDP_NUMBER, Rig, refused, rewritten, tcp, udp
 
 PACKETS = 4000
 BUCKETS = 256
@@ -202,6 +202,8 @@ def agree(rig: Rig, seed: int, packets: int = PACKETS) -> Both:
             hop = {} if expected.reason == "forward_hop" else {"hop": None}
             wanted = rewritten(frame, source=expected.source, destination=expected.destination, **hop)
             assert result.raw == wanted, f"packet {number}: {Ether(result.raw)!r}"
+        elif expected.reason == "reply_ttl":
+            assert result.raw == refused(frame, expected.teller), f"packet {number}: {Ether(result.raw)!r}"
         else:
             assert result.raw == bytes(frame), f"packet {number}"
     for index in both.expected.endpoints:

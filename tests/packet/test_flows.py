@@ -248,11 +248,6 @@ class TestReturns:
         pair.state(1, **state)
         assert pair.send(ANSWER).raw == rewritten(ANSWER, source=(VIP, 80), hop=None)
 
-    def test_ttl_1_passes_untouched(self, pair: Rig) -> None:
-        packet = tcp(A, 8080, CLIENT, 4000, "A", ttl=1)
-        result = pair.send(packet)
-        assert (result.reason, result.raw) == ("pass_ttl", bytes(packet))
-
     def test_another_port_of_the_endpoint_passes(self, pair: Rig) -> None:
         assert pair.send(tcp(A, 22, CLIENT, 4000, "A")).reason == "pass_other"
 

@@ -9,7 +9,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
 
-from tests.packet.rig import DROP, PASS, REDIRECT, UDP_NUMBER, Rig, rewritten, tcp, udp
+from tests.packet.rig import DROP, PASS, REDIRECT, UDP_NUMBER, Rig, refused, rewritten, tcp, udp
 
 VIP, CLIENT, ENDPOINT = "198.51.100.10", "192.0.2.7", "203.0.113.5"
 
@@ -99,8 +99,6 @@ UNTOUCHED = {
     ),
     "a frame to all passes": (Ether(src=LINK.src, dst="ff:ff:ff:ff:ff:ff") / SYN[IP], PASS, "pass_other"),
     "a multicast frame passes": (Ether(src=LINK.src, dst="01:00:5e:00:00:01") / SYN[IP], PASS, "pass_other"),
-    "TTL 1 passes untouched": (tcp(CLIENT, 4000, VIP, 80, "S", ttl=1), PASS, "pass_ttl"),
-    "TTL 0 passes untouched": (tcp(CLIENT, 4000, VIP, 80, "S", ttl=0), PASS, "pass_ttl"),
     "an IP header length below 20 to a VIP is dropped": (broken(SYN, 14, 0x44), DROP, "drop_broken"),
     "another IP version under the IPv4 ethertype to a VIP is dropped": (
         broken(SYN, 14, 0x65),
@@ -167,12 +165,12 @@ class TestMtu:
         assert result.raw == rewritten(packet, destination=(ENDPOINT, 8080), hop=None)
         assert steered.count(1, "packets") == 1
 
-    def test_one_that_may_not_be_cut_is_left_to_the_kernel_as_it_came(self, steered: Rig) -> None:
+    def test_of_one_that_may_not_be_cut_its_sender_is_told(self, steered: Rig) -> None:
         packet = tcp(CLIENT, 4000, VIP, 80, "PA", b"x" * 100)
         packet[IP].flags = "DF"
         steered.endpoints[1:2]["hop_mtu"] = len(packet) - 15
         result = steered.send(packet)
-        assert (result.verdict, result.reason, result.raw) == (PASS, "pass_mtu", bytes(packet))
+        assert (result.reason, result.raw) == ("reply_mtu", refused(packet, VIP, len(packet) - 15))
         assert steered.count(1, "packets") == 0
 
 

@@ -103,7 +103,6 @@ UNTOUCHED = {
         DROP,
         "drop_vip_port",
     ),
-    "hop limit 1 passes untouched": (tcp(CLIENT, 4000, VIP, 80, "S", ttl=1), PASS, "pass_ttl"),
     "another IP version under IPv6's ethertype to a VIP is dropped": (
         broken(SYN, 14, 0x45),
         DROP,

@@ -17,6 +17,7 @@ from tests.packet import (
     test_forward,
     test_icmp,
     test_interfaces,
+    test_refuse,
     test_requests,
     test_selection,
 )
@@ -102,7 +103,33 @@ def cut_and_rewritten(rig: Rig) -> None:
 
 def not_to_be_cut(rig: Rig) -> None:
     steered = test_forward.install_two_services(rig)
-    test_forward.TestMtu().test_one_that_may_not_be_cut_is_left_to_the_kernel_as_it_came(steered)
+    test_forward.TestMtu().test_of_one_that_may_not_be_cut_its_sender_is_told(steered)
+
+
+def told_of_its_mtu(rig: Rig) -> None:
+    steered = test_refuse.install(rig)
+    test_refuse.TestMtu().test_a_larger_packet_is_answered_with_the_next_hop_s(steered, 6)
+
+
+def told_of_its_ttl_after_another(rig: Rig) -> None:
+    test_refuse.TestMtu().test_the_one_before_says_nothing_of_the_next(test_refuse.install(rig), 4)
+
+
+def told_of_an_odd_length(rig: Rig) -> None:
+    steered = test_refuse.install(rig)
+    test_refuse.TestTtl().test_it_ends_here_and_its_sender_is_told(steered, 4, 1, 3)
+
+
+def told_to_nobody(rig: Rig) -> None:
+    test_refuse.TestTtl().test_who_is_no_client_gets_no_error(test_refuse.install(rig), 4)
+
+
+def told_of_a_later_fragment(rig: Rig) -> None:
+    test_refuse.TestMtu().test_a_later_fragment_gets_none(test_refuse.install(rig), 4)
+
+
+def told_without_end(rig: Rig) -> None:
+    test_refuse.TestTtl().test_past_the_limit_of_a_tick_it_is_dropped(test_refuse.install(rig), 4)
 
 
 def udp_sum_of_zero(rig: Rig) -> None:
@@ -214,6 +241,8 @@ CHECKS: tuple[Check, ...] = (
     *(limits, limit_of_what_opens_nothing, limit_without_a_place, windows, late_cpu),
     interface_row,
     *(cut_and_rewritten, not_to_be_cut),
+    *(told_of_its_mtu, told_of_its_ttl_after_another, told_of_an_odd_length, told_to_nobody),
+    *(told_of_a_later_fragment, told_without_end),
 )
 
 
@@ -299,6 +328,35 @@ MUTATIONS = {
     "what may not be cut is": Mutation(
         "parse.h", "!(ip->frag_off & bpf_htons(IP_NO_FRAGMENTS))", "1", not_to_be_cut
     ),
+    "a sender is told another MTU": Mutation(
+        "refuse.h", "error->rest = bpf_htonl(mtu);", "error->rest = bpf_htonl(mtu - 1);", told_of_its_mtu
+    ),
+    "a sender is told by himself": Mutation(
+        "refuse.c",
+        "__builtin_memcpy(teller, service->vip, sizeof(service->vip));",
+        "__builtin_memcpy(teller, packet->source, sizeof(service->vip));",
+        told_of_its_mtu,
+    ),
+    "more is quoted than the error has room for": Mutation(
+        "refuse.h", "most - room)", "most)", told_of_its_mtu
+    ),
+    "an ICMPv6 error's sum does not see its length": Mutation(
+        "refuse.h", "bpf_htonl(payload) +", "", told_of_its_mtu
+    ),
+    "an MTU outlives its packet": Mutation(
+        "steer.c", "\t\t*refused_mtu = 0;\n", "\t\t(void)0;\n", told_of_its_ttl_after_another
+    ),
+    "an odd last byte is not summed": Mutation("refuse.h", "(bytes & 1) &&", "0 &&", told_of_an_odd_length),
+    "who is no client is told": Mutation(
+        "refuse.c", "if (is_no_client(here, packet->source)) {", "if (0) {", told_to_nobody
+    ),
+    "a later fragment's sender is told": Mutation(
+        "refuse.c",
+        "if (found != PARSED ||",
+        "if ((found != PARSED && found != PARSED_FRAGMENT) ||",
+        told_of_a_later_fragment,
+    ),
+    "errors have no limit": Mutation("refuse.c", "\town->icmp_sent++;\n", "", told_without_end),
     "TTL stays": Mutation(
         "rewrite.h", "rewrite_ttl(packet, packet->ttl - 1);", "rewrite_ttl(packet, packet->ttl);"
     ),

@@ -14,9 +14,14 @@ import pytest
 from scapy.layers.inet import IP
 
 from controlplane.adapters import libbpf
-from tests.packet.rig import PASS, REDIRECT, Result, Rig, rewritten, tcp
+from tests.packet.rig import PASS, REDIRECT, Result, Rig, refused, rewritten, tcp
 
 VIP, CLIENT, ENDPOINT = "198.51.100.10", "192.0.2.7", "203.0.113.5"
+VIP6, CLIENT6 = "2001:db8:1::10", "2001:db8:c::7"
+TELLS_OWN = tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 7)
+"""Whether this kernel tells the program which address it has towards somebody."""
+OWN = {4: "192.0.2.1", 6: "2001:db8:c::1"} if TELLS_OWN else {4: VIP, 6: VIP6}
+"""Towards the client."""
 CLIENT_MAC, ENDPOINT_MAC = "02:00:00:00:0c:01", "02:00:00:00:0e:01"
 CLIENT_SIDE_MAC, ENDPOINT_SIDE_MAC = "02:00:00:00:0a:01", "02:00:00:00:0a:02"
 CLONE_NEWNET = 0x40000000
@@ -43,7 +48,10 @@ def namespace() -> Iterator[str]:
             run("ip", "-n", name, "link", "set", f"{side}x", "up")
         run("ip", "-n", name, "address", "add", "192.0.2.1/24", "dev", "c")
         run("ip", "-n", name, "address", "add", "203.0.113.1/24", "dev", "e")
-        run("nsenter", f"--net=/run/netns/{name}", "sysctl", "-qw", "net.ipv4.conf.all.forwarding=1")
+        run("ip", "-n", name, "address", "add", "2001:db8:c::1/64", "dev", "c", "nodad")
+        for version in ("ipv4", "ipv6"):
+            setting = f"net.{version}.conf.all.forwarding=1"
+            run("nsenter", f"--net=/run/netns/{name}", "sysctl", "-qw", setting)
         for side, address, mac in (("c", CLIENT, CLIENT_MAC), ("e", ENDPOINT, ENDPOINT_MAC)):
             run("ip", "-n", name, "neigh", "add", address, "lladdr", mac, "dev", side, "nud", "permanent")
         yield name
@@ -111,12 +119,15 @@ def test_an_interface_that_takes_no_redirects_gets_it_by_the_kernel(
 
 
 @pytest.mark.parametrize("flags", ["DF", 0], ids=["not to be cut", "to be cut"])
-def test_a_packet_larger_than_the_routes_mtu_is_the_kernels(routed: Send, flags: object) -> None:
+def test_of_a_packet_larger_than_the_routes_mtu_its_sender_is_told_unless_it_may_be_cut(
+    routed: Send, flags: object
+) -> None:
     packet = tcp(CLIENT, 4000, VIP, 80, "PA", b"x" * 700)
     packet[IP].flags = flags
     result = routed(packet)
     if flags:
-        assert (result.verdict, result.reason, result.raw) == (PASS, "pass_mtu", bytes(packet))
+        assert (result.verdict, result.reason) == (REDIRECT, "reply_mtu")
+        assert result.raw == refused(packet, OWN[4], 600)
     else:
         assert (result.verdict, result.reason) == (PASS, "forward_cut")
         assert result.raw == rewritten(packet, destination=(ENDPOINT, 8080), hop=None)
@@ -132,10 +143,56 @@ def test_an_answer_larger_than_the_route_to_its_client_never_shows_the_endpoint(
     packet[IP].flags = flags
     result = routed(packet)
     if flags:
-        assert (result.verdict, result.reason, result.raw) == (PASS, "pass_mtu", bytes(packet))
+        assert (result.verdict, result.reason) == (REDIRECT, "reply_mtu")
+        assert result.raw == refused(packet, "203.0.113.1" if TELLS_OWN else VIP, 1500)
     else:
         assert (result.verdict, result.reason) == (PASS, "return_cut")
         assert result.raw == rewritten(packet, source=(VIP, 80), hop=None)
+
+
+@pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+def test_whose_ttl_ends_is_told_so_by_the_address_that_faces_him(
+    routed: Send, rig: Rig, version: int
+) -> None:
+    if version == 6:
+        rig.service(2, VIP6, 80)
+        rig.ring(2, [rig.endpoint(2, 2, "2001:db8:2::5", 8080)] * 7)
+    packet = tcp(*((CLIENT, 4000, VIP) if version == 4 else (CLIENT6, 4000, VIP6)), 80, "S", ttl=1)
+    result = routed(packet)
+    assert (result.reason, result.raw) == ("reply_ttl", refused(packet, OWN[version]))
+
+
+@pytest.mark.parametrize("private", ["10.1.2.3", "172.31.0.1", "192.168.7.1", "100.64.0.9", "169.254.1.1"])
+def test_a_private_address_tells_nobody_who_knows_a_public_vip(
+    routed: Send, rig: Rig, namespace: str, private: str
+) -> None:
+    """On the way to him such are filtered."""
+    route = ("route", "replace", "192.0.2.0/24", "dev", "c", "src")
+    run("ip", "-n", namespace, "address", "add", f"{private}/32", "dev", "c")
+    run("ip", "-n", namespace, *route, private)
+    try:
+        packet = tcp(CLIENT, 4000, VIP, 80, "S", ttl=1)
+        assert routed(packet).raw == refused(packet, VIP)
+        rig.service(3, "10.20.30.40", 80)
+        rig.ring(3, [rig.endpoint(3, 3, "203.0.113.7", 8080)] * 7)
+        packet = tcp(CLIENT, 4000, "10.20.30.40", 80, "S", ttl=1)
+        assert routed(packet).raw == refused(packet, private if TELLS_OWN else "10.20.30.40")
+    finally:
+        run("ip", "-n", namespace, *route, "192.0.2.1")
+        run("ip", "-n", namespace, "address", "delete", f"{private}/32", "dev", "c")
+
+
+@pytest.mark.parametrize("public", ["172.32.0.1", "192.167.7.1", "100.128.0.9", "11.0.0.1"])
+def test_a_public_one_beside_the_private_ones_does(routed: Send, namespace: str, public: str) -> None:
+    route = ("route", "replace", "192.0.2.0/24", "dev", "c", "src")
+    run("ip", "-n", namespace, "address", "add", f"{public}/32", "dev", "c")
+    run("ip", "-n", namespace, *route, public)
+    try:
+        packet = tcp(CLIENT, 4000, VIP, 80, "S", ttl=1)
+        assert routed(packet).raw == refused(packet, public if TELLS_OWN else VIP)
+    finally:
+        run("ip", "-n", namespace, *route, "192.0.2.1")
+        run("ip", "-n", namespace, "address", "delete", f"{public}/32", "dev", "c")
 
 
 def test_an_unknown_neighbour_is_the_kernels_to_resolve(routed: Send, namespace: str) -> None:

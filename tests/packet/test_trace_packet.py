@@ -260,7 +260,7 @@ def test_a_return_names_its_sender_and_flow(asked: Asked) -> None:
     [
         (tcp("127.0.0.1", 1, VIP, PORT, "S"), "drop_source", "no client is there"),
         (tcp(CLIENT, 1, VIP, PORT + 1, "S"), "drop_vip_port", "parsed"),
-        (tcp(CLIENT, 1, VIP, PORT, "S", ttl=1), "pass_ttl", "service"),
+        (tcp(CLIENT, 1, VIP, PORT, "S", ttl=1), "reply_ttl", "told that its TTL has ended, by its VIP"),
         (udp(CLIENT, 1, "192.0.2.7", 53), "pass_other", "parsed"),
         (Ether() / IP(src=CLIENT, dst=VIP) / ICMP(), "reply_echo", "parsed: icmp"),
         (

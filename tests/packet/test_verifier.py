@@ -14,3 +14,10 @@ def test_the_verifier_sees_few_instructions(rig: Rig) -> None:
     verified = libbpf.prog_info(rig.compiled.program_fd).verified
     print(f"{verified} instructions verified, {rig.compiled.instructions} in the program")
     assert rig.compiled.instructions <= verified <= MOST
+
+
+def test_it_sees_few_of_the_program_that_answers(rig: Rig) -> None:
+    found = libbpf.map_lookup(rig.compiled.maps["refusals"], bytes(4), 4)
+    verified = libbpf.prog_info_by_id(int.from_bytes(found or b"", "little")).verified
+    print(f"{verified} instructions verified")
+    assert 0 < verified <= MOST // 2

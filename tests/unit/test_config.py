@@ -52,6 +52,15 @@ def test_a_limit_is_a_rate_or_none_or_left_to_the_controller(text, limit):
     assert parsed.services["web"].endpoints[0].limit == limit
 
 
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("", 1000.0), ("icmp_limit: 0 errors/s", 0.0), ("icmp_limit: 2.5 errors/s", 2.5)],
+    ids=["not given", "none are sent", "a rate"],
+)
+def test_icmp_errors_have_a_rate_of_which_zero_is_one(text, limit):
+    assert config.parse(f"{text}\n{GOOD}").icmp_limit_per_s == limit
+
+
 def test_affinity_is_none_unless_it_is_given():
     assert config.parse(GOOD).services["web"].affinity is model.Affinity.NONE
     given = config.parse(GOOD.replace("port: 80\n", "port: 80\n    affinity: source\n"))
@@ -83,6 +92,10 @@ BAD = {
         "capacity: '-4 flows/s': a rate of new flows above 0",
     ),
     "a capacity of zero": (("40 flows/s", "0 flows/s"), "capacity: '0 flows/s': a rate of new flows above 0"),
+    "a rate of errors without unit": (
+        ("instance: lab", "instance: lab\nicmp_limit: 4"),
+        "icmp_limit: 4: a rate of ICMP errors with its unit is allowed",
+    ),
     "a limit without unit": (
         ("40 flows/s", "40 flows/s, limit: 4"),
         'endpoints.web-1.limit: 4: "none" or a rate of new flows',
