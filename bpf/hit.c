@@ -79,9 +79,19 @@ static __always_inline bool glance_udp(struct glance *seen, u32 l3_bytes,
 	       (!v6 || udp->check);
 }
 
+/* Whether the frame is as long as its IP packet says. */
+static __always_inline bool is_whole(struct xdp_md *ctx, const struct glance *seen,
+				     const void *end)
+{
+	u32 length = seen->bytes + ETH_HLEN;
+
+	return length <= (u32)(end - seen->data) ||
+	       (FRAGS && length <= bpf_xdp_get_buff_len(ctx));
+}
+
 /* False: no plain frame, or one that tells something. */
-static __always_inline bool glance(struct glance *seen, void *data, void *end,
-				   bool v6)
+static __always_inline bool glance(struct xdp_md *ctx, struct glance *seen,
+				   void *data, void *end, bool v6)
 {
 	u32 l3_bytes = v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 
@@ -90,7 +100,7 @@ static __always_inline bool glance(struct glance *seen, void *data, void *end,
 	seen->ports = seen->l3 + l3_bytes;
 	if ((void *)seen->ports + sizeof(struct tcphdr) > end ||
 	    !(v6 ? glance_v6(seen) : glance_v4(seen)) ||
-	    seen->bytes + ETH_HLEN > (u32)(end - data))
+	    !is_whole(ctx, seen, end))
 		return false;
 	if (seen->protocol == IPPROTO_TCP)
 		return glance_tcp(seen, l3_bytes);
@@ -350,7 +360,7 @@ static __always_inline int hit_ip(struct here *here, void *data, void *end,
 {
 	struct glance seen;
 
-	if (!glance(&seen, data, end, v6))
+	if (!glance(here->ctx, &seen, data, end, v6))
 		return LONG_WAY;
 	return may_be_service(here->settings,
 			      seen.destination[v6 ? ADDRESS_WORDS - 1 : 0],

@@ -16,6 +16,14 @@
 
 #include "structs.h"
 
+/*
+ * Frames may come in several buffers, of which the first alone is seen here: a
+ * build of its own (BPF_F_XDP_HAS_FRAGS), for interfaces with so large an MTU.
+ */
+#ifndef FRAGS
+#define FRAGS 0
+#endif
+
 #define IP_NO_FRAGMENTS 0x4000
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_OFFSET 0x1fff
@@ -27,6 +35,7 @@
 #define FRAGMENT_MORE bpf_htons(1)
 #define FRAGMENT_OFFSET bpf_htons(0xfff8)
 #define CHECK_AT_MASK 0x1f
+#define FIRST_BUFFER_MIN 128	/* of several: tags, IPv6, TCP with options */
 #define VID_MASK bpf_htons(0x0fff)
 #define L3_OFFSET_MASK 0x3f
 #define L4_OFFSET_MASK 0x3fff	/* of TCP and UDP in a frame: 4 extensions reach 8 KiB */
@@ -88,6 +97,9 @@ struct packet {
 	volatile u8 tags;	/* of the frame as it came */
 	__be16 vlan[TAGS_MAX];	/* VID, outer first; 0: none */
 	struct port out;	/* how it is redirected */
+#if FRAGS
+	u32 beyond;		/* bytes of the frame behind :end */
+#endif
 };
 
 /* IPv6's fragment header (RFC 8200 section 4.5). */
@@ -120,6 +132,27 @@ static __always_inline struct ipv6hdr *header_v6(const struct packet *packet)
 	struct ipv6hdr *ip = packet->l3;
 
 	return (void *)(ip + 1) > packet->end ? NULL : ip;
+}
+
+/* Bytes of the frame from :at on. */
+static __always_inline u32 bytes_from(const struct packet *packet, const void *at)
+{
+#if FRAGS
+	return (u32)(packet->end - at) + packet->beyond;
+#else
+	return packet->end - at;
+#endif
+}
+
+/* All that is looked at has to lie in the first buffer; else it is not understood. */
+static __always_inline bool is_cut_short(const struct packet *packet,
+					 const void *data)
+{
+#if FRAGS
+	return packet->beyond && packet->end - data < FIRST_BUFFER_MIN;
+#else
+	return false;
+#endif
 }
 
 /* Whether a router may send it on in fragments; never over IPv6. */
@@ -262,7 +295,7 @@ static __always_inline enum parsed parse_ipv4(struct packet *packet,
 	header = ip->ihl * 4U;
 	if (ip->version != 4 || ip->ihl < IP_WORDS_MIN ||
 	    packet->bytes < header ||
-	    packet->bytes > (u32)(packet->end - cursor->at))
+	    packet->bytes > bytes_from(packet, cursor->at))
 		return PARSED_BROKEN;
 	packet->fragmented = packet->zero;
 	if (ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_OFFSET)) {
@@ -347,7 +380,7 @@ static __always_inline enum parsed parse_ipv6(struct packet *packet,
 	cursor->bytes = bpf_ntohs(ip->payload_len);
 	packet->bytes = sizeof(*ip) + cursor->bytes;
 	if (ip->version != 6 ||
-	    cursor->bytes > (u32)(packet->end - cursor->at))
+	    cursor->bytes > bytes_from(packet, cursor->at))
 		return PARSED_BROKEN;
 	return parse_extensions(packet, cursor);
 }
@@ -382,20 +415,25 @@ static __always_inline __be16 parse_tags(struct packet *packet,
 	return protocol;
 }
 
-static __always_inline enum parsed parse(struct packet *packet, void *data,
-					 void *end)
+static __always_inline enum parsed parse(struct packet *packet,
+					 struct xdp_md *ctx)
 {
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
 	struct cursor cursor;
 	enum parsed found;
 	__be16 protocol;
 
 	packet->end = end;
+#if FRAGS
+	packet->beyond = bpf_xdp_get_buff_len(ctx) - (end - data);
+#endif
 	if ((void *)(eth + 1) > end)
 		return PARSED_NOT_IP;
 	packet->eth = eth;
 	/* As the kernel: what goes to many is not forwarded, or each would. */
-	if (eth->h_dest[0] & 1)
+	if ((eth->h_dest[0] & 1) || is_cut_short(packet, data))
 		return PARSED_OTHER;
 	cursor.at = eth + 1;
 	protocol = parse_tags(packet, &cursor);

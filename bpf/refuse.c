@@ -80,8 +80,7 @@ static __always_inline enum reason tell_sender(struct here *here,
 	enum parsed found;
 
 	packet->zero = forget(here, 0);
-	found = parse(packet, (void *)(long)here->ctx->data,
-		      (void *)(long)here->ctx->data_end);
+	found = parse(packet, here->ctx);
 	/* Neither a later fragment (RFC 1122 section 3.2.2) nor an ICMP error. */
 	if (found != PARSED || !arrive(here, packet))
 		return mtu ? REASON_drop_mtu : REASON_drop_ttl;

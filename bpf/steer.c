@@ -1718,12 +1718,10 @@ static __always_inline bool arrive(struct here *here,
 static __always_inline enum reason sort(struct here *here,
 					struct packet *packet)
 {
-	void *data = (void *)(long)here->ctx->data;
-	void *end = (void *)(long)here->ctx->data_end;
 	enum parsed found;
 
 	packet->zero = forget(here, 0);
-	found = parse(packet, data, end);
+	found = parse(packet, here->ctx);
 	NOTE(parsed, found, packet->tags);
 	if (found != PARSED_NOT_IP && !arrive(here, packet))
 		return REASON_pass_vlan;

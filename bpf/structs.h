@@ -92,9 +92,11 @@ struct settings {
 	__u32 insert_limit;	/* new flows remembered, per CPU and tick: the flood's bound */
 	__u32 icmp_limit;	/* ICMP errors of our own, per CPU and tick */
 	__u32 interface_multiplier; /* interface_row() */
+	__u32 frags;		/* 1: the program takes frames in several buffers */
+	__u32 pad;
 	__u64 destinations[DESTINATION_WORDS]; /* hash_destination() bits of services */
 };
-_Static_assert(sizeof(struct settings) == 2136, "settings");
+_Static_assert(sizeof(struct settings) == 2144, "settings");
 
 /* A service's VIP, or an endpoint: where packets are sent to. */
 struct target {

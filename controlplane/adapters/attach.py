@@ -18,6 +18,10 @@ from controlplane.adapters import libbpf, pins
 from controlplane.adapters.libbpf import BpfError, Kind, LinkInfo, XdpMode
 from controlplane.ports import DataplaneError
 
+BUFFER_MTU = 3498
+"""More does not fit into one buffer, a page less headroom and skb_shared_info: drivers then want a program
+that takes frames in several."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -113,7 +117,7 @@ def _hint(error: BpfError) -> str:
     if error.errno == errno.EOPNOTSUPP:
         return " (it has no XDP)"
     if error.errno in (errno.ERANGE, errno.EINVAL):
-        return " (is the MTU above 3498 or LRO on? ip link set mtu 1500, ethtool -K DEV lro off)"
+        return " (is LRO on: ethtool -K DEV lro off; or the MTU at a veth's other end above 3498?)"
     return f" ({error.strerror})"
 
 

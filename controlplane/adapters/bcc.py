@@ -133,25 +133,29 @@ def compile_program(
     sizes: ProgramSizes,
     maps: Mapping[str, int] | None = None,
     build: Build = Build.STEERING,
+    *,
+    frags: bool = False,
 ) -> Compiled:
     """Compiles ``steer.c`` and has the verifier load it; takes about a second.
 
     :param maps: name -> descriptor, for the program to work on these and not on maps of its own. Its
         ``REFUSALS`` are its own all the same, and filled: as long as somebody has them open or pinned.
+    :param frags: takes frames in several buffers, too. Programs that do and that don't can't call each other.
     Raises DataplaneError with the compiler's or verifier's last lines.
     """
     source = source_dir / f"{PROGRAM}.c"
-    defines = [*sizes.defines(with_maps=maps is None), f"-D{build.value}=1"]
+    defines = [*sizes.defines(with_maps=maps is None), f"-D{build.value}=1", f"-DFRAGS={frags:d}"]
+    flags = libbpf.BPF_F_XDP_HAS_FRAGS * frags
     with _module(source, defines, source_dir) as (bcc, module):
         own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
         used = {**(own if maps is None else maps), REFUSALS: own[REFUSALS]}
         instead = _instead(source, own, used)
-        refusal_fd = _loaded(module, REFUSAL, instead)[0]
+        refusal_fd = _loaded(module, REFUSAL, instead, flags)[0]
         try:
             libbpf.map_update(used[REFUSALS], bytes(4), refusal_fd.to_bytes(4, "little"))
         finally:
             os.close(refusal_fd)  # the array keeps it
-        return _compiled(*_loaded(module, PROGRAM, instead), used)
+        return _compiled(*_loaded(module, PROGRAM, instead, flags), used)
 
 
 def compile_file(source: Path, program: str, defines: list[str], *, headers: Path) -> Compiled:
@@ -164,13 +168,13 @@ def compile_file(source: Path, program: str, defines: list[str], *, headers: Pat
         return _compiled(*_loaded(module, program, _instead(source, own, own)), own)
 
 
-def _loaded(module: Any, program: str, instead: Mapping[int, int]) -> tuple[int, int]:
+def _loaded(module: Any, program: str, instead: Mapping[int, int], flags: int = 0) -> tuple[int, int]:
     """Its descriptor, and how many instructions it has.
 
     BCC would load it without its attach type, and then it could not share a PROG_ARRAY with others.
     """
     instructions = _with_maps(module.dump_func(program.encode()), instead)
-    return libbpf.prog_load(program, instructions, LICENCE), len(instructions) // _INSTRUCTION.size
+    return libbpf.prog_load(program, instructions, LICENCE, flags), len(instructions) // _INSTRUCTION.size
 
 
 def _compiled(program_fd: int, instructions: int, maps: Mapping[str, int]) -> Compiled:

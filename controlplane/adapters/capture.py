@@ -162,7 +162,13 @@ def _compiled(instance: str, bpf_dir: Path, maps: Maps, own: Mapping[str, int]) 
     """Descriptors of the program and of its refusals."""
     steered = opened(instance)
     try:
-        compiled = compile_program(bpf_dir, ProgramSizes.of(maps.sizes), {**steered, **own}, Build.CAPTURE)
+        compiled = compile_program(
+            bpf_dir,
+            ProgramSizes.of(maps.sizes),
+            {**steered, **own},
+            Build.CAPTURE,
+            frags=bool(maps.settings["frags"]),
+        )
     finally:
         for fd in steered.values():
             os.close(fd)

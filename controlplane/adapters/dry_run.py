@@ -52,13 +52,17 @@ class DryRun:
         os.close(traces_fd)
 
     @classmethod
-    def compiled(cls, bpf_dir: Path, sizes: ProgramSizes, maps: Mapping[str, int]) -> DryRun:
+    def compiled(
+        cls, bpf_dir: Path, sizes: ProgramSizes, maps: Mapping[str, int], *, frags: bool = False
+    ) -> DryRun:
         """On these maps, name -> descriptor, which stay the caller's. Takes about a second."""
         traces_fd = libbpf.map_create(
             MapType.ARRAY, TRACES, layout.INDEX.itemsize, notes.TRACE.itemsize, 1, libbpf.BPF_F_MMAPABLE
         )
         try:
-            compiled = compile_program(bpf_dir, sizes, {**maps, TRACES: traces_fd}, Build.DRY_RUN)
+            compiled = compile_program(
+                bpf_dir, sizes, {**maps, TRACES: traces_fd}, Build.DRY_RUN, frags=frags
+            )
         except BaseException:
             os.close(traces_fd)
             raise
@@ -80,7 +84,8 @@ class DryRun:
             if error.errno not in (errno.EINVAL, errno.E2BIG, errno.ENOMEM):
                 raise DataplaneError(f"the kernel ran nothing: {error}") from error
             raise DataplaneError(
-                f"the kernel takes no frame of {len(frame)} bytes for a test run, but of 14 to some 3500"
+                f"the kernel takes no frame of {len(frame)} bytes for a test run, but of 14 to some 3500 "
+                "(more where the instance takes jumbo frames)"
             ) from error
         noted = notes.read(self._trace[0])
         ways = [at for at, one in enumerate(noted) if one.kind == "long_way"]
@@ -108,7 +113,8 @@ def question(instance: str, bpf_dir: Path) -> Questioned:
     try:
         fds = opened(instance)
         try:
-            run = DryRun.compiled(bpf_dir, ProgramSizes.of(maps.sizes), fds)
+            frags = bool(maps.settings["frags"])
+            run = DryRun.compiled(bpf_dir, ProgramSizes.of(maps.sizes), fds, frags=frags)
         finally:
             for fd in fds.values():
                 os.close(fd)

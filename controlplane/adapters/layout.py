@@ -123,6 +123,8 @@ SETTINGS = np.dtype(
         ("insert_limit", "<u4"),
         ("icmp_limit", "<u4"),
         ("interface_multiplier", "<u4"),
+        ("frags", "<u4"),
+        ("pad", "<u4"),
         ("destinations", "<u8", DESTINATION_WORDS),
     ]
 )

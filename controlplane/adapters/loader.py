@@ -34,7 +34,7 @@ class Loaded:
     fresh: bool
     """False: the instance was loaded already, and its maps were kept."""
     replaced: bool = False
-    """Loaded already, and now by another program than before: this version's."""
+    """Loaded already, and now by another program than before: this version's, for these MTUs."""
     uncounted: str = ""
     """Why nobody counts what becomes of redirected frames; empty: it is counted."""
     rowless: tuple[str, ...] = ()
@@ -70,6 +70,12 @@ def load(config: model.Config, bpf_dir: Path) -> Loaded:
             maps.close()
 
 
+def _wants_frags(config: model.Config) -> bool:
+    """Whether an interface's frames may not fit into one buffer."""
+    mtus = {link.name: link.mtu for link in netlink.routing().links.values()}
+    return any(mtus.get(name, 0) > attach.BUFFER_MTU for name in config.interfaces)
+
+
 def _differences(loaded: model.Sizes, configured: model.Sizes) -> str:
     pairs = {
         field.name: (getattr(loaded, field.name), getattr(configured, field.name)) for field in fields(loaded)
@@ -86,7 +92,9 @@ def _load_fresh(config: model.Config, bpf_dir: Path) -> Loaded:
     for interface in config.interfaces:
         attach.refuse_foreign(interface, None)
     source = source_hash(bpf_dir)
-    compiled = compile_program(bpf_dir, ProgramSizes.of(config.sizes))
+    frags = _wants_frags(config)
+    compiled = compile_program(bpf_dir, ProgramSizes.of(config.sizes), frags=frags)
+    libbpf.map_view(compiled.maps["settings"], layout.SETTINGS, writable=True)["frags"] = frags
     try:
         return _pin_and_attach(config, compiled, source, bpf_dir)
     except BpfError as error:
@@ -140,15 +148,15 @@ def _write_settings(maps: Maps, config: model.Config) -> None:
 
 def _load_again(config: model.Config, maps: Maps, bpf_dir: Path) -> Loaded:
     attach.refuse_elsewhere(config.instance)
-    source = source_hash(bpf_dir)
+    source, frags = source_hash(bpf_dir), _wants_frags(config)
     present = libbpf.obj_get(pins.folder(config.instance) / PROGRAM, Kind.PROGRAM)
     try:
-        if int(maps.settings["source"]) == source:
+        if int(maps.settings["source"]) == source and bool(maps.settings["frags"]) == frags:
             _write_settings(maps, config)
             attachments, rowless = _attach_again(config, maps, present, present)
             uncounted = "" if redirects.is_counting(config.instance) else _count_redirects(config, bpf_dir)
             return Loaded(attachments, fresh=False, uncounted=uncounted, rowless=rowless)
-        following, refusals = _compile_for(config, bpf_dir)
+        following, refusals = _compile_for(config, bpf_dir, frags)
         aside = _pin_aside(config.instance, refusals, pins.REFUSALS_ASIDE)
         try:
             _write_settings(maps, config)
@@ -160,17 +168,18 @@ def _load_again(config: model.Config, maps: Maps, bpf_dir: Path) -> Loaded:
             aside.unlink(missing_ok=True)
             os.close(following)
             os.close(refusals)
+        maps.settings["frags"] = frags
         maps.settings["source"] = source
         return Loaded(attachments, fresh=False, replaced=True, uncounted=uncounted, rowless=rowless)
     finally:
         os.close(present)
 
 
-def _compile_for(config: model.Config, bpf_dir: Path) -> tuple[int, int]:
+def _compile_for(config: model.Config, bpf_dir: Path, frags: bool) -> tuple[int, int]:
     """This version's program on the maps that are there: descriptors of it and of its refusals."""
     fds = opened(config.instance)
     try:
-        compiled = compile_program(bpf_dir, ProgramSizes.of(config.sizes), fds)
+        compiled = compile_program(bpf_dir, ProgramSizes.of(config.sizes), fds, frags=frags)
     finally:
         for fd in fds.values():
             os.close(fd)

@@ -16,10 +16,6 @@ from controlplane import model
 from controlplane.adapters import layout, netlink, redirects
 from controlplane.adapters.netlink import Link, Routing
 
-_NATIVE_MTU_BYTES = 3498
-"""A page less headroom and skb_shared_info: more wants XDP with fragments."""
-
-
 _CROWDED = 0.75
 """The kernel begins to give neighbours up before its table is full; others want some too."""
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
@@ -67,13 +63,6 @@ def problems(interfaces: Sequence[str], ip_versions: Collection[int] = (4,)) -> 
                 Problem(
                     f"rp_filter is 1 at {name}: returns, whose source is the VIP, may be dropped",
                     f"sysctl -w net.ipv4.conf.{key}.rp_filter=2",
-                )
-            )
-        if link.mtu > _NATIVE_MTU_BYTES:
-            found.append(
-                Problem(
-                    f"MTU {link.mtu} at {name}: native mode takes at most about {_NATIVE_MTU_BYTES}",
-                    f"ip link set {name} mtu 1500",
                 )
             )
         found += _veth_problems(name, link.kind)

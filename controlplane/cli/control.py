@@ -65,7 +65,7 @@ def load(config_file: ConfigFile) -> None:
     loaded = wiring.load(configured, config_file)
     state = "loaded" if loaded.fresh else "was loaded already and goes on"
     if loaded.replaced:
-        state += " with this version's program"
+        state += " with another program, this version's for these MTUs"
     say(f"instance {configured.instance} {state}; next: penumbra run {config_file}")
     for attachment in loaded.attachments:
         line = wiring.mode_line(attachment)

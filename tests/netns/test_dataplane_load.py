@@ -510,8 +510,8 @@ def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every load of this test gets the same program and maps: compiling takes most of a load's time."""
     compile_program, made = loader.compile_program, []
 
-    def copy_of_the_first(bpf_dir: Path, sizes: ProgramSizes) -> Compiled:
-        made.append(made[0] if made else compile_program(bpf_dir, sizes))
+    def copy_of_the_first(bpf_dir: Path, sizes: ProgramSizes, *, frags: bool) -> Compiled:
+        made.append(made[0] if made else compile_program(bpf_dir, sizes, frags=frags))
         maps = {name: os.dup(fd) for name, fd in made[0].maps.items()}
         return replace(made[0], program_fd=os.dup(made[0].program_fd), maps=maps)
 

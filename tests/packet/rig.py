@@ -82,8 +82,8 @@ class Rig:
         self.next_cell = 0
 
     @classmethod
-    def load(cls) -> Rig:
-        return cls(compile_program(BPF_DIR, SIZES))
+    def load(cls, *, frags: bool = False) -> Rig:
+        return cls(compile_program(BPF_DIR, SIZES, frags=frags))
 
     def reset(self) -> None:
         for array in (self.services, self.endpoints, self.cells, self.slots, self.flows, self.flow_keys):

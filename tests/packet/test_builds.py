@@ -104,10 +104,11 @@ def test_what_other_builds_need_costs_the_program_no_instruction(
 
 @pytest.mark.parametrize("build", list(Build), ids=lambda build: build.value)
 def test_each_build_hands_on_to_its_own(rig: Rig, build: Build) -> None:
-    """A program of another build would look for maps that are not its own, or store where it must not."""
+    """One of another build would look for maps that are not its own, or store where it must not; and one that
+    takes frames in several buffers can't call one that doesn't."""
     own = {"traces": libbpf.map_create(libbpf.MapType.ARRAY, "traces", 4, notes.TRACE.itemsize, 1)}
     other = {Build.STEERING: {}, Build.DRY_RUN: own, Build.CAPTURE: captures.make_maps()}[build]
-    compiled = compile_program(BPF_DIR, SIZES, {**rig.compiled.maps, **other}, build)
+    compiled = compile_program(BPF_DIR, SIZES, {**rig.compiled.maps, **other}, build, frags=True)
     try:
         assert refusal(compiled) != refusal(rig.compiled)
         used = libbpf.prog_maps(compiled.program_fd)
