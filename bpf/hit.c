@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The short way: known flows in plain frames (no tags, options, fragments or
- * extension headers) that tell nothing new, by a next hop that is trusted.
+ * extension headers) that tell nothing new, and a flood's SYNs, by a next hop
+ * that is trusted.
  * Nearly every packet is such a one, so its way is written by itself and stays
  * in registers. It decides nothing: what it can't be sure of goes the long way,
  * with nothing changed yet, and there the same would have been done with these
@@ -26,6 +27,7 @@ struct glance {
 	u32 bytes;		/* of the IP packet */
 	u32 payload;		/* of TCP */
 	u8 protocol;
+	u8 news;		/* flags of TCP that tell something */
 };
 
 struct known {
@@ -63,9 +65,9 @@ static __always_inline bool glance_tcp(struct glance *seen, u32 l3_bytes)
 	u32 header = (tcp[TCP_OFFSET_BYTE] >> 4) * 4;
 
 	seen->payload = seen->bytes - l3_bytes - header;
+	seen->news = tcp[TCP_FLAGS_BYTE] & NEWS;
 	return header >= sizeof(struct tcphdr) &&
-	       l3_bytes + header <= seen->bytes &&
-	       !(tcp[TCP_FLAGS_BYTE] & NEWS);
+	       l3_bytes + header <= seen->bytes;
 }
 
 static __always_inline bool glance_udp(struct glance *seen, u32 l3_bytes,
@@ -75,6 +77,7 @@ static __always_inline bool glance_udp(struct glance *seen, u32 l3_bytes,
 	u32 length = bpf_ntohs(udp->len);
 
 	seen->payload = 0;
+	seen->news = 0;
 	return length >= sizeof(*udp) && l3_bytes + length <= seen->bytes &&
 	       (!v6 || udp->check);
 }
@@ -89,7 +92,7 @@ static __always_inline bool is_whole(struct xdp_md *ctx, const struct glance *se
 	       (FRAGS && length <= bpf_xdp_get_buff_len(ctx));
 }
 
-/* False: no plain frame, or one that tells something. */
+/* False: no plain frame. */
 static __always_inline bool glance(struct xdp_md *ctx, struct glance *seen,
 				   void *data, void *end, bool v6)
 {
@@ -247,6 +250,15 @@ static __always_inline int leave_hit(struct here *here, struct reasons *counted,
 	return bpf_redirect(ifindex, 0);
 }
 
+/* By its next hop, untagged. */
+static __always_inline bool leads_on(struct here *here,
+				     const struct endpoint *to,
+				     const struct glance *seen)
+{
+	return here->tick < to->hop_expires && !to->hop_vlan &&
+	       !(to->hop_mtu && seen->bytes > to->hop_mtu);
+}
+
 static __always_inline int hit_forward(struct here *here,
 				       const struct glance *seen, bool v6)
 {
@@ -276,8 +288,7 @@ static __always_inline int hit_forward(struct here *here,
 	    !(service->flags & SERVICE_PRESENT) ||
 	    !goes_without_saying(here, &known, seen, service->flags, false))
 		return LONG_WAY;
-	if (here->tick >= to->hop_expires || to->hop_vlan ||
-	    (to->hop_mtu && seen->bytes > to->hop_mtu))
+	if (!leads_on(here, to, seen))
 		return LONG_WAY;
 	counted = lookup_counters(here->cpu, index);
 	reason = lookup_reasons(here);
@@ -355,6 +366,84 @@ static __always_inline int hit_return(struct here *here,
 	return leave_hit(here, reason, REASON_return_hop, gateway->hop_ifindex);
 }
 
+/* ---- a flood's SYNs: neither looked for nor remembered ------------------- */
+
+/* The live endpoint that the ring gives it; NULL: pick() has to be asked. */
+static __always_inline struct endpoint *flood_choice(struct here *here,
+						     const struct service *service,
+						     u64 pick, u32 *index)
+{
+	u32 ref = lookup_ring(here, service, pick, 0), spill;
+	struct endpoint *live;
+	u64 state;
+
+	live = lookup_present(ref, &state);
+	if (!live || !takes_new(state))
+		return NULL;
+	spill = *(volatile u32 *)&live->spill;
+	if (spill == SPILL_ALL || hash_spill_bits(pick) < spill)
+		return NULL;
+	*index = ref_index(ref);
+	NOTE(endpoint, ref, 0);
+	return live;
+}
+
+/* True: nothing is remembered now, and it has been told once in this tick. */
+static __always_inline bool still_flooded(struct here *here,
+					  const struct cpu *own)
+{
+	return own && own->flood_tick == here->tick &&
+	       own->insert_tick == here->tick &&
+	       own->inserted >= here->settings->insert_limit;
+}
+
+static __always_inline int hit_flood(struct here *here,
+				     const struct glance *seen, bool v6)
+{
+	struct cpu *own = cpus.lookup(&here->cpu);
+	struct endpoint_counters *counted;
+	struct reasons *reason;
+	struct service *service;
+	struct endpoint *to;
+	struct target target;
+	u32 index = 0, at;
+	u64 hash;
+
+	if (seen->news != TCP_SYN || !still_flooded(here, own))
+		return LONG_WAY;
+	target_seen(&target, seen->source, 0, 0, v6);
+	if (is_martian(target.address) ||
+	    (here->settings->own_sources >>
+	     hash_source(target.address[V4_WORD]) & 1))
+		return LONG_WAY;
+	target_seen(&target, seen->destination, seen->ports->destination,
+		    seen->protocol, v6);
+	service = lookup_service(here, &target, &at);
+	if (!service ||
+	    (service->flags & (SERVICE_PRESENT | SERVICE_AFFINITY)) !=
+		    SERVICE_PRESENT)
+		return LONG_WAY;
+	NOTE(service, at, 0);
+	hash = hash_seen(here, seen, seen->source, seen->destination,
+			 seen->ports->source, seen->ports->destination, v6);
+	to = flood_choice(here, service, hash_pick(hash), &index);
+	if (!to || !leads_on(here, to, seen))
+		return LONG_WAY;
+	counted = lookup_counters(here->cpu, index);
+	reason = lookup_reasons(here);
+	if (!counted || !reason)
+		return LONG_WAY;
+	COUNT(own->flooded, 1);
+	COUNT(counted->offered, 1);
+	COUNT(counted->flows, 1);
+	COUNT(counted->unremembered, 1);
+	COUNT(counted->packets, 1);
+	COUNT(counted->bytes, seen->bytes);
+	rewrite_hit(seen, seen->destination, to->address,
+		    &seen->ports->destination, to->port, to->hop_dst, v6);
+	return leave_hit(here, reason, REASON_forward_hop, to->hop_ifindex);
+}
+
 static __always_inline int hit_ip(struct here *here, void *data, void *end,
 				  bool v6)
 {
@@ -362,6 +451,9 @@ static __always_inline int hit_ip(struct here *here, void *data, void *end,
 
 	if (!glance(here->ctx, &seen, data, end, v6))
 		return LONG_WAY;
+	/* A dry run shall tell all of the decision's steps. */
+	if (seen.news)
+		return DRY_RUN ? LONG_WAY : hit_flood(here, &seen, v6);
 	return may_be_service(here->settings,
 			      seen.destination[v6 ? ADDRESS_WORDS - 1 : 0],
 			      seen.ports->destination) ?
