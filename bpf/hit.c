@@ -263,7 +263,7 @@ static __always_inline int hit_forward(struct here *here,
 				       const struct glance *seen, bool v6)
 {
 	struct known known;
-	struct endpoint_counters *counted;
+	struct traffic *traffic;
 	struct reasons *reason;
 	struct endpoint *to;
 	struct service *service;
@@ -290,16 +290,15 @@ static __always_inline int hit_forward(struct here *here,
 		return LONG_WAY;
 	if (!leads_on(here, to, seen))
 		return LONG_WAY;
-	counted = lookup_counters(here->cpu, index);
+	traffic = lookup_forwarded(here->cpu, index);
 	reason = lookup_reasons(here);
-	if (!counted || !reason)
+	if (!traffic || !reason)
 		return LONG_WAY;
 	NOTE(service, at, 0);
 	NOTE(life, 0, known.life);
 	NOTE(endpoint, known.id, 0);
 	NOTE(hop, to->hop_ifindex, to->hop_expires - here->tick);
-	COUNT(counted->packets, 1);
-	COUNT(counted->bytes, seen->bytes);
+	count_traffic(traffic, seen->bytes);
 	rewrite_hit(seen, seen->destination, to->address,
 		    &seen->ports->destination, to->port, to->hop_dst, v6);
 	see_known(here, &known);
@@ -313,7 +312,7 @@ static __always_inline int hit_forward(struct here *here,
 static __always_inline int hit_return(struct here *here,
 				      const struct glance *seen, bool v6)
 {
-	struct endpoint_counters *counted;
+	struct traffic *traffic;
 	struct gateway *gateway;
 	struct endpoint *from;
 	struct reasons *reason;
@@ -346,9 +345,9 @@ static __always_inline int hit_return(struct here *here,
 	if (found &&
 	    !goes_without_saying(here, &known, seen, service->flags, true))
 		return LONG_WAY;
-	counted = lookup_counters(here->cpu, index);
+	traffic = lookup_returned(here->cpu, index);
 	reason = lookup_reasons(here);
-	if (!counted || !reason)
+	if (!traffic || !reason)
 		return LONG_WAY;
 	NOTE(sender, index, 0);
 	NOTE(service, at, 0);
@@ -357,8 +356,7 @@ static __always_inline int hit_return(struct here *here,
 	else
 		NOTE(stale, STALE_gone, 0);
 	NOTE(hop, gateway->hop_ifindex, gateway->hop_expires - here->tick);
-	COUNT(counted->return_packets, 1);
-	COUNT(counted->return_bytes, seen->bytes);
+	count_traffic(traffic, seen->bytes);
 	rewrite_hit(seen, seen->source, service->vip, &seen->ports->source,
 		    service->port, gateway->hop_dst, v6);
 	if (found)
@@ -402,6 +400,7 @@ static __always_inline int hit_flood(struct here *here,
 {
 	struct cpu *own = cpus.lookup(&here->cpu);
 	struct endpoint_counters *counted;
+	struct traffic *traffic;
 	struct reasons *reason;
 	struct service *service;
 	struct endpoint *to;
@@ -429,16 +428,16 @@ static __always_inline int hit_flood(struct here *here,
 	to = flood_choice(here, service, hash_pick(hash), &index);
 	if (!to || !leads_on(here, to, seen))
 		return LONG_WAY;
+	traffic = lookup_forwarded(here->cpu, index);
 	counted = lookup_counters(here->cpu, index);
 	reason = lookup_reasons(here);
-	if (!counted || !reason)
+	if (!traffic || !counted || !reason)
 		return LONG_WAY;
 	COUNT(own->flooded, 1);
 	COUNT(counted->offered, 1);
 	COUNT(counted->flows, 1);
 	COUNT(counted->unremembered, 1);
-	COUNT(counted->packets, 1);
-	COUNT(counted->bytes, seen->bytes);
+	count_traffic(traffic, seen->bytes);
 	rewrite_hit(seen, seen->destination, to->address,
 		    &seen->ports->destination, to->port, to->hop_dst, v6);
 	return leave_hit(here, reason, REASON_forward_hop, to->hop_ifindex);

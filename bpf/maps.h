@@ -38,8 +38,12 @@ BPF_F_TABLE("array", u32, struct bucket_keys, flow_keys, MAX_BUCKETS, BPF_F_MMAP
 BPF_TABLE("lru_hash", struct fragment_key, struct fragment, fragments, MAX_FRAGMENTS);
 /* [cpu][endpoint] counters; program; user space. */
 BPF_F_TABLE("array", u32, struct endpoint_counters, counters, MAX_CPUS * MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* [cpu][endpoint] traffic to it; program; user space. */
+BPF_F_TABLE("array", u32, struct traffic, forwarded, MAX_CPUS * MAX_ENDPOINTS, BPF_F_MMAPABLE);
+/* [cpu][endpoint] traffic from it to clients; program; user space. */
+BPF_F_TABLE("array", u32, struct traffic, returned, MAX_CPUS * MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* What an endpoint's counters were, of all CPUs, when it was installed; user space; user space. */
-BPF_F_TABLE("array", u32, struct endpoint_counters, baselines, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct baseline, baselines, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Interfaces that the program is attached to, by interface_row(); user space; program. */
 BPF_F_TABLE("array", u32, struct interface, interfaces, INTERFACE_ROWS, BPF_F_MMAPABLE);
 /* [cpu][interface] packets by reason; program; user space. */

@@ -196,6 +196,26 @@ static __always_inline struct request_counters *lookup_requests(u32 cpu,
 	return request_counters.lookup(&index);
 }
 
+static __always_inline struct traffic *lookup_forwarded(u32 cpu, u32 endpoint)
+{
+	u32 index = cpu * MAX_ENDPOINTS + endpoint;
+
+	return forwarded.lookup(&index);
+}
+
+static __always_inline struct traffic *lookup_returned(u32 cpu, u32 endpoint)
+{
+	u32 index = cpu * MAX_ENDPOINTS + endpoint;
+
+	return returned.lookup(&index);
+}
+
+static __always_inline void count_traffic(struct traffic *traffic, u32 bytes)
+{
+	COUNT(traffic->packets, 1);
+	COUNT(traffic->bytes, bytes);
+}
+
 /*
  * The coarse clock costs 19 ns, jiffies nothing (the verifier inlines them),
  * and the clock moves only when they do.
@@ -1309,7 +1329,7 @@ static __always_inline enum reason forward(struct here *here,
 					   struct packet *packet, u32 index,
 					   const struct service *service)
 {
-	struct endpoint_counters *counted;
+	struct traffic *traffic;
 	struct endpoint *to;
 	enum reason reason;
 	u32 ref = 0;
@@ -1329,11 +1349,10 @@ static __always_inline enum reason forward(struct here *here,
 	reason = send_forward(here, packet, WHOLE, NULL, to);
 	if (reason == REASON_pass_mtu)
 		return reason;
-	counted = lookup_counters(here->cpu, ref_index(ref));
-	if (!counted)
+	traffic = lookup_forwarded(here->cpu, ref_index(ref));
+	if (!traffic)
 		return REASON_abort_impossible;
-	COUNT(counted->packets, 1);
-	COUNT(counted->bytes, packet->bytes);
+	count_traffic(traffic, packet->bytes);
 	remember_fragment(here, packet, ref, index, ref_index(ref));
 	return reason;
 }
@@ -1455,12 +1474,14 @@ static __always_inline enum reason giveback(struct here *here,
 	u32 at = from->service;
 	struct service *service = services.lookup(&at);
 	struct endpoint_counters *counted;
+	struct traffic *traffic;
 	enum reason reason;
 	struct place place;
 	u64 hash;
 
 	counted = lookup_counters(here->cpu, index);
-	if (!service || !counted)
+	traffic = lookup_returned(here->cpu, index);
+	if (!service || !counted || !traffic)
 		return REASON_abort_impossible;
 	NOTE(service, at, 0);
 	hash = hash_flow(here->settings->hash_key, packet->v6, packet->protocol,
@@ -1489,8 +1510,7 @@ static __always_inline enum reason giveback(struct here *here,
 	if (place.flow)
 		note_return(here, index, service, packet, hash, place.flow,
 			    counted);
-	COUNT(counted->return_packets, 1);
-	COUNT(counted->return_bytes, packet->bytes);
+	count_traffic(traffic, packet->bytes);
 	remember_fragment(here, packet, 0, at, index);
 	return reason;
 }
@@ -1516,11 +1536,12 @@ static __always_inline enum reason go_after(struct here *here,
 					    const struct fragment *first)
 {
 	u32 at = first->service, endpoint = first->endpoint;
-	struct endpoint_counters *counted = lookup_counters(here->cpu, endpoint);
+	struct traffic *to = lookup_forwarded(here->cpu, endpoint);
+	struct traffic *back = lookup_returned(here->cpu, endpoint);
 	struct service *service = services.lookup(&at);
 	enum reason reason;
 
-	if (!service || !counted)
+	if (!service || !to || !back)
 		return REASON_abort_impossible;
 	NOTE(service, at, 0);
 	if (packet->ttl <= 1)
@@ -1529,16 +1550,14 @@ static __always_inline enum reason go_after(struct here *here,
 		reason = follow_first(here, packet, first->ref);
 		if (reason == REASON_pass_mtu || reason == REASON_drop_fragment)
 			return reason;
-		COUNT(counted->packets, 1);
-		COUNT(counted->bytes, packet->bytes);
+		count_traffic(to, packet->bytes);
 		return reason;
 	}
 	NOTE(sender, endpoint, 0);
 	reason = send_return(here, packet, LATER_FRAGMENT, NULL, service);
 	if (reason == REASON_pass_mtu)
 		return reason;
-	COUNT(counted->return_packets, 1);
-	COUNT(counted->return_bytes, packet->bytes);
+	count_traffic(back, packet->bytes);
 	return reason;
 }
 

@@ -251,19 +251,26 @@ struct fragment {
 };
 _Static_assert(sizeof(struct fragment) == 16, "fragment");
 
-/* One endpoint on one CPU. User space never zeroes: it takes baselines. */
+/*
+ * What every packet counts, of one endpoint on one CPU and one direction. By
+ * themselves, four in a line: thousands of endpoints' stay in the cache. User
+ * space never zeroes: it takes baselines.
+ */
+struct traffic {
+	__u64 packets;
+	__u64 bytes;		/* of IP packets */
+};
+_Static_assert(sizeof(struct traffic) == 16, "traffic");
+
+/* What is rarer; what a flood counts comes first, in one line. */
 struct endpoint_counters {
-	__u64 packets;		/* to the endpoint */
-	__u64 bytes;		/* IP bytes, to the endpoint */
-	__u64 return_packets;
-	__u64 return_bytes;
 	__u64 flows;		/* new flows this endpoint was given */
 	__u64 offered;		/* group: new flows the ring chose it for, before spill */
-	__u64 completed;	/* group: of those, handshake done or UDP answered */
-	__u64 spilled;		/* group: of those offered, given to a shadow */
-	__u64 midstream;	/* group: TCP packets of unknown flows without SYN */
 	__u64 unremembered;	/* found no place in the cache: TCP SYNs, which count as
 				   offered too; UDP packets, which count as nothing else */
+	__u64 midstream;	/* group: TCP packets of unknown flows without SYN */
+	__u64 completed;	/* group: of those, handshake done or UDP answered */
+	__u64 spilled;		/* group: of those offered, given to a shadow */
 	__u64 resets;		/* RST from the endpoint */
 	__u64 fins;		/* flows closed from both sides */
 	__u64 rtt_count;	/* SYN to SYN-ACK samples */
@@ -271,7 +278,15 @@ struct endpoint_counters {
 	__u64 limited;		/* new flows that went elsewhere: its limit was reached */
 	__u64 pad;
 };
-_Static_assert(sizeof(struct endpoint_counters) == 128, "endpoint_counters");
+_Static_assert(sizeof(struct endpoint_counters) == 96, "endpoint_counters");
+
+/* All of them when the endpoint was installed, of all CPUs; never read here. */
+struct baseline {
+	struct traffic forwarded;
+	struct traffic returned;
+	struct endpoint_counters counted;
+};
+_Static_assert(sizeof(struct baseline) == 128, "baseline");
 
 /* One endpoint on one CPU, of services whose requests are watched. */
 struct request_counters {

@@ -175,18 +175,15 @@ FLOW = np.dtype([("id", "<u8"), ("life", "<u8")])
 BUCKET = np.dtype([("flow", FLOW, BUCKET_FLOWS)])
 FLOW_KEY = np.dtype([("client", "u1", 16), ("client_port", ">u2"), ("pad", "<u2"), ("service", "<u4")])
 BUCKET_KEYS = np.dtype([("key", FLOW_KEY, BUCKET_FLOWS)])
+TRAFFIC = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 ENDPOINT_COUNTERS = np.dtype(
     [
-        ("packets", "<u8"),
-        ("bytes", "<u8"),
-        ("return_packets", "<u8"),
-        ("return_bytes", "<u8"),
         ("flows", "<u8"),
         ("offered", "<u8"),
+        ("unremembered", "<u8"),
+        ("midstream", "<u8"),
         ("completed", "<u8"),
         ("spilled", "<u8"),
-        ("midstream", "<u8"),
-        ("unremembered", "<u8"),
         ("resets", "<u8"),
         ("fins", "<u8"),
         ("rtt_count", "<u8"),
@@ -205,6 +202,7 @@ REQUEST_COUNTERS = np.dtype(
         ("pad", "<u8", 3),
     ]
 )
+BASELINE = np.dtype([("forwarded", TRAFFIC), ("returned", TRAFFIC), ("counted", ENDPOINT_COUNTERS)])
 HISTOGRAM = np.dtype([("bucket", "<u4", HISTOGRAM_BUCKETS)])
 INTERFACE = np.dtype([("ifindex", "<u4"), ("netns", "<u4")])
 REDIRECTS = np.dtype(
@@ -269,8 +267,10 @@ STRUCTS = {
     "bucket": BUCKET,
     "flow_key": FLOW_KEY,
     "bucket_keys": BUCKET_KEYS,
+    "traffic": TRAFFIC,
     "endpoint_counters": ENDPOINT_COUNTERS,
     "request_counters": REQUEST_COUNTERS,
+    "baseline": BASELINE,
     "histogram": HISTOGRAM,
     "interface": INTERFACE,
     "reasons": REASON_COUNTS,
@@ -357,7 +357,9 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "flow_keys": array(BUCKET_KEYS, buckets(sizes)),
         "fragments": MapLayout(MapType.LRU_HASH, FRAGMENT_KEY, FRAGMENT, FRAGMENTS),
         "counters": array(ENDPOINT_COUNTERS, cpus * sizes.endpoints),
-        "baselines": array(ENDPOINT_COUNTERS, sizes.endpoints),
+        "forwarded": array(TRAFFIC, cpus * sizes.endpoints),
+        "returned": array(TRAFFIC, cpus * sizes.endpoints),
+        "baselines": array(BASELINE, sizes.endpoints),
         "interfaces": array(INTERFACE, INTERFACE_ROWS),
         "reasons": array(REASON_COUNTS, cpus * INTERFACE_ROWS),
         "redirects": array(REDIRECTS, cpus * INTERFACE_ROWS),

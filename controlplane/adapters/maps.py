@@ -59,8 +59,12 @@ class Maps:
     """(flows,) of layout.FLOW_KEY."""
     counters: Array
     """(cpus, endpoints) of layout.ENDPOINT_COUNTERS."""
+    forwarded: Array
+    """(cpus, endpoints) of layout.TRAFFIC, to them."""
+    returned: Array
+    """(cpus, endpoints) of layout.TRAFFIC, from them to clients."""
     baselines: Array
-    """(endpoints,) of layout.ENDPOINT_COUNTERS: what they were when each was installed."""
+    """(endpoints,) of layout.BASELINE: what their counters were when each was installed."""
     interfaces: Array
     """(INTERFACE_ROWS,) of layout.INTERFACE."""
     reasons: Array
@@ -223,6 +227,8 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         flows=view("flows")["flow"].reshape(-1),
         flow_keys=view("flow_keys")["key"].reshape(-1),
         counters=view("counters").reshape(cpus, sizes.endpoints),
+        forwarded=view("forwarded").reshape(cpus, sizes.endpoints),
+        returned=view("returned").reshape(cpus, sizes.endpoints),
         baselines=view("baselines"),
         interfaces=view("interfaces"),
         reasons=view("reasons")["count"].reshape(cpus, layout.INTERFACE_ROWS, layout.REASON_SLOTS),

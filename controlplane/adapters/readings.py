@@ -22,40 +22,53 @@ _WORTH_THREADS_BYTES = 16 << 20
 _OTHER = "other"
 """The name under which interfaces without a row of their own are counted together."""
 _REQUESTS = layout.SERVICE_REQUESTS_HTTP1 | layout.SERVICE_REQUESTS_TLS
-_STRUCTS = (layout.ENDPOINT_COUNTERS, layout.REQUEST_COUNTERS)
+_TRAFFIC = ("packets", "bytes", "return_packets", "return_bytes")
+
+
+def _names(struct: np.dtype) -> tuple[str, ...]:
+    return tuple(name for name in struct.names or () if name != "pad")
+
+
+_COLUMNS = (*_TRAFFIC, *_names(layout.ENDPOINT_COUNTERS))
+"""Of a row as ``struct baseline`` has it."""
+_REQUEST_COLUMNS = _names(layout.REQUEST_COUNTERS)
 
 
 def counters(maps: Maps, at_s: float) -> Counters:
     rows = maps.endpoint_names.rows()
     top = max(rows.values(), default=0) + 1
-    tables, baselines = [maps.counters[:, :top]], [maps.baselines[:top]]
+    tables = [table[:, :top] for table in _tables(maps)]
     told = bool((maps.services["flags"] & _REQUESTS).any())
     if told:
         tables.append(maps.request_counters[:, :top])
-        baselines.append(maps.request_baselines[:top])
-    summed = [
-        total.reshape(top, -1) - baseline.view("<u8").reshape(top, -1)
-        for total, baseline in zip(totals(tables, ran(maps)), baselines, strict=True)
-    ]
-    if not told:
-        summed.append(np.zeros((top, layout.REQUEST_COUNTERS.itemsize // 8), np.uint64))
-    by_field = {
-        name: of_row[:, struct.fields[name][1] // 8]  # type: ignore[index]
-        for struct, of_row in zip(_STRUCTS, summed, strict=True)
-        for name in struct.names or ()
-        if name != "pad"
-    }
+    summed = [one.reshape(top, -1) for one in totals(tables, ran(maps))]
+    requests = np.zeros((top, len(_REQUEST_COLUMNS)), np.uint64)
+    if told:
+        requests = summed.pop() - maps.request_baselines[:top].view("<u8").reshape(top, -1)
+    counted = np.concatenate(summed, axis=1)
+    counted -= maps.baselines[:top].view("<u8").reshape(top, -1)
+    by_field = {name: counted[:, column] for column, name in enumerate(_COLUMNS)}
+    by_field |= {name: requests[:, column] for column, name in enumerate(_REQUEST_COLUMNS)}
     return Counters(at_s=at_s, rows=rows, requests_read=told, **by_field)
+
+
+def _tables(maps: Maps) -> tuple[npt.NDArray[np.void], ...]:
+    """(cpus, endpoints) each, in the order of ``struct baseline``."""
+    return maps.forwarded, maps.returned, maps.counters
 
 
 def begin_anew(maps: Maps, index: int) -> None:
     """From here on the counters of this index are those of another member."""
-    for counters, baselines in (
-        (maps.counters, maps.baselines),
-        (maps.request_counters, maps.request_baselines),
-    ):
-        counted = counters[:, index].copy().view("<u8").reshape(len(counters), -1)
-        baselines[index : index + 1].view("<u8")[:] = counted.sum(axis=0, dtype=np.uint64)
+    maps.baselines[index : index + 1].view("<u8")[:] = np.concatenate(
+        [_of_all_cpus(table, index) for table in _tables(maps)]
+    )
+    maps.request_baselines[index : index + 1].view("<u8")[:] = _of_all_cpus(maps.request_counters, index)
+
+
+def _of_all_cpus(table: npt.NDArray[np.void], index: int) -> npt.NDArray[np.uint64]:
+    counted = table[:, index].copy().view("<u8").reshape(len(table), -1)
+    total: npt.NDArray[np.uint64] = counted.sum(axis=0, dtype=np.uint64)
+    return total
 
 
 def ran(maps: Maps) -> npt.NDArray[np.intp]:

@@ -120,9 +120,11 @@ def _steps(dataplane: MapDataplane) -> dict[str, Figure]:
 def _counters(maps: Maps) -> dict[str, Figure]:
     """Of a kernel that could have 64 CPUs, of which all have run, and of which eight have."""
     random = np.random.default_rng(5)
-    tables = [_table(layout.ENDPOINT_COUNTERS, random), _table(REQUEST_COUNTERS, random)]
+    rows = layout.TRAFFIC, layout.TRAFFIC, layout.ENDPOINT_COUNTERS, REQUEST_COUNTERS
+    tables = [_table(row, random) for row in rows]
     reasons = np.ones((CPUS, layout.REASON_SLOTS), np.uint64)
-    wide = replace(maps, counters=tables[0], reasons=reasons)
+    forwarded, returned, counters, _ = tables
+    wide = replace(maps, forwarded=forwarded, returned=returned, counters=counters, reasons=reasons)
     figures = {"control.counters_64": Figure(_timed(lambda: readings.counters(wide, 0.0)) * MS, "ms")}
     everything = Figure(_timed(lambda: readings.totals(tables, readings.ran(wide))) * MS, "ms")
     figures["control.counters_64_requests"] = everything

@@ -325,15 +325,15 @@ def test_a_member_at_an_index_that_another_had_counts_from_zero(
     install_some(loaded)
     maps = open_instance(config.instance)
     index = steering.endpoint_rows(maps)["web-1-a"]
-    maps.counters["packets"][:, index] = 7
+    maps.forwarded["packets"][:, index] = 7
     maps.reasons[:, 0, 0] = 1  # as if these CPUs had seen them
-    assert int(loaded.counters().packets[index]) == 7 * len(maps.counters)
+    assert int(loaded.counters().packets[index]) == 7 * len(maps.forwarded)
     loaded.apply(model.RemoveMember("web-1-a"))
     loaded.apply(model.InstallMember(shadow("web-1-c", 3, "web-1")))
     found = loaded.counters()
     assert found.rows["web-1-c"] == index
     assert int(found.packets[index]) == 0
-    maps.counters["packets"][0, index] += 2
+    maps.forwarded["packets"][0, index] += 2
     assert int(loaded.counters().packets[index]) == 2
     loaded.apply(model.InstallMember(shadow("web-1-c", 3, "web-1")))
     assert int(loaded.counters().packets[index]) == 2, "installed again it is the same member"

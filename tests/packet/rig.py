@@ -69,6 +69,8 @@ class Rig:
         self.flows = view("flows", layout.BUCKET)["flow"]
         self.flow_keys = view("flow_keys", layout.BUCKET_KEYS)["key"]
         self.counters = view("counters", layout.ENDPOINT_COUNTERS).reshape(SIZES.cpus, SIZES.endpoints)
+        self.forwarded = view("forwarded", layout.TRAFFIC).reshape(SIZES.cpus, SIZES.endpoints)
+        self.returned = view("returned", layout.TRAFFIC).reshape(SIZES.cpus, SIZES.endpoints)
         self.interfaces = view("interfaces", layout.INTERFACE)
         self.reasons = view("reasons", layout.REASON_COUNTS)["count"]
         """(cpus * INTERFACE_ROWS, REASON_SLOTS)."""
@@ -89,7 +91,9 @@ class Rig:
         for array in (self.services, self.endpoints, self.cells, self.slots, self.flows, self.flow_keys):
             array.view(np.uint8)[...] = 0
         written = (self.limits, self.counters, self.reasons, self.rtt, self.gates, self.cpus)
-        for array in (*written, self.requests, self.response, self.gateways, self.near, self.interfaces):
+        for array in (*written, self.forwarded, self.returned, self.requests, self.response):
+            array.view(np.uint8)[...] = 0
+        for array in (self.gateways, self.near, self.interfaces):
             array.view(np.uint8)[...] = 0
         self.service_targets.clear()
         self.endpoint_targets.clear()
@@ -253,8 +257,14 @@ class Rig:
 
     def count(self, index: int, name: str) -> int:
         """Of the endpoint's counters, those of requests included."""
-        of = self.requests if name in layout.REQUEST_COUNTERS.names else self.counters
-        return int(of[:, index][name].sum())
+        table, field = self.counters, name
+        if name in layout.TRAFFIC.names:
+            table = self.forwarded
+        elif name in layout.REQUEST_COUNTERS.names:
+            table = self.requests
+        elif name.startswith("return_"):
+            table, field = self.returned, name.removeprefix("return_")
+        return int(table[:, index][field].sum())
 
     def counts(self, index: int, *names: str) -> Mapping[str, int]:
         return {name: self.count(index, name) for name in names}

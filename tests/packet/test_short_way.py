@@ -91,6 +91,8 @@ class Ways:
             "keys": rig.flow_keys.base.view(np.uint8),
             "counters": rig.counters.view(np.uint8),
             "requests": rig.requests.view(np.uint8),
+            "forwarded": rig.forwarded.view(np.uint8),
+            "returned": rig.returned.view(np.uint8),
             "reasons": reasons.view(np.uint8),
             "flooded": rig.cpus["flooded"],
         }

@@ -93,7 +93,7 @@ class Asked:
         return told
 
     def _packets(self) -> np.ndarray:
-        counted = self.rig.counters["packets"] + self.rig.counters["return_packets"]
+        counted = self.rig.forwarded["packets"] + self.rig.returned["packets"]
         return counted.sum(axis=0).astype(np.int64)
 
 

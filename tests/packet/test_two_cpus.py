@@ -184,9 +184,9 @@ def test_every_packet_stays_with_its_service_and_is_counted_once(
     assert sent.changes > 100
     assert len(sent.packets) == len(CORES) * len(SERVICES)
     for (core, service), packets in sent.packets.items():
-        assert int(rig.counters[core, list(world.of(service))]["packets"].sum()) == packets
+        assert int(rig.forwarded[core, list(world.of(service))]["packets"].sum()) == packets
         elsewhere = [index for index in range(SIZES.endpoints) if index not in world.of(service)]
-        assert int(rig.counters[core, elsewhere]["packets"].sum()) == sum(
+        assert int(rig.forwarded[core, elsewhere]["packets"].sum()) == sum(
             count for (at, other), count in sent.packets.items() if at == core and other != service
         )
     reasons = dict(zip(layout.REASONS, rig.reasons.sum(axis=0).tolist(), strict=False))

@@ -31,7 +31,7 @@ def test_totals_are_of_the_cpus_asked_for_and_of_no_others(cpus: set[int], rows:
 
 @pytest.mark.parametrize("cpus", [range(CPUS), (0, 1, 3, 5), (2,)], ids=["all CPUs", "some", "one"])
 def test_large_tables_are_summed_by_several_threads_to_the_same(cpus: range | tuple[int, ...]) -> None:
-    large = table(40_000)
+    large = table(50_000)
     assert large[0].nbytes * len(cpus) >= readings._WORTH_THREADS_BYTES or len(cpus) < 4
     (found,) = readings.totals([large], np.array(cpus))
     assert (found == large.view("<u8")[list(cpus)].sum(axis=0, dtype=np.uint64)).all()
