@@ -49,7 +49,7 @@ static __always_inline bool is_echo_request(const struct packet *packet)
 {
 	struct icmp_header *echo = packet->l4;
 
-	return (void *)(echo + 1) <= packet->end &&
+	return reaches(packet, echo + 1) &&
 	       echo->type == echo_request(packet);
 }
 
@@ -86,11 +86,11 @@ static __always_inline bool parse_embedded(const struct packet *packet,
 	struct iphdr *ip;
 	void *at;
 
-	if ((void *)(error + 1) > packet->end || !is_error(packet, error->type))
+	if (!reaches(packet, error + 1) || !is_error(packet, error->type))
 		return false;
 	if (packet->v6) {
 		ip6 = (void *)(error + 1);
-		if ((void *)(ip6 + 1) > packet->end)
+		if (!reaches(packet, ip6 + 1) || ip6->version != 6)
 			return false;
 		copy_v6(about->source, &ip6->saddr);
 		copy_v6(about->destination, &ip6->daddr);
@@ -98,7 +98,8 @@ static __always_inline bool parse_embedded(const struct packet *packet,
 		at = ip6 + 1;
 	} else {
 		ip = (void *)(error + 1);
-		if ((void *)(ip + 1) > packet->end || ip->ihl < IP_WORDS_MIN ||
+		if (!reaches(packet, ip + 1) || ip->version != 4 ||
+		    ip->ihl < IP_WORDS_MIN ||
 		    (ip->frag_off & bpf_htons(IP_OFFSET)))
 			return false;
 		map_v4(about->source, ip->saddr, packet->zero);
@@ -110,7 +111,7 @@ static __always_inline bool parse_embedded(const struct packet *packet,
 		return false;
 	about->ip = error + 1;
 	about->ports = at;
-	if ((void *)(about->ports + 1) > packet->end)
+	if (!reaches(packet, about->ports + 1))
 		return false;
 	about->source_port = about->ports->source;
 	about->destination_port = about->ports->destination;

@@ -155,6 +155,15 @@ static __always_inline bool is_cut_short(const struct packet *packet,
 #endif
 }
 
+/*
+ * Whether the IP packet reaches there: what lies behind it in the frame is the
+ * link's padding. The first half is for the verifier.
+ */
+static __always_inline bool reaches(const struct packet *packet, const void *to)
+{
+	return to <= packet->end && (u32)(to - packet->l3) <= packet->bytes;
+}
+
 /* Whether a router may send it on in fragments; never over IPv6. */
 static __always_inline bool may_be_cut(const struct packet *packet)
 {
@@ -340,7 +349,8 @@ static __always_inline enum parsed parse_extensions(struct packet *packet,
 			return PARSED;
 		}
 		extension = cursor->at;
-		if (cursor->at + FRAGMENT_BYTES > packet->end)
+		if (i == EXTENSIONS_MAX || cursor->bytes < FRAGMENT_BYTES ||
+		    cursor->at + FRAGMENT_BYTES > packet->end)
 			return PARSED_BROKEN;
 		length = (extension->hdrlen + 1) * EXTENSION_UNIT;
 		if (packet->protocol == IPPROTO_FRAGMENT) {
