@@ -21,7 +21,7 @@ READY := $(VENV)/ready-$(shell pwd | cksum | cut -d' ' -f1)
 
 export TRACE TARGET
 
-.PHONY: help setup demo test test-kernel lint bench lab format clean
+.PHONY: help setup demo test test-kernel fuzz lint bench lab format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -65,6 +65,9 @@ test: setup ## all tests, as root
 
 test-kernel: setup build/kernel-packages ## the packet tests on Debian's stock kernel under qemu, as root
 	@$(BIN)/python -m tests.kernel
+
+fuzz: setup ## 200 000 random frames, against the reference, as root
+	@$(BIN)/python -m tests.fuzz
 
 lint: setup ## ruff, mypy, import contracts, yamllint
 	@$(BIN)/ruff check .

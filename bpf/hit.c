@@ -12,7 +12,7 @@
  */
 
 #define LONG_WAY (-1)
-#define NEWS (TCP_FIN | TCP_SYN | TCP_RST)
+#define NEWS (TCP_FIN | TCP_SYN | TCP_RST)	/* what tells something */
 #define IP_PLAIN 0x45			/* version 4, no options */
 #define IP6_VERSION 6
 #define TTL_LESS_ONE 0xfffffffeU	/* csum_change(ttl, ttl - 1) of any */
@@ -27,7 +27,7 @@ struct glance {
 	u32 bytes;		/* of the IP packet */
 	u32 payload;		/* of TCP */
 	u8 protocol;
-	u8 news;		/* flags of TCP that tell something */
+	u8 flags;		/* TCP's */
 };
 
 struct known {
@@ -65,7 +65,7 @@ static __always_inline bool glance_tcp(struct glance *seen, u32 l3_bytes)
 	u32 header = (tcp[TCP_OFFSET_BYTE] >> 4) * 4;
 
 	seen->payload = seen->bytes - l3_bytes - header;
-	seen->news = tcp[TCP_FLAGS_BYTE] & NEWS;
+	seen->flags = tcp[TCP_FLAGS_BYTE];
 	return header >= sizeof(struct tcphdr) &&
 	       l3_bytes + header <= seen->bytes;
 }
@@ -77,7 +77,7 @@ static __always_inline bool glance_udp(struct glance *seen, u32 l3_bytes,
 	u32 length = bpf_ntohs(udp->len);
 
 	seen->payload = 0;
-	seen->news = 0;
+	seen->flags = 0;
 	return length >= sizeof(*udp) && l3_bytes + length <= seen->bytes &&
 	       (!v6 || udp->check);
 }
@@ -408,7 +408,8 @@ static __always_inline int hit_flood(struct here *here,
 	u32 index = 0, at;
 	u64 hash;
 
-	if (seen->news != TCP_SYN || !still_flooded(here, own))
+	if ((seen->flags & (NEWS | TCP_ACK)) != TCP_SYN ||
+	    !still_flooded(here, own))
 		return LONG_WAY;
 	target_seen(&target, seen->source, 0, 0, v6);
 	if (is_martian(target.address) ||
@@ -451,7 +452,7 @@ static __always_inline int hit_ip(struct here *here, void *data, void *end,
 	if (!glance(here->ctx, &seen, data, end, v6))
 		return LONG_WAY;
 	/* A dry run shall tell all of the decision's steps. */
-	if (seen.news)
+	if (seen.flags & NEWS)
 		return DRY_RUN ? LONG_WAY : hit_flood(here, &seen, v6);
 	return may_be_service(here->settings,
 			      seen.destination[v6 ? ADDRESS_WORDS - 1 : 0],

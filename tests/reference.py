@@ -2,7 +2,8 @@
 """The routing rule in plain Python, for tests: what steer must do with one packet after another.
 
 It imports nothing of ours, or it would prove nothing. It knows no buckets: its flow cache is a dictionary
-that forgets nothing, so it is compared where the program's cache is not full. Time stands still.
+that forgets nothing, so it is compared where the program's cache is not full. Time is what it is told, in
+ticks. Frames are for tests/reference_frames.py, which asks this for the route of what it found in them.
 """
 
 from __future__ import annotations
@@ -10,17 +11,44 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 U64 = (1 << 64) - 1
 SLOTS, SLOT_TRIES, SLOT_STRIDE, RING_TRIES = 128, 16, 53, 8
 ALL = 0xFFFFFFFF
 TCP, UDP = 6, 17
+NEVER = 1 << 62
+STAMP_TICKS = 62
+"""A SYN's time is remembered in 24 bits of microseconds: 16 s."""
+ACK_WINDOW, ACK_BITS = 65536, 0xFFFFFF
 
 Reference = tuple[int, int]
 """Index of an endpoint and the generation of that index."""
 Target = tuple[str, int, int]
 """Address, port, protocol."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """A next hop that is trusted."""
+
+    mtu: int = 0
+    """Bytes of IP packet; 0: unknown."""
+    vlan: int = 0
+    to: bytes = bytes.fromhex("020000000e01")
+    by: bytes = bytes.fromhex("020000000a01")
+    """MAC addresses, of the next hop and of the device that leads there."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Ticks that a flow may be silent for."""
+
+    opening: int = NEVER
+    established: int = NEVER
+    closing: int = NEVER
+    udp: int = NEVER
 
 
 @dataclass
@@ -39,6 +67,8 @@ class Endpoint:
     used: int = 0
     """Of them, those given already."""
     slots: list[Reference | None] = field(default_factory=lambda: [None] * SLOTS)
+    hop: Hop | None = Hop()
+    """None: its packets are left to the kernel."""
 
     @property
     def takes_new(self) -> bool:
@@ -63,6 +93,7 @@ class Service:
     """All flows of a client's address go alike."""
     requests: str = "off"
     """off, http1, tls"""
+    present: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,6 +113,10 @@ class Flow:
     marks: set[str]
     due: int = 0
     """Sequence number of the byte that a request may begin with."""
+    seen: int = 0
+    """The tick in which it was seen last."""
+    expects: int = 0
+    """What the client has to acknowledge, once there is a "syn-ack"."""
 
     @property
     def closing(self) -> bool:
@@ -101,6 +136,10 @@ class Packet:
     payload: bytes = b""
     sequence: int = 1000
     acknowledged: int = 2000
+    bytes: int = 0
+    """Of the IP packet."""
+    may_be_cut: bool = True
+    """By a router, into fragments."""
 
     @property
     def opens(self) -> bool:
@@ -114,8 +153,20 @@ class Outcome:
     """Who was given it, or who sent it."""
     source: tuple[str, int] | None = None
     destination: tuple[str, int] | None = None
-    teller: str = ""
-    """Who tells its sender by ICMP that it does not go on."""
+    """What it leaves with; both None: as it came."""
+    hop: Hop | None = None
+    """None: it stays with the kernel, or ends."""
+    mtu: int = 0
+    """Of the way that it is too large for, where it may not be cut."""
+
+    @property
+    def left(self) -> bool:
+        return self.source is not None or self.destination is not None
+
+
+@lru_cache(4096)
+def number(address: str) -> int:
+    return int(ip_address(address))
 
 
 def mix(value: int) -> int:
@@ -128,7 +179,7 @@ def mix(value: int) -> int:
 
 
 def flow_hash(key: tuple[int, int], client: str, vip: str, client_port: int, port: int, protocol: int) -> int:
-    one, other = int(ip_address(client)), int(ip_address(vip))
+    one, other = number(client), number(vip)
     if ":" in client:
         value = (one >> 64 ^ key[0]) * (key[1] | 1) & U64
         value ^= value >> 32
@@ -149,8 +200,8 @@ def is_martian(address: str) -> bool:
     if ":" not in address:
         first = int(address.partition(".")[0])
         return first in (0, 127) or first >= 224
-    number = int(ip_address(address))
-    return number >> 120 == 0xFF or number >> 118 == 0xFE80 >> 6 or number >> 32 == 0
+    value = number(address)
+    return value >> 120 == 0xFF or value >> 118 == 0xFE80 >> 6 or value >> 32 == 0
 
 
 def pick_hash(value: int) -> int:
@@ -206,59 +257,112 @@ class Steering:
         self.own: list[str] = []
         self.flows: dict[tuple[int, str, int], Flow] = {}
         self.counted: Counter[tuple[str, int]] = Counter()
+        self.now = 0
+        """Tick."""
+        self.idle = Idle()
+        self.seen_ticks = 0
+        """When a flow was seen last is noted late, by so many ticks."""
+        self.insert_limit = NEVER
+        """New flows that are remembered in a tick."""
+        self.inserted = self.flooded = self.floods = 0
+        self.insert_tick = self.flood_tick = -1
+        self.gateways: dict[int, Hop] = {}
+        """IP version -> the way to clients that are not near."""
+        self.near: list[IPv4Network | IPv6Network] = []
+
+    def service_at(self, target: Target) -> int | None:
+        for index, service in self.services.items():
+            if service.present and target == (service.vip, service.port, service.protocol):
+                return index
+        return None
 
     def route(self, packet: Packet) -> Outcome:
-        for index, service in self.services.items():
-            if (packet.destination, packet.port, packet.protocol) == (
-                service.vip,
-                service.port,
-                service.protocol,
-            ):
-                return self._forward(packet, index, service)
+        index = self.service_at((packet.destination, packet.port, packet.protocol))
+        if index is not None:
+            return self._forward(packet, index, self.services[index])
         sender = self.returns.get((packet.source, packet.source_port, packet.protocol))
         if sender is not None:
             return self._give_back(packet, sender)
-        if self._is_vip(packet.destination) and not self._is_direct(packet.destination):
-            return Outcome("drop_vip_port")
-        return Outcome("pass_other")
+        return Outcome("drop_vip_port" if self.would_loop(packet.destination) else "pass_other")
 
     # ---- client to endpoint ---------------------------------------------------------------
 
     def _forward(self, packet: Packet, index: int, service: Service) -> Outcome:
         if packet.ttl <= 1:
-            return self._refuse(packet, service)
+            return Outcome("pass_ttl")
         name = (index, packet.source, packet.source_port)
-        flow = self.flows.get(name)
+        looked_for = not (packet.opens and self.flood_tick == self.now)
+        flow = self.flows.get(name) if looked_for else None
         chosen = self._goes_on(packet, index, service, flow) if flow else None
-        if chosen is None and self._is_no_client(packet.source):
+        if chosen is None and self.is_no_client(packet.source):
             return Outcome("drop_source")
         if chosen is None:
             chosen = self._start(packet, name, service)
         if chosen is None:
             return Outcome("drop_no_endpoint")
-        endpoint = self.endpoints[chosen]
-        self.counted["packets", chosen] += 1
-        return Outcome("forward_hop", chosen, destination=(endpoint.address, endpoint.port))
+        outcome = self.to_endpoint(chosen, packet.bytes, packet.may_be_cut)
+        self.count_sent(outcome, packet.bytes)
+        return outcome
+
+    def to_endpoint(self, index: int, size: int, may_be_cut: bool) -> Outcome:
+        """How a packet of ``size`` bytes leaves for it."""
+        endpoint = self.endpoints[index]
+        reason = self._way("forward", endpoint.hop, size, may_be_cut)
+        if endpoint.hop and reason == "pass_mtu":
+            return Outcome(reason, index, mtu=endpoint.hop.mtu)
+        hop = endpoint.hop if reason == "forward_hop" else None
+        return Outcome(reason, index, destination=(endpoint.address, endpoint.port), hop=hop)
+
+    def to_client(self, sender: int, client: str, size: int, may_be_cut: bool) -> Outcome:
+        """How a packet leaves that is from an endpoint of a service, under the service's name."""
+        service = self.services[self.endpoints[sender].service]
+        gateway = None if self._is_near(client) else self.gateways.get(6 if ":" in client else 4)
+        reason = self._way("return", gateway, size, may_be_cut)
+        if gateway and reason == "pass_mtu":
+            return Outcome(reason, sender, mtu=gateway.mtu)
+        hop = gateway if reason == "return_hop" else None
+        return Outcome(reason, sender, source=(service.vip, service.port), hop=hop)
+
+    @staticmethod
+    def _way(kind: str, hop: Hop | None, size: int, may_be_cut: bool) -> str:
+        if hop is None:
+            return f"{kind}_kernel"
+        if hop.mtu and size > hop.mtu:
+            return f"{kind}_cut" if may_be_cut else "pass_mtu"
+        return f"{kind}_hop"
+
+    def count_sent(self, outcome: Outcome, size: int) -> None:
+        if outcome.left and outcome.endpoint is not None:
+            kind = "return_" if outcome.source else ""
+            self.counted[f"{kind}packets", outcome.endpoint] += 1
+            self.counted[f"{kind}bytes", outcome.endpoint] += size
 
     def _goes_on(self, packet: Packet, index: int, service: Service, flow: Flow) -> int | None:
         endpoint = self._present(flow.endpoint)
         if endpoint is None or endpoint.service != index:
             return None
-        if endpoint.down and not (service.keep and "established" in flow.marks):
+        if not self._still_serves(endpoint, service, flow):
             return None
         if packet.opens:
-            if flow.closing or not (endpoint.takes_new or "established" in flow.marks):
+            if (
+                flow.closing
+                or self.is_idle(flow, TCP)
+                or not (endpoint.takes_new or "established" in flow.marks)
+            ):
                 return None
             if "syn-ack" not in flow.marks:
                 flow.marks.add("sent again")
             return flow.endpoint[0]
+        if packet.protocol == UDP and self.is_idle(flow, UDP):
+            return None
         gained: set[str] = set()
         if "R" in packet.flags:
             gained = {"rst"}
         elif packet.protocol == TCP:
             gained |= {"fin client"} if "F" in packet.flags else set()
-            if "A" in packet.flags and "syn-ack" in flow.marks:
-                gained.add("established")
+            if "syn-ack" in flow.marks and "A" in packet.flags:
+                ahead = (packet.acknowledged - flow.expects) & ACK_BITS
+                gained |= {"established"} if ahead < ACK_WINDOW else set()
         new = self._mark(flow, gained, packet, service, packet.source, packet.source_port)
         if packet.protocol == TCP and service.requests != "off":
             self._asks(packet, service, flow, "established" in new)
@@ -285,33 +389,49 @@ class Steering:
             flow.due = packet.sequence + 1 if before > 1 << 16 else flow.due
             return
         flow.marks.add("request")
+        flow.seen = self.now
         self.counted["requests", flow.endpoint[0]] += 1
 
     def _start(self, packet: Packet, name: tuple[int, str, int], service: Service) -> int | None:
-        remembered = packet.protocol == UDP or (packet.opens and "R" not in packet.flags)
+        room = "R" not in packet.flags and self._may_remember()
+        remembered = room and (packet.protocol == UDP or packet.opens)
         pick = self._pick_bits(service, packet.source, packet.source_port)
         choice = self._pick(name[0], service, pick, limited=remembered and not service.affinity)
         if choice is None:
             return None
         live, chosen = choice.live, choice.given
         self.counted["limited", choice.hashed[0]] += chosen != choice.hashed
+        marks: set[str] = set()
         if packet.protocol == TCP and not packet.opens:
             marks = {"midstream", *(["fin client"] if "F" in packet.flags else [])}
             self._count("midstream", live)
+        elif packet.protocol == UDP and not room:
+            self.counted["unremembered", chosen[0]] += 1
         else:
             marks = {"syn"} if packet.opens else set()
             self._count("offered", live)
             self.counted["spilled", live or 0] += choice.spilled
             self.counted["flows", chosen[0]] += 1
-        if "R" in packet.flags:
-            if packet.opens:
-                self.counted["unremembered", chosen[0]] += 1
-        else:
+            self.counted["unremembered", chosen[0]] += not room
+        if room:
             before = self.flows.get(name)
             if before and "request" in before.marks and self._present(before.endpoint):
                 self.counted["aborted", before.endpoint[0]] += 1
-            self.flows[name] = Flow(chosen, marks, packet.sequence + len(packet.payload))
+            due = packet.sequence + len(packet.payload)
+            self.flows[name] = Flow(chosen, marks, due, self.now)
         return chosen[0]
+
+    def _may_remember(self) -> bool:
+        """Past so many in a tick there is a flood, and nothing more is remembered until the next one."""
+        if self.insert_tick != self.now:
+            self.insert_tick, self.inserted = self.now, 0
+        if self.inserted < self.insert_limit:
+            self.inserted += 1
+            return True
+        self.floods += self.flood_tick != self.now
+        self.flood_tick = self.now
+        self.flooded += 1
+        return False
 
     def _pick_bits(self, service: Service, client: str, client_port: int) -> int:
         """What ring, spill and slot are taken from."""
@@ -361,19 +481,20 @@ class Steering:
         endpoint = self.endpoints[sender]
         service = self.services[endpoint.service]
         flow = self.flows.get((endpoint.service, packet.destination, packet.port))
-        if flow and flow.endpoint != (sender, endpoint.generation):
+        if flow and (flow.endpoint != (sender, endpoint.generation) or self.is_idle(flow, packet.protocol)):
             flow = None
         if not flow:
-            if self._is_direct(packet.destination):
+            if self.is_direct(packet.destination):
                 return Outcome("pass_direct")
             if self._is_vip(packet.destination):
                 return Outcome("drop_vip_port")
         if packet.ttl <= 1:
-            return self._refuse(packet, service)
-        if flow:
+            return Outcome("pass_ttl")
+        outcome = self.to_client(sender, packet.destination, packet.bytes, packet.may_be_cut)
+        if flow and outcome.left:
             self._answered(packet, flow, service, sender)
-        self.counted["return_packets", sender] += 1
-        return Outcome("return_kernel", sender, source=(service.vip, service.port))
+        self.count_sent(outcome, packet.bytes)
+        return outcome
 
     def _answered(self, packet: Packet, flow: Flow, service: Service, sender: int) -> None:
         gained: set[str] = set()
@@ -384,12 +505,15 @@ class Steering:
             self.counted["resets", sender] += "rst" not in flow.marks
         elif "S" in packet.flags:
             gained = {"syn-ack"} if "syn" in flow.marks else set()
-            if gained - flow.marks and "sent again" not in flow.marks:
+            timed = "sent again" not in flow.marks and self.now - flow.seen < STAMP_TICKS
+            if gained - flow.marks and timed:
                 self.counted["rtt_count", sender] += 1
         else:
             gained |= {"fin endpoint"} if "F" in packet.flags else set()
             gained |= {"established"} if "midstream" in flow.marks else set()
         self._mark(flow, gained, packet, service, packet.destination, packet.port)
+        if "S" in packet.flags and "syn-ack" in flow.marks and "established" not in flow.marks:
+            flow.expects = (packet.sequence + 1) & ALL
         if "request" in flow.marks and service.requests != "off":
             self._replies(packet, service, flow, sender)
 
@@ -407,6 +531,8 @@ class Steering:
         self, flow: Flow, gained: set[str], packet: Packet, service: Service, client: str, port: int
     ) -> set[str]:
         new = gained - flow.marks
+        if new or flow.closing or self.now - flow.seen > self.seen_ticks:
+            flow.seen = self.now
         flow.marks |= gained
         if "established" in new and "midstream" not in flow.marks:
             pick = self._pick_bits(service, client, port)
@@ -416,13 +542,44 @@ class Steering:
             self.counted["fins", flow.endpoint[0]] += 1
         return new
 
-    def _refuse(self, packet: Packet, service: Service) -> Outcome:
-        """Its TTL has ended; no route is known to its sender."""
-        if self._is_no_client(packet.source):
-            return Outcome("drop_source")
-        return Outcome("reply_ttl", teller=service.vip)
+    # ---- what an ICMP error is about ---------------------------------------------------------
+
+    def error_about_answer(self, source: Target, client: tuple[str, int]) -> int | None:
+        """Who gets an error about what left as ``source``, a service; None: it is about no flow."""
+        index = self.service_at(source)
+        flow = self.flows.get((index, *client)) if index is not None else None
+        endpoint = self._present(flow.endpoint) if flow else None
+        if index is None or flow is None or endpoint is None or endpoint.service != index:
+            return None
+        return flow.endpoint[0] if self._still_serves(endpoint, self.services[index], flow) else None
+
+    def error_about_request(self, client: tuple[str, int], destination: Target) -> int | None:
+        """Which endpoint an error is about that was sent to ``client``; None: about no flow."""
+        sender = self.returns.get(destination)
+        if sender is None:
+            return None
+        endpoint = self.endpoints[sender]
+        flow = self.flows.get((endpoint.service, *client))
+        return sender if flow and flow.endpoint == (sender, endpoint.generation) else None
 
     # ---- small things ----------------------------------------------------------------------
+
+    def serves(self, reference: Reference) -> bool:
+        endpoint = self._present(reference)
+        return endpoint is not None and not endpoint.down
+
+    def is_idle(self, flow: Flow, protocol: int) -> bool:
+        if flow.closing:
+            limit = self.idle.closing
+        elif protocol == UDP:
+            limit = self.idle.udp
+        else:
+            limit = self.idle.established if "established" in flow.marks else self.idle.opening
+        return self.now - flow.seen > limit
+
+    @staticmethod
+    def _still_serves(endpoint: Endpoint, service: Service, flow: Flow) -> bool:
+        return not endpoint.down or (service.keep and "established" in flow.marks)
 
     def _present(self, reference: Reference | None) -> Endpoint | None:
         if reference is None:
@@ -432,11 +589,18 @@ class Steering:
             return endpoint
         return None
 
-    def _is_no_client(self, address: str) -> bool:
+    def is_no_client(self, address: str) -> bool:
         return is_martian(address) or address in self.own or self._is_vip(address)
 
-    def _is_direct(self, address: str) -> bool:
+    def would_loop(self, address: str) -> bool:
+        """The kernel would send it back to the router."""
+        return self._is_vip(address) and not self.is_direct(address)
+
+    def is_direct(self, address: str) -> bool:
         return any(ip_address(address) in prefix for prefix in self.direct)
+
+    def _is_near(self, address: str) -> bool:
+        return any(ip_address(address) in prefix for prefix in self.near)
 
     def _is_vip(self, address: str) -> bool:
         return any(service.vip == address for service in self.services.values())

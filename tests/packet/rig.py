@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -255,8 +258,8 @@ class Rig:
         assert counted.sum() == 1, "every packet is counted under one reason"
         return Result(run.verdict, layout.REASONS[int(counted.argmax())], Ether(run.packet), run.packet)
 
-    def count(self, index: int, name: str) -> int:
-        """Of the endpoint's counters, those of requests included."""
+    def counted(self, name: str) -> np.ndarray:
+        """(cpus, endpoints) of one of their counters, those of requests included."""
         table, field = self.counters, name
         if name in layout.TRAFFIC.names:
             table = self.forwarded
@@ -264,7 +267,10 @@ class Rig:
             table = self.requests
         elif name.startswith("return_"):
             table, field = self.returned, name.removeprefix("return_")
-        return int(table[:, index][field].sum())
+        return table[field]
+
+    def count(self, index: int, name: str) -> int:
+        return int(self.counted(name)[:, index].sum())
 
     def counts(self, index: int, *names: str) -> Mapping[str, int]:
         return {name: self.count(index, name) for name in names}
@@ -324,6 +330,17 @@ def udp(
     source: str, source_port: int, destination: str, port: int, payload: bytes = b"", ttl: int = 64
 ) -> Packet:
     return _ip(source, destination, ttl) / UDP(sport=source_port, dport=port) / payload
+
+
+@contextmanager
+def nowhere() -> Iterator[str]:
+    """A network namespace without any route."""
+    name = f"penumbra-nowhere-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 def refused(packet: Packet, teller: str, mtu: int = 0) -> bytes:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from controlplane.adapters.bcc import compile_program
+from tests.fuzz.both import one_cpu
+from tests.fuzz.episodes import search
 from tests.packet import (
     test_differential,
     test_flows,
@@ -27,7 +29,8 @@ Check = Callable[[Rig], object]
 
 
 def differential(rig: Rig) -> None:
-    test_differential.agree(rig, seed=0, packets=2500)
+    with one_cpu():
+        search(rig, test_differential.FRAMES, test_differential.START)
 
 
 def spill_limit(rig: Rig) -> None:

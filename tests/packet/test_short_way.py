@@ -353,6 +353,7 @@ FAULTS = {
     "an idle flow goes on": ("idle(here->settings, here->tick, life, seen->protocol)", "false"),
     "a request is not noticed": ("asked == back)", "asked && back)"),
     "an answer is not noticed": ("asked == back)", "!asked && !back)"),
+    "in a flood a SYN-ACK opens": ("(NEWS | TCP_ACK)", "NEWS"),
     "a flood that is over goes on": ("own->flood_tick == here->tick &&", "1 &&"),
     "of a flood nobody spills": (" || hash_spill_bits(pick) < spill", ""),
     "a flood comes from where no client is": ("is_martian(target.address) ||", "0 ||"),
