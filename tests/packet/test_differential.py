@@ -18,7 +18,7 @@ from tests.fuzz.both import SERVICES, Both, one_cpu
 from tests.fuzz.episodes import FailureError, play, search
 from tests.packet.rig import BPF_DIR, SIZES, Rig
 
-FRAMES, START = 5000, 1
+FRAMES, START = 5000, 5
 SMALL = 12
 """Actions, most often one to four, to which a failing episode of hundreds is brought down."""
 SEEN = {

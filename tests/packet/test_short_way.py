@@ -56,7 +56,7 @@ LIVES = (
     *(layout.FLOW_ESTABLISHED | layout.FLOW_FIN_CLIENT, layout.FLOW_ESTABLISHED | layout.FLOW_RST),
 )
 FLAGS = ("A", "A", "PA", "PA", "PAU", "S", "SA", "FA", "R")
-FLOOD = (*("S",) * 8, "SP", "SF", "SR", "A")
+FLOOD = (*("S",) * 8, "SP", "SF", "SR", "SA", "A")
 LONG = ("verdict = hit(&here);", "verdict = LONG_WAY;")
 SHORT = ("verdict == LONG_WAY ? long_way(&here) : verdict", "verdict == LONG_WAY ? XDP_ABORTED : verdict")
 

@@ -249,6 +249,10 @@ def limited(rig: Rig, *, still: bool) -> Rig:
     return rig
 
 
+SECOND = 10
+"""Flows: who is second with one counts it for whom the first gave it to, let in or not."""
+
+
 def most_given(rig: Rig) -> int:
     return max(rig.count(index, "flows") for index in World.of(1))
 
@@ -257,8 +261,7 @@ def test_in_one_window_both_cores_together_give_no_more_than_the_limit(harnesses
     rig = limited(large(BPF_DIR), still=True)
     try:
         start_together(rig, harnesses[0])
-        # A core that was second with a flow had counted it too.
-        assert LIMIT * 0.8 < most_given(rig) <= LIMIT
+        assert LIMIT * 0.8 < most_given(rig) <= LIMIT + SECOND
         assert rig.count(SPARE, "flows") > NEW_FLOWS // 2 - MEMBERS * LIMIT
     finally:
         rig.compiled.close()
@@ -271,7 +274,7 @@ def test_in_windows_that_end_neither(harnesses: list[Harness]) -> None:
         start_together(rig, harnesses[0])
         windows = int(time.monotonic() * 1e9 / layout.WINDOW_NS) - int(began_s * 1e9 / layout.WINDOW_NS) + 1
         assert windows < NEW_FLOWS // MEMBERS // LIMIT // 2, "most of the flows were past the limit"
-        assert LIMIT < most_given(rig) <= LIMIT * windows
+        assert LIMIT < most_given(rig) <= (LIMIT + SECOND) * windows
     finally:
         rig.compiled.close()
 
@@ -288,6 +291,6 @@ def test_counted_by_each_core_for_itself_it_would_be_passed(tmp_path: Path, harn
         for index in World.of(1):
             rig.limit(index, NEW_FLOWS // 16)
         start_together(rig, harnesses[0])
-        assert most_given(rig) > NEW_FLOWS // 16
+        assert most_given(rig) > NEW_FLOWS // 16 + SECOND
     finally:
         rig.compiled.close()
