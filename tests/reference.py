@@ -266,6 +266,9 @@ class Steering:
         """New flows that are remembered in a tick."""
         self.inserted = self.flooded = self.floods = 0
         self.insert_tick = self.flood_tick = -1
+        self.icmp_limit = NEVER
+        """ICMP errors of the access point's own that are sent in a tick."""
+        self.icmp_sent, self.icmp_tick = 0, -1
         self.gateways: dict[int, Hop] = {}
         """IP version -> the way to clients that are not near."""
         self.near: list[IPv4Network | IPv6Network] = []
@@ -364,6 +367,8 @@ class Steering:
                 ahead = (packet.acknowledged - flow.expects) & ACK_BITS
                 gained |= {"established"} if ahead < ACK_WINDOW else set()
         new = self._mark(flow, gained, packet, service, packet.source, packet.source_port)
+        if "established" in new and service.requests == "off":
+            flow.due = flow.expects  # the program keeps both in one place, and nobody looked
         if packet.protocol == TCP and service.requests != "off":
             self._asks(packet, service, flow, "established" in new)
         return flow.endpoint[0]
@@ -541,6 +546,14 @@ class Steering:
         if new & {"fin client", "fin endpoint"} and {"fin client", "fin endpoint"} <= flow.marks:
             self.counted["fins", flow.endpoint[0]] += 1
         return new
+
+    def may_refuse(self) -> bool:
+        """Whether one more ICMP error may be sent; counts it."""
+        if self.icmp_tick != self.now:
+            self.icmp_tick, self.icmp_sent = self.now, 0
+        within = self.icmp_sent < self.icmp_limit
+        self.icmp_sent += within
+        return within
 
     # ---- what an ICMP error is about ---------------------------------------------------------
 

@@ -354,6 +354,8 @@ class AccessPoint:
         steering = self.steering
         if steering.is_no_client(network.source):
             return "drop_source", frame
+        if not steering.may_refuse():
+            return "drop_icmp_limit", frame
         index = steering.service_at((packet.destination, packet.port, packet.protocol))
         if index is None:
             sender = steering.returns[packet.source, packet.source_port, packet.protocol]

@@ -224,11 +224,15 @@ class Both:
         self.steering.insert_limit = reference.NEVER if limit is None else limit
         self.let_pass(1)
 
+    def icmp_limit(self, limit: int | None) -> None:
+        self.rig.settings["icmp_limit"] = NO_LIMIT if limit is None else limit
+        self.steering.icmp_limit = reference.NEVER if limit is None else limit
+
     def let_pass(self, ticks: int) -> None:
         """What the program remembers becomes older; the reference's clock goes on."""
         rig = self.rig
         rig.age(ticks)
-        for name in ("insert_tick", "flood_tick"):
+        for name in ("insert_tick", "flood_tick", "icmp_tick"):
             rig.cpus[name] -= np.uint32(ticks)
         fragments = rig.compiled.maps["fragments"]
         for key in list(libbpf.map_keys(fragments, layout.FRAGMENT_KEY.itemsize)):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterable, Sequence
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -15,8 +16,8 @@ from tests.fuzz.steps import actions_of
 from tests.packet.rig import Rig
 
 STEPS = 400
-"""Of an episode; a number at two of its places is two steps."""
-EPISODES = st.lists(st.integers(0, 2**64 - 1), min_size=STEPS, max_size=STEPS)
+EPISODES = st.lists(st.integers(0, 99), min_size=10, max_size=10)
+"""What one's dice are seeded with: small numbers, for large ones hypothesis likes to take from sources."""
 
 
 class FailureError(AssertionError):
@@ -58,12 +59,12 @@ def small(rig: Rig, actions: list[Action], error: Exception) -> FailureError:
     return FailureError(actions, error)
 
 
-def run(rig: Rig, steps: Sequence[int]) -> Both:
-    """One episode from nothing."""
-    both, taken = Both(rig), list[Action]()
+def run(rig: Rig, episode: Sequence[int]) -> Both:
+    """One from nothing."""
+    both, taken, dice = Both(rig), list[Action](), random.Random(bytes(episode))
     try:
-        for place, step in enumerate(steps):
-            for action in actions_of(both, step * STEPS + place):
+        for _ in range(STEPS):
+            for action in actions_of(both, dice):
                 taken.append(action)
                 both.take(action)
         both.compare_state()
@@ -90,12 +91,12 @@ def search(rig: Rig, frames: int, start: int, see: Callable[[Both], None] = lamb
         report_multiple_bugs=False,
     )
     @given(EPISODES)
-    def agree(steps: list[int]) -> None:
+    def agree(episode: list[int]) -> None:
         nonlocal sent, failure
         if sent >= frames or failure:
             return
         try:
-            both = run(rig, steps)
+            both = run(rig, episode)
         except FailureError as found:  # made small already; hypothesis would try it again
             failure = found
             return

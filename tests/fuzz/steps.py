@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a number of an episode stands for: mostly sound packets of few flows, whose lives are long so."""
+"""What happens next in an episode: mostly sound packets of few flows, whose lives are long so."""
 
 from __future__ import annotations
 
@@ -61,9 +61,8 @@ def version_of(address: str) -> int:
     return 6 if ":" in address else 4
 
 
-def actions_of(both: Both, number: int) -> list[Action]:
+def actions_of(both: Both, dice: random.Random) -> list[Action]:
     """What to do next."""
-    dice = random.Random(number)
     what = dice.random()
     if what < 0.07:
         return dice.choice(CHANGES)(both, dice)
@@ -145,10 +144,14 @@ def change_seen_ticks(both: Both, dice: random.Random) -> list[Action]:
     return [["seen_ticks", dice.choice([0, 9])]]
 
 
+def change_icmp_limit(both: Both, dice: random.Random) -> list[Action]:
+    return [["icmp_limit", dice.choice([None, None, 0, 2])]]
+
+
 CHANGES: list[Callable[[Both, random.Random], list[Action]]] = [
     *(change_state, change_state, change_state, change_slots, change_slots, change_limit, change_limit),
     *(change_limit, change_ring, change_hop, change_hop, change_gateway, change_flags, change_insert_limit),
-    change_seen_ticks,
+    *(change_seen_ticks, change_icmp_limit),
 ]
 
 

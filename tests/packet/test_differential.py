@@ -26,6 +26,7 @@ SEEN = {
     *("reply_echo", "pass_other", "pass_direct", "pass_not_ip", "pass_vlan", "pass_icmp", "pass_fragment"),
     *(
         "reply_ttl",
+        "drop_icmp_limit",
         "reply_mtu",
         "drop_ttl",
         "drop_mtu",
