@@ -94,10 +94,13 @@ def mean_bytes(site: Steered) -> tuple[float, float]:
     """Of all packets so far: to endpoints, and back."""
     maps = open_instance(site.instance)
     try:
-        sums = {name: int(maps.counters[name].sum()) for name in maps.counters.dtype.names}
+        there, back = (
+            {name: int(table[name].sum()) for name in ("packets", "bytes")}
+            for table in (maps.forwarded, maps.returned)
+        )
     finally:
         maps.close()
-    return sums["bytes"] / sums["packets"], sums["return_bytes"] / sums["return_packets"]
+    return there["bytes"] / there["packets"], back["bytes"] / back["packets"]
 
 
 def frags_of(site: Steered) -> int:

@@ -120,8 +120,8 @@ def test_no_remembered_flow_changes_endpoint(harnesses: list[Harness]) -> None:
             churned.forwarded + FLOWS,
             churned.returned,
         )
-        assert int(rig.counters[CORES[0]]["return_packets"].sum()) == 0, "each core had its direction"
-        assert int(rig.counters[CORES[1]]["return_packets"].sum()) == churned.returned
+        assert int(rig.counted("return_packets")[CORES[0]].sum()) == 0, "each core had its direction"
+        assert int(rig.counted("return_packets")[CORES[1]].sum()) == churned.returned
         cached = rig.flows["id"] != 0
         owners = rig.endpoints["service"][(rig.flows["id"][cached] & layout.REF_INDEX_MASK).astype(int)]
         assert (owners == rig.flow_keys["service"][cached]).all(), (

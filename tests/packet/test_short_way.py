@@ -370,6 +370,6 @@ def test_a_fault_of_the_short_way_is_noticed(tmp_path: Path, right: str, wrong: 
     ways = Ways(tmp_path, tmp_path / "bpf")
     try:
         with pytest.raises(AssertionError):
-            compare(ways, seed=0, frames=FRAMES)
+            compare(ways, seed=0, frames=4 * FRAMES)
     finally:
         ways.close()
