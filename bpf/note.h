@@ -42,8 +42,9 @@
 	X(other_live)	/* a: try; b: {usable:32 | ref:32} */ \
 	X(choice)	/* a: ref; b: enum chose */ \
 	X(flooded)	/* too many new flows in this tick: it goes by hash alone */ \
+	X(moved)	/* to make room, to its other bucket; a: entry; b: its id */ \
 	X(place)	/* a: entry that the flow gets; b: id that stands there */ \
-	X(no_place)	/* both buckets are full of established flows */ \
+	X(no_place)	/* both buckets are full of established flows, and none of the first can move */ \
 	X(taken)	/* a: ref that another CPU has put there meanwhile */ \
 	X(not_kept)	/* a: ref by hash alone, for it won't be remembered */ \
 	X(counted)	/* a: index; b: enum counted_as */ \

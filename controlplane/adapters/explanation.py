@@ -320,6 +320,9 @@ class _Teller:
         self._found["remembered"] = False
         return "too many new flows on this CPU just now: by hash alone, nothing is remembered"
 
+    def _moved(self, note: Note) -> str:
+        return f"a flow of {self._name(note.b)} makes room: it moves to its other bucket, entry {note.a}"
+
     def _place(self, note: Note) -> str:
         self._found["remembered"] = True
         gives_way = f", in the place of a flow of {self._name(note.b)}" if note.b & 0xFFFFFFFF else ""
@@ -327,7 +330,7 @@ class _Teller:
 
     def _no_place(self, note: Note) -> str:
         self._found["remembered"] = False
-        return "not remembered: both its buckets are full of established flows"
+        return "not remembered: both its buckets are full of established flows, and none can move"
 
     def _taken(self, note: Note) -> str:
         return f"another CPU has just given the flow to {self._name(note.a)}"
