@@ -136,15 +136,18 @@ def compile_program(
     *,
     frags: bool = False,
 ) -> Compiled:
-    """Compiles ``steer.c`` and has the verifier load it; takes about a second.
+    """Compiles ``steer.c`` and has the verifier load it; takes some seconds.
 
     :param maps: name -> descriptor, for the program to work on these and not on maps of its own. Its
         ``REFUSALS`` are its own all the same, and filled: as long as somebody has them open or pinned.
+        Types, which bpftool shows maps by, are left out then: a third of the time.
     :param frags: takes frames in several buffers, too. Programs that do and that don't can't call each other.
     Raises DataplaneError with the compiler's or verifier's last lines.
     """
     source = source_dir / f"{PROGRAM}.c"
     defines = [*sizes.defines(with_maps=maps is None), f"-D{build.value}=1", f"-DFRAGS={frags:d}"]
+    if maps is not None:
+        defines.append("-g0")
     flags = libbpf.BPF_F_XDP_HAS_FRAGS * frags
     with _module(source, defines, source_dir) as (bcc, module):
         own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}

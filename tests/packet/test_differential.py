@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -97,20 +98,20 @@ def test_program_and_reference_agree(rig: Rig) -> None:
         assert counted[name] >= least, name
 
 
-def faulty(folder: Path, file: str, right: str, wrong: str) -> Rig:
+def faulty(folder: Path, maps: Mapping[str, int], file: str, right: str, wrong: str) -> Rig:
     shutil.copytree(BPF_DIR, folder / "bpf")
     source = folder / "bpf" / file
     text = source.read_text()
     assert text.count(right) == 1, f"{file} has changed: name the fault anew"
     source.write_text(text.replace(right, wrong))
-    return Rig(compile_program(folder / "bpf", SIZES))
+    return Rig(compile_program(folder / "bpf", SIZES, maps))
 
 
 @pytest.mark.parametrize(("file", "right", "wrong"), FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_is_found_and_told_by_a_few_actions(
     rig: Rig, tmp_path: Path, file: str, right: str, wrong: str
 ) -> None:
-    other = faulty(tmp_path, file, right, wrong)
+    other = faulty(tmp_path, rig.compiled.maps, file, right, wrong)
     try:
         with one_cpu():
             with pytest.raises(FailureError) as found:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -479,7 +479,7 @@ MUTATIONS = {
         "request.h", "hash_mix(hash ^ sequence)", "hash_mix(hash)", drawn_one_by_one
     ),
     "what a forgotten flow asked is in flight for ever": Mutation(
-        "steer.c", "\tabandon(here, &place);\n", "", place_of_another
+        "steer.c", "\t\tabandon(here, &place);", "\t\t;", place_of_another
     ),
     "an endpoint's requests are its parent's": Mutation(
         "steer.c",
@@ -495,7 +495,7 @@ MUTATIONS = {
 }
 
 
-def load(folder: Path, mutation: Mutation | None) -> Rig:
+def load(folder: Path, mutation: Mutation | None, maps: Mapping[str, int]) -> Rig:
     copy = folder / "bpf"
     shutil.copytree(BPF_DIR, copy)
     if mutation:
@@ -503,12 +503,12 @@ def load(folder: Path, mutation: Mutation | None) -> Rig:
         text = source.read_text()
         assert text.count(mutation.right) == 1, f"{mutation.file} has changed: name the fault anew"
         source.write_text(text.replace(mutation.right, mutation.wrong))
-    return Rig(compile_program(copy, SIZES))
+    return Rig(compile_program(copy, SIZES, maps))
 
 
 @pytest.fixture
-def unchanged(tmp_path: Path) -> Iterator[Rig]:
-    rig = load(tmp_path, None)
+def unchanged(tmp_path: Path, loaded: Rig) -> Iterator[Rig]:
+    rig = load(tmp_path, None, loaded.compiled.maps)
     yield rig
     rig.compiled.close()
 
@@ -520,8 +520,8 @@ def test_an_unchanged_copy_passes_every_check(unchanged: Rig) -> None:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_noticed(tmp_path: Path, mutation: Mutation) -> None:
-    rig = load(tmp_path, mutation)
+def test_noticed(tmp_path: Path, loaded: Rig, mutation: Mutation) -> None:
+    rig = load(tmp_path, mutation, loaded.compiled.maps)
     try:
         rig.reset()
         with pytest.raises(AssertionError):

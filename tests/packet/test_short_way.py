@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
 from controlplane.adapters import layout, libbpf
-from controlplane.adapters.bcc import compile_program
+from controlplane.adapters.bcc import Compiled, compile_program
 from tests.packet.rig import (
     ABORTED,
     BPF_DIR,
@@ -69,19 +70,25 @@ class Sent:
     """Name of a map -> its bytes."""
 
 
+def compiled(rig: Rig, folder: Path, way: tuple[str, str], fault: tuple[str, str] | None = None) -> Compiled:
+    """Only one way of it, on the rig's maps; ``fault`` is put into the short one."""
+    shutil.copytree(BPF_DIR, folder)
+    for file, change in (("steer.c", way), ("hit.c", fault)):
+        if change:
+            text = (folder / file).read_text()
+            assert text.count(change[0]) == 1, f"{file} has changed: name the place anew"
+            (folder / file).write_text(text.replace(*change))
+    return compile_program(folder, SIZES, rig.compiled.maps)
+
+
 class Ways:
     """Both programs and what they work on."""
 
-    def __init__(self, folder: Path, source: Path = BPF_DIR) -> None:
-        self._source = source
+    def __init__(self, rig: Rig, long: Compiled, short: Compiled) -> None:
         self._cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {max(self._cpus)})  # counters are each CPU's own
-        self.rig = Rig(compile_program(self._copy(folder / "long", *LONG), SIZES))
-        short = self._copy(folder / "short", *SHORT)
-        compiled = compile_program(short, SIZES, self.rig.compiled.maps)
-        self._programs = {"long": self.rig.compiled.program_fd, "short": compiled.program_fd}
-        self._short = compiled
-        rig = self.rig
+        self.rig = rig
+        self._programs = {"long": long.program_fd, "short": short.program_fd}
         # Of the interfaces without a row of their own: it is the only one that is written, of 256.
         reasons = rig.reasons.reshape(SIZES.cpus, layout.INTERFACE_ROWS, -1)[:, layout.OTHER_INTERFACES]
         self.flood: int | None = None
@@ -97,17 +104,8 @@ class Ways:
             "flooded": rig.cpus["flooded"],
         }
 
-    def _copy(self, folder: Path, whichever: str, this: str) -> Path:
-        shutil.copytree(self._source, folder)
-        text = (folder / "steer.c").read_text()
-        assert text.count(whichever) == 1, "steer.c has changed: name the place anew"
-        (folder / "steer.c").write_text(text.replace(whichever, this))
-        return folder
-
     def close(self) -> None:
         os.sched_setaffinity(0, self._cpus)
-        self._short.close()
-        self.rig.compiled.close()
 
     def send(self, frame: bytes) -> dict[str, Sent]:
         """By either way, from the same state; within one tick, for the tick is what they write."""
@@ -141,10 +139,21 @@ class Ways:
 
 
 @pytest.fixture(scope="module")
-def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
-    made = Ways(tmp_path_factory.mktemp("ways"))
+def long(loaded: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compiled]:
+    made = compiled(loaded, tmp_path_factory.mktemp("ways") / "long", LONG)
     yield made
     made.close()
+
+
+@contextmanager
+def ways(rig: Rig, long: Compiled, folder: Path, fault: tuple[str, str] | None = None) -> Iterator[Ways]:
+    short = compiled(rig, folder / "short", SHORT, fault)
+    made = Ways(rig, long, short)
+    try:
+        yield made
+    finally:
+        made.close()
+        short.close()
 
 
 def install(rig: Rig) -> None:
@@ -330,11 +339,14 @@ def compare(ways: Ways, seed: int, frames: int) -> dict[str, int]:
     return taken
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_short_way_does_the_same_as_the_long_one_or_nothing(ways: Ways, seed: int) -> None:
-    taken = compare(ways, seed, FRAMES)
-    assert set(taken) == {"forward_hop", "return_hop", "flood"}
-    assert min(taken.values()) > FRAMES / 160, f"too few to tell: {taken}"
+def test_the_short_way_does_the_same_as_the_long_one_or_nothing(
+    loaded: Rig, long: Compiled, tmp_path: Path
+) -> None:
+    with ways(loaded, long, tmp_path) as both:
+        for seed in range(2):
+            taken = compare(both, seed, FRAMES)
+            assert set(taken) == {"forward_hop", "return_hop", "flood"}
+            assert min(taken.values()) > FRAMES / 160, f"too few to tell: {taken}"
 
 
 FAULTS = {
@@ -360,16 +372,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("right", "wrong"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_fault_of_the_short_way_is_noticed(tmp_path: Path, right: str, wrong: str) -> None:
-    shutil.copytree(BPF_DIR, tmp_path / "bpf")
-    source = tmp_path / "bpf/hit.c"
-    text = source.read_text()
-    assert text.count(right) == 1, "hit.c has changed: name the fault anew"
-    source.write_text(text.replace(right, wrong))
-    ways = Ways(tmp_path, tmp_path / "bpf")
-    try:
-        with pytest.raises(AssertionError):
-            compare(ways, seed=0, frames=4 * FRAMES)
-    finally:
-        ways.close()
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_of_the_short_way_is_noticed(
+    loaded: Rig, long: Compiled, tmp_path: Path, fault: tuple[str, str]
+) -> None:
+    with ways(loaded, long, tmp_path, fault) as both, pytest.raises(AssertionError):
+        compare(both, seed=0, frames=4 * FRAMES)
