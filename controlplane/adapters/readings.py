@@ -45,10 +45,12 @@ def counters(maps: Maps, at_s: float) -> Counters:
     requests = np.zeros((top, len(_REQUEST_COLUMNS)), np.uint64)
     if told:
         requests = summed.pop() - maps.request_baselines[:top].view("<u8").reshape(top, -1)
-    counted = np.concatenate(summed, axis=1)
-    counted -= maps.baselines[:top].view("<u8").reshape(top, -1)
-    by_field = {name: counted[:, column] for column, name in enumerate(_COLUMNS)}
-    by_field |= {name: requests[:, column] for column, name in enumerate(_REQUEST_COLUMNS)}
+    before = maps.baselines[:top].view("<u8").reshape(top, -1)
+    columns: list[npt.NDArray[np.uint64]] = []  # views: a table of all of them would be a copy
+    for one in summed:
+        one -= before[:, len(columns) : len(columns) + one.shape[1]]
+        columns += list(one.T)
+    by_field = dict(zip((*_COLUMNS, *_REQUEST_COLUMNS), (*columns, *requests.T), strict=True))
     return Counters(at_s=at_s, rows=rows, requests_read=told, **by_field)
 
 
