@@ -50,7 +50,8 @@ def counters(maps: Maps, at_s: float) -> Counters:
     for one in summed:
         one -= before[:, len(columns) : len(columns) + one.shape[1]]
         columns += list(one.T)
-    by_field = dict(zip((*_COLUMNS, *_REQUEST_COLUMNS), (*columns, *requests.T), strict=True))
+    by_field = dict(zip(_COLUMNS, columns, strict=False))  # padding comes last, here and there
+    by_field |= zip(_REQUEST_COLUMNS, requests.T, strict=False)
     return Counters(at_s=at_s, rows=rows, requests_read=told, **by_field)
 
 
@@ -60,11 +61,15 @@ def _tables(maps: Maps) -> tuple[npt.NDArray[np.void], ...]:
 
 
 def begin_anew(maps: Maps, index: int) -> None:
-    """From here on the counters of this index are those of another member."""
+    """From here on the counters and times of this index are those of another member.
+
+    What each CPU adds to by itself can't be cleared from here; times can, for they are added atomically.
+    """
     maps.baselines[index : index + 1].view("<u8")[:] = np.concatenate(
         [_of_all_cpus(table, index) for table in _tables(maps)]
     )
     maps.request_baselines[index : index + 1].view("<u8")[:] = _of_all_cpus(maps.request_counters, index)
+    maps.rtt[index] = maps.response[index] = 0
 
 
 def _of_all_cpus(table: npt.NDArray[np.void], index: int) -> npt.NDArray[np.uint64]:

@@ -325,14 +325,19 @@ def test_a_member_at_an_index_that_another_had_counts_from_zero(
     install_some(loaded)
     maps = open_instance(config.instance)
     index = steering.endpoint_rows(maps)["web-1-a"]
-    maps.forwarded["packets"][:, index] = 7
+    maps.services["flags"] |= layout.SERVICE_REQUESTS_HTTP1
+    maps.forwarded["packets"][:, index] = maps.request_counters["requests"][:, index] = 7
+    maps.rtt[index, 100] = maps.response[index, 200] = 7
     maps.reasons[:, 0, 0] = 1  # as if these CPUs had seen them
-    assert int(loaded.counters().packets[index]) == 7 * len(maps.forwarded)
+    found = loaded.counters()
+    assert int(found.packets[index]) == int(found.requests[index]) == 7 * len(maps.forwarded)
+    assert [None] not in loaded.quantiles_ms((0.5,))["web-1-a"]
     loaded.apply(model.RemoveMember("web-1-a"))
     loaded.apply(model.InstallMember(shadow("web-1-c", 3, "web-1")))
     found = loaded.counters()
     assert found.rows["web-1-c"] == index
-    assert int(found.packets[index]) == 0
+    assert int(found.packets[index]) == int(found.requests[index]) == 0
+    assert loaded.quantiles_ms((0.5,))["web-1-c"] == ([None], [None])
     maps.forwarded["packets"][0, index] += 2
     assert int(loaded.counters().packets[index]) == 2
     loaded.apply(model.InstallMember(shadow("web-1-c", 3, "web-1")))
