@@ -28,6 +28,7 @@ OURS = (
     ("proc", "/proc", None),
     ("tmpfs", "/run/netns", "mode=0755"),
     ("tmpfs", "/run/penumbra", "mode=0755"),
+    ("tmpfs", "/var/cache/penumbra", "mode=0700"),
     ("bpf", "/sys/fs/bpf", "mode=0700"),
 )
 

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
+import json
 import os
 import re
-import struct
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from controlplane.adapters import layout, libbpf
+from controlplane.adapters import builds, layout, libbpf
 from controlplane.model import Sizes
 from controlplane.ports import DataplaneError
 
@@ -35,10 +36,8 @@ LICENCE = "GPL"
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 _LOG_LINES = 12
 _PART = re.compile(r'#include "(\w+\.c)"')
-_INSTRUCTION = struct.Struct("<BBhi")
-"""struct bpf_insn of linux/bpf.h: code, registers (destination low, source high), offset, immediate."""
-_LOAD_MAP = (0x18, 0x10)
-"""BPF_LD | BPF_IMM | BPF_DW with BPF_PSEUDO_MAP_FD as its source: the immediate is a map's descriptor."""
+_OPTIONS = ("-Wall", "-Werror", "-Wno-unused-function")
+"""BCC's own headers and ours offer more than one program uses."""
 _MISSING = (
     "python3-bpfcc is not installed for this Python: apt-get install python3-bpfcc, and run the venv made by "
     '/usr/bin/python3 with --system-site-packages (never pip install "bcc": on PyPI that is an unrelated '
@@ -121,11 +120,16 @@ class Compiled:
 
 def source_hash(source_dir: Path) -> int:
     """64 bits of all C files in the folder: what ``settings.source`` is after they were compiled."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for path in source_dir.rglob("*") if path.suffix in (".c", ".h")):
-        digest.update(f"{path.relative_to(source_dir)}\0".encode())
-        digest.update(hashlib.blake2b(path.read_bytes()).digest())
-    return int.from_bytes(digest.digest(), "little")
+    return int.from_bytes(hashlib.blake2b(_all_of(source_dir), digest_size=8).digest(), "little")
+
+
+def _all_of(folder: Path) -> bytes:
+    """Names and contents of its C files, or rather what is as unlike for others."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".c", ".h"))
+    return b"".join(
+        f"{path.relative_to(folder)}\0".encode() + hashlib.blake2b(path.read_bytes()).digest()
+        for path in files
+    )
 
 
 def compile_program(
@@ -136,7 +140,7 @@ def compile_program(
     *,
     frags: bool = False,
 ) -> Compiled:
-    """Compiles ``steer.c`` and has the verifier load it; takes some seconds.
+    """Compiles ``steer.c`` and has the verifier load it; takes ten seconds the first time, then one.
 
     :param maps: name -> descriptor, for the program to work on these and not on maps of its own. Its
         ``REFUSALS`` are its own all the same, and filled: as long as somebody has them open or pinned.
@@ -149,16 +153,15 @@ def compile_program(
     if maps is not None:
         defines.append("-g0")
     flags = libbpf.BPF_F_XDP_HAS_FRAGS * frags
-    with _module(source, defines, source_dir) as (bcc, module):
-        own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
+    with _made(source, (REFUSAL, PROGRAM), defines, source_dir) as (programs, own):
         used = {**(own if maps is None else maps), REFUSALS: own[REFUSALS]}
-        instead = _instead(source, own, used)
-        refusal_fd = _loaded(module, REFUSAL, instead, flags)[0]
+        on = _on(source, programs, own, used)
+        refusal_fd = libbpf.prog_load(REFUSAL, on[REFUSAL], LICENCE, flags)
         try:
             libbpf.map_update(used[REFUSALS], bytes(4), refusal_fd.to_bytes(4, "little"))
         finally:
             os.close(refusal_fd)  # the array keeps it
-        return _compiled(*_loaded(module, PROGRAM, instead, flags), used)
+        return _loaded(PROGRAM, on[PROGRAM], used, flags)
 
 
 def compile_file(source: Path, program: str, defines: list[str], *, headers: Path) -> Compiled:
@@ -166,23 +169,17 @@ def compile_file(source: Path, program: str, defines: list[str], *, headers: Pat
 
     ``headers`` is the folder that holds our headers and, in ``include``, what stands for the kernel's.
     """
-    with _module(source, defines, headers) as (bcc, module):
-        own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
-        return _compiled(*_loaded(module, program, _instead(source, own, own)), own)
+    with _made(source, (program,), defines, headers) as (programs, own):
+        return _loaded(program, programs[program], own)
 
 
-def _loaded(module: Any, program: str, instead: Mapping[int, int], flags: int = 0) -> tuple[int, int]:
-    """Its descriptor, and how many instructions it has.
+def _loaded(program: str, instructions: bytes, maps: Mapping[str, int], flags: int = 0) -> Compiled:
+    """BCC would load it without its attach type, and then it could not share a PROG_ARRAY with others.
 
-    BCC would load it without its attach type, and then it could not share a PROG_ARRAY with others.
+    The maps are closed by who made them, and the caller keeps his: so these are copies.
     """
-    instructions = _with_maps(module.dump_func(program.encode()), instead)
-    return libbpf.prog_load(program, instructions, LICENCE, flags), len(instructions) // _INSTRUCTION.size
-
-
-def _compiled(program_fd: int, instructions: int, maps: Mapping[str, int]) -> Compiled:
-    """BCC closes its descriptors with the module, and the caller keeps his: so these are copies."""
-    return Compiled(program_fd, {name: os.dup(fd) for name, fd in maps.items()}, instructions)
+    fd = libbpf.prog_load(program, instructions, LICENCE, flags)
+    return Compiled(fd, {name: os.dup(one) for name, one in maps.items()}, builds.count(instructions))
 
 
 def compile_tracers(
@@ -194,11 +191,8 @@ def compile_tracers(
     """
     fds: dict[str, int] = {}
     try:
-        with _module(source, defines, headers) as (bcc, module):
-            own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
-            instead = _instead(source, own, maps)
-            for name in programs:
-                instructions = _with_maps(module.dump_func(name.encode()), instead)
+        with _made(source, programs, defines, headers) as (made, own):
+            for name, instructions in _on(source, made, own, maps).items():
                 kind = libbpf.ProgramType.RAW_TRACEPOINT
                 fds[name] = libbpf.prog_load(name, instructions, LICENCE, kind=kind)
     except BaseException:
@@ -208,34 +202,60 @@ def compile_tracers(
     return fds
 
 
+def _on(
+    source: Path, programs: Mapping[str, bytes], own: Mapping[str, int], maps: Mapping[str, int]
+) -> dict[str, bytes]:
+    """The programs on these maps instead of their own."""
+    if strange := sorted(own.keys() ^ maps.keys()):
+        raise DataplaneError(f"{source}: the maps given are not its own: {', '.join(strange)}")
+    others = {fd: maps[name] for name, fd in own.items()}
+    return {name: builds.with_maps(code, others.__getitem__) for name, code in programs.items()}
+
+
 @contextmanager
-def _module(source: Path, defines: list[str], headers: Path) -> Iterator[tuple[ModuleType, Any]]:
-    """BCC and what it made of the file."""
-    bcc = _import_bcc()
-    source, headers = (
-        source.resolve(),
-        headers.resolve(),
-    )  # BCC changes the working directory while it compiles
+def _made(
+    source: Path, programs: Iterable[str], defines: list[str], headers: Path
+) -> Iterator[tuple[Mapping[str, bytes], Mapping[str, int]]]:
+    """Instructions of each program, and by name the descriptors of the maps in them, which end with it.
+
+    What was made of the same before is not made again. Of /usr/include only numbers are used that no version
+    of it can change, so it has no part in the key.
+    """
     if not source.is_file():
         raise DataplaneError(f"{source}: no such file; the installation is incomplete")
+    names, text = tuple(programs), _with_parts(source)
+    key = builds.key(
+        text, _all_of(headers), json.dumps([*_OPTIONS, *defines, *names]).encode(), _bcc_version()
+    )
+    try:
+        if before := builds.found(key):
+            with before.opened() as made:
+                yield made
+            return
+        with _module(source, text, defines, headers) as (bcc, module):
+            own = {name: module[name.encode()].map_fd for name in _map_names(bcc, module)}
+            instructions = {name: module.dump_func(name.encode()) for name in names}
+            with suppress(OSError):
+                builds.keep(key, builds.Built.of(instructions, own))
+            yield instructions, own
+    except libbpf.BpfError as error:
+        raise DataplaneError(f"{source}: refused by the kernel: {error}") from error
+
+
+@contextmanager
+def _module(source: Path, text: bytes, defines: list[str], headers: Path) -> Iterator[tuple[ModuleType, Any]]:
+    """BCC and what it made of the text."""
+    bcc = _import_bcc()
+    headers = headers.resolve()  # BCC changes the working directory while it compiles
     with _captured_stderr() as log, _stub_headers(headers):
         try:
-            module = bcc.BPF(text=_with_parts(source), cflags=[*_flags(headers), *defines])
+            module = bcc.BPF(text=text, cflags=[*_includes(headers), *_OPTIONS, *defines])
         except Exception as error:  # BCC raises bare Exception for everything
             raise DataplaneError(f"{source}: not compiled: {_tail(log) or error}") from error
     try:
         yield bcc, module
-    except libbpf.BpfError as error:
-        raise DataplaneError(f"{source}: refused by the kernel: {error}") from error
     finally:
         module.cleanup()
-
-
-def _instead(source: Path, own: Mapping[str, int], maps: Mapping[str, int]) -> dict[int, int]:
-    """Descriptor of each map of BCC's -> the one of its name to use instead."""
-    if strange := sorted(own.keys() ^ maps.keys()):
-        raise DataplaneError(f"{source}: the maps given are not its own: {', '.join(strange)}")
-    return {fd: maps[name] for name, fd in own.items()}
 
 
 def _with_parts(source: Path) -> bytes:
@@ -250,13 +270,12 @@ def _with_parts(source: Path) -> bytes:
     return "\n".join([*text, ""]).encode()
 
 
-def _with_maps(instructions: bytes, others: Mapping[int, int]) -> bytes:
-    """The same program on other maps: descriptor -> descriptor."""
-    made = bytearray(instructions)
-    for at, (code, registers, offset, fd) in enumerate(_INSTRUCTION.iter_unpack(instructions)):
-        if (code, registers & 0xF0) == _LOAD_MAP:
-            _INSTRUCTION.pack_into(made, at * _INSTRUCTION.size, code, registers, offset, others[fd])
-    return bytes(made)
+def _bcc_version() -> bytes:
+    """Without importing it, which takes as long as to load what it made."""
+    found = importlib.util.find_spec("bcc")
+    package = Path(found.origin).parent if found and found.origin else None
+    told = package / "version.py" if package else None
+    return told.read_bytes() if told and told.is_file() else b""
 
 
 def _import_bcc() -> ModuleType:
@@ -270,18 +289,9 @@ def _import_bcc() -> ModuleType:
     return module
 
 
-def _flags(include_dir: Path) -> list[str]:
+def _includes(headers: Path) -> list[str]:
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
-    return [
-        f"-I{include_dir}",
-        "-isystem",
-        "/usr/include",
-        "-isystem",
-        f"/usr/include/{multiarch}",
-        "-Wall",
-        "-Werror",
-        "-Wno-unused-function",  # BCC's own headers and ours offer more than one program uses
-    ]
+    return [f"-I{headers}", "-isystem", "/usr/include", "-isystem", f"/usr/include/{multiarch}"]
 
 
 def _map_names(bcc: ModuleType, module: Any) -> list[str]:

@@ -55,7 +55,7 @@ class Capture:
     """Use it in a ``with``: at its end the steering program is in its place again."""
 
     def __init__(self, instance: str, bpf_dir: Path, wanted: Wanted, clock: Clock) -> None:
-        """Compiles (some seconds) and begins. Raises DataplaneError, with nothing changed then."""
+        """Compiles (ten seconds, if new) and begins. Raises DataplaneError, with nothing changed then."""
         pins.require_privileges()
         self._instance, self._clock = instance, clock
         self._held: list[Frame] = []

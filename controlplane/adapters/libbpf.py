@@ -27,6 +27,7 @@ from controlplane.adapters.libbpf_abi import (
     LinkUpdateOpts,
     MapCreateOpts,
     ProgLoadOpts,
+    RawBtfInfo,
     RawLinkInfo,
     RawMapInfo,
     RawProgInfo,
@@ -119,13 +120,28 @@ class MapInfo:
     flags: int
     name: str
     """Cut by the kernel to 15 characters."""
+    btf_id: int
+    """The types that it was made with, and which of them are its keys' and values'; 0: none."""
+    btf_key_id: int
+    btf_value_id: int
 
 
 def map_create(
-    kind: MapType, name: str, key_bytes: int, value_bytes: int, max_entries: int, flags: int = 0
+    kind: MapType,
+    name: str,
+    key_bytes: int,
+    value_bytes: int,
+    max_entries: int,
+    flags: int = 0,
+    types: tuple[int, int, int] | None = None,
 ) -> int:
-    """Makes a map and returns its file descriptor; the kernel keeps 15 characters of ``name``."""
+    """Makes a map and returns its file descriptor; the kernel keeps 15 characters of ``name``.
+
+    :param types: a descriptor of ``btf_load``, and which of its types keys and values have.
+    """
     options = MapCreateOpts(sz=ctypes.sizeof(MapCreateOpts), map_flags=flags)
+    if types:
+        options.btf_fd, options.btf_key_type_id, options.btf_value_type_id = types
     arguments = (int(kind), name[:15].encode(), key_bytes, value_bytes, max_entries, byref(options))
     return call(f"create map {name}", "bpf_map_create", *arguments)
 
@@ -142,7 +158,30 @@ def map_info(fd: int) -> MapInfo:
         max_entries=info.max_entries,
         flags=info.map_flags,
         name=info.name.decode(),
+        btf_id=info.btf_id,
+        btf_key_id=info.btf_key_type_id,
+        btf_value_id=info.btf_value_type_id,
     )
+
+
+def btf_load(types: bytes) -> int:
+    """Hands types to the kernel; returns their descriptor."""
+    return call("load types", "bpf_btf_load", types, len(types), None)
+
+
+def btf_by_id(types_id: int) -> bytes:
+    """Types that the kernel has."""
+    fd = call(f"open types id {types_id}", "bpf_btf_get_fd_by_id", types_id)
+    try:
+        info = RawBtfInfo()
+        length = c_uint32(ctypes.sizeof(info))
+        call("size of types", "bpf_obj_get_info_by_fd", fd, byref(info), byref(length))
+        types = ctypes.create_string_buffer(info.btf_size)
+        info = RawBtfInfo(btf=ctypes.addressof(types), btf_size=len(types))
+        call("types", "bpf_obj_get_info_by_fd", fd, byref(info), byref(length))
+        return types.raw
+    finally:
+        os.close(fd)
 
 
 def map_lookup(fd: int, key: bytes, value_bytes: int) -> bytes | None:

@@ -144,7 +144,20 @@ class RawMapInfo(ctypes.Structure):
         ("max_entries", c_uint32),
         ("map_flags", c_uint32),
         ("name", c_char * 16),
+        ("ifindex", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("netns_dev", c_uint64),
+        ("netns_ino", c_uint64),
+        ("btf_id", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
     )
+
+
+class RawBtfInfo(ctypes.Structure):
+    """struct bpf_btf_info, up to what is read here."""
+
+    _fields_ = (("btf", c_uint64), ("btf_size", c_uint32), ("id", c_uint32))
 
 
 class RawProgInfo(ctypes.Structure):
@@ -202,6 +215,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_link_update": (c_int, c_int, POINTER(LinkUpdateOpts)),
     "bpf_link_detach": (c_int,),
     "bpf_obj_get_info_by_fd": (c_int, c_void_p, POINTER(c_uint32)),
+    "bpf_btf_get_fd_by_id": (c_uint32,),
+    "bpf_btf_load": (c_void_p, c_size_t, c_void_p),
     "bpf_xdp_query": (c_int, c_int, POINTER(XdpQueryOpts)),
     "bpf_raw_tracepoint_open": (c_char_p, c_int),
     "btf__find_by_name_kind": (c_void_p, c_char_p, c_uint32),
