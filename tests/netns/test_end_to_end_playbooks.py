@@ -46,7 +46,13 @@ MISTAKEN = """
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Steered]:
+def timeout() -> str:
+    """Of one try. Only who waits for it can do with a short one."""
+    return "30s"
+
+
+@pytest.fixture
+def site(tmp_path: Path, timeout: str) -> Iterator[Steered]:
     """The load of the tests is above its threshold, so that shadows are ordered; playbooks are a copy."""
     with steered(tmp_path) as made:
         books = tmp_path / "playbooks"
@@ -54,7 +60,7 @@ def site(tmp_path: Path) -> Iterator[Steered]:
         root = made.configuration(playbooks=str(books))
         web = root["services"]["web"]
         web["endpoints"]["web-1"]["capacity"] = "8 flows/s"
-        web["shadows"] |= {"timeout": "6s", "retry_after": "1s", "max_per_endpoint": 1}
+        web["shadows"] |= {"timeout": timeout, "retry_after": "1s", "max_per_endpoint": 1}
         made.configure(root)
         yield made
 
@@ -89,16 +95,16 @@ def assert_kept(traffic: Traffic) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "reason"),
+    ("broken", "reason", "timeout"),
     [
-        (FAILING, "task Ask the stars: they are not right"),
-        (HANGING, "timed out after 6 s"),
-        (MISTAKEN, "203.0.113.10:80: the vip of service web"),
+        (FAILING, "task Ask the stars: they are not right", "30s"),
+        (HANGING, "timed out after 6 s", "6s"),
+        (MISTAKEN, "203.0.113.10:80: the vip of service web", "30s"),
     ],
     ids=["failing", "hanging", "mistaken about where it serves"],
 )
 def test_a_broken_playbook_costs_no_request_and_is_tried_again_until_it_is_mended(
-    site: Steered, broken: str, reason: str
+    site: Steered, broken: str, reason: str, timeout: str
 ) -> None:
     book = site.folder / "playbooks/provision.yml"
     good = book.read_text()
