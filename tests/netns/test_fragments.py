@@ -120,8 +120,8 @@ def test_a_program_that_remembers_no_first_fragment_loses_the_rest(
     topology: Topology, echo: None, tmp_path: Path
 ) -> None:
     shutil.copytree(BPF_DIR, tmp_path / "bpf")
-    source, right = tmp_path / "bpf/steer.c", "if (!packet->fragmented || DRY_RUN)"
-    assert source.read_text().count(right) == 1, "steer.c has changed: name the fault anew"
+    source, right = tmp_path / "bpf/send.c", "if (!packet->fragmented || DRY_RUN)"
+    assert source.read_text().count(right) == 1, "send.c has changed: name the fault anew"
     source.write_text(source.read_text().replace(right, "if (true)"))
     with steering(topology, tmp_path / "bpf") as dataplane:
         assert not answered(topology, LARGE)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -295,6 +296,17 @@ class Rig:
         life = self.flows["life"][cached]
         newest = life.max(initial=0) >> np.uint64(32) << np.uint64(32)
         self.flows["life"][cached] = life & np.uint64(2**32 - 1) | newest
+
+
+def faulty(folder: Path, *faults: tuple[str, str, str]) -> Path:
+    """A copy of bpf/ with faults: a file, what stands in it once, and what stands there instead."""
+    copy = folder / "bpf"
+    shutil.copytree(BPF_DIR, copy)
+    for file, right, wrong in faults:
+        text = (copy / file).read_text()
+        assert text.count(right) == 1, f"{file} has changed: name the fault anew"
+        (copy / file).write_text(text.replace(right, wrong))
+    return copy
 
 
 # ---- frames ---------------------------------------------------------------------------------

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from controlplane.adapters import layout
 from controlplane.adapters.bcc import compile_program
 from tests.fuzz.both import SERVICES, Both, one_cpu
 from tests.fuzz.episodes import FailureError, play, search
-from tests.packet.rig import BPF_DIR, SIZES, Rig
+from tests.packet.rig import SIZES, Rig, faulty
 
 FRAMES, START = 5000, 5
 SMALL = 12
@@ -55,7 +53,7 @@ FAULTS = {
         "\tsum = (sum & 0xffff) + (sum >> 16);\n",
     ),
     "keep and reset are swapped": (
-        "steer.c",
+        "forward.c",
         "(service->flags & SERVICE_ON_DOWN_KEEP)",
         "!(service->flags & SERVICE_ON_DOWN_KEEP)",
     ),
@@ -65,13 +63,13 @@ FAULTS = {
         "",
     ),
     "an error goes to an endpoint that is down": (
-        "steer.c",
+        "follow.c",
         "!still_serves(service, state, *(volatile u64 *)&place.flow->life)",
         "0",
     ),
     "a fragment follows for ever": ("fragment.h", "> FRAGMENT_TICKS", "> FRAGMENT_TICKS + 10000000"),
     "an inner tag is not looked at": ("steer.c", "key.vlan[1] = packet->vlan[1];", ";"),
-    "a flood ends too late": ("steer.c", "own->flood_tick == here->tick", "own->flood_tick"),
+    "a flood ends too late": ("cache.c", "own->flood_tick == here->tick", "own->flood_tick"),
     "an idle flow goes on by the short way": (
         "hit.c",
         "idle(here->settings, here->tick, life, seen->protocol)",
@@ -98,20 +96,11 @@ def test_program_and_reference_agree(rig: Rig) -> None:
         assert counted[name] >= least, name
 
 
-def faulty(folder: Path, maps: Mapping[str, int], file: str, right: str, wrong: str) -> Rig:
-    shutil.copytree(BPF_DIR, folder / "bpf")
-    source = folder / "bpf" / file
-    text = source.read_text()
-    assert text.count(right) == 1, f"{file} has changed: name the fault anew"
-    source.write_text(text.replace(right, wrong))
-    return Rig(compile_program(folder / "bpf", SIZES, maps))
-
-
 @pytest.mark.parametrize(("file", "right", "wrong"), FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_is_found_and_told_by_a_few_actions(
     rig: Rig, tmp_path: Path, file: str, right: str, wrong: str
 ) -> None:
-    other = faulty(tmp_path, rig.compiled.maps, file, right, wrong)
+    other = Rig(compile_program(faulty(tmp_path, (file, right, wrong)), SIZES, rig.compiled.maps))
     try:
         with one_cpu():
             with pytest.raises(FailureError) as found:

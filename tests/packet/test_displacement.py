@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +17,7 @@ from controlplane.adapters import layout
 from controlplane.adapters.bcc import compile_program
 from tests import reference
 from tests.bench.harness import Flows, Harness
-from tests.packet.rig import BPF_DIR, KEY, SIZES, TCP_NUMBER, Rig, tcp
+from tests.packet.rig import BPF_DIR, KEY, SIZES, TCP_NUMBER, Rig, faulty, tcp
 from tests.packet.test_flows import CLIENT, VIP, A, install_pair, name_b
 from tests.packet.test_two_cpus import CORES, FRAMES, SERVICES, World, doubles
 
@@ -140,14 +139,8 @@ FAULTS = {
 
 @pytest.mark.parametrize(("fault", "check"), FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_is_noticed(loaded: Rig, tmp_path: Path, fault: dict[str, str], check: Check) -> None:
-    shutil.copytree(BPF_DIR, tmp_path / "bpf")
-    source = tmp_path / "bpf" / "steer.c"
-    text = source.read_text()
-    for right, wrong in fault.items():
-        assert text.count(right) == 1, "steer.c has changed: name the fault anew"
-        text = text.replace(right, wrong)
-    source.write_text(text)
-    rig = Rig(compile_program(tmp_path / "bpf", SIZES, loaded.compiled.maps))
+    source = faulty(tmp_path, *(("cache.c", right, wrong) for right, wrong in fault.items()))
+    rig = Rig(compile_program(source, SIZES, loaded.compiled.maps))
     try:
         rig.reset()
         with pytest.raises(AssertionError):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from tests.packet import (
     test_requests,
     test_selection,
 )
-from tests.packet.rig import BPF_DIR, SIZES, Rig
+from tests.packet.rig import SIZES, Rig, faulty
 
 Check = Callable[[Rig], object]
 
@@ -260,10 +259,10 @@ class Mutation:
 FOLD = "\tsum = (sum & 0xffff) + (sum >> 16);\n"
 MUTATIONS = {
     "the share that spills is the other one": Mutation(
-        "steer.c", "hash_spill_bits(pick) < spill", "hash_spill_bits(pick) >= spill"
+        "pick.c", "hash_spill_bits(pick) < spill", "hash_spill_bits(pick) >= spill"
     ),
     "a flow at the limit spills too": Mutation(
-        "steer.c", "hash_spill_bits(pick) < spill", "hash_spill_bits(pick) <= spill", spill_limit
+        "pick.c", "hash_spill_bits(pick) < spill", "hash_spill_bits(pick) <= spill", spill_limit
     ),
     "spill takes the ring's bits": Mutation("hash.h", "return (u32)pick;", "return pick >> 32;"),
     "the slot takes the ring's bits": Mutation(
@@ -281,25 +280,25 @@ MUTATIONS = {
         "endpoint.h", "(ENDPOINT_DOWN | ENDPOINT_DRAINING)", "ENDPOINT_DOWN"
     ),
     "cached flows stay on an endpoint that is down": Mutation(
-        "steer.c", "if (!(state & ENDPOINT_DOWN))\n\t\treturn true;", "return true;"
+        "forward.c", "if (!(state & ENDPOINT_DOWN))\n\t\treturn true;", "return true;"
     ),
     "keep and reset are swapped": Mutation(
-        "steer.c", "(service->flags & SERVICE_ON_DOWN_KEEP)", "!(service->flags & SERVICE_ON_DOWN_KEEP)"
+        "forward.c", "(service->flags & SERVICE_ON_DOWN_KEEP)", "!(service->flags & SERVICE_ON_DOWN_KEEP)"
     ),
     "tags are compared by half": Mutation(
-        "steer.c", "id >> ID_TAG == tag", "(u16)(id >> ID_TAG) == (u16)tag", one_bit_of_the_tag
+        "cache.c", "id >> ID_TAG == tag", "(u16)(id >> ID_TAG) == (u16)tag", one_bit_of_the_tag
     ),
     "a SYN takes any entry of its tag for its own": Mutation(
-        "steer.c", "key && same_key(key, index, packet)", "key", tuple_on_syn
+        "forward.c", "key && same_key(key, index, packet)", "key", tuple_on_syn
     ),
     "any acknowledgement completes a handshake": Mutation(
         "flow.h", "< ACK_WINDOW;", "< ~0U;", unacknowledged
     ),
     "a stray SYN ends what is drained": Mutation(
-        "steer.c", "(same && (life & LIFE(FLOW_ESTABLISHED)))", "(same && 0)", stray_syn
+        "forward.c", "(same && (life & LIFE(FLOW_ESTABLISHED)))", "(same && 0)", stray_syn
     ),
     "a flow that is over claims answers": Mutation(
-        "steer.c",
+        "giveback.c",
         "\t\t *(volatile u64 *)&place.flow->life, packet->protocol)) {",
         "\t\t ((u64)here->tick << LIFE_TICK), packet->protocol)) {",
         idle_answer,
@@ -308,7 +307,7 @@ MUTATIONS = {
         "steer.c", "direct_kind(address) == DIRECT_OWN", "0", own_source
     ),
     "the second bucket is never looked at": Mutation(
-        "steer.c",
+        "cache.c",
         "\tif (place.way == NOWHERE)\n\t\tfind_in_bucket(",
         "\tif (place.way == NOWHERE && !mask)\n\t\tfind_in_bucket(",
         second_bucket,
@@ -323,7 +322,7 @@ MUTATIONS = {
     ),
     "an error shows the endpoint's port": Mutation("icmp.h", "*old_port = port;", ";", error_to_endpoint),
     "an error is believed whoever sent what it is about": Mutation(
-        "steer.c", "!same_address(packet->destination, about.source)", "0", error_to_another
+        "follow.c", "!same_address(packet->destination, about.source)", "0", error_to_another
     ),
     "what may be cut passes as it came": Mutation(
         "parse.h", "!(ip->frag_off & bpf_htons(IP_NO_FRAGMENTS))", "0", cut_and_rewritten
@@ -364,19 +363,19 @@ MUTATIONS = {
         "rewrite.h", "rewrite_ttl(packet, packet->ttl - 1);", "rewrite_ttl(packet, packet->ttl);"
     ),
     "a completed flow is its shadow's": Mutation(
-        "steer.c",
+        "forward.c",
         "if (gained & LIFE(FLOW_ESTABLISHED))\n"
         "\t\tcount_completed(here, service, packet->v6, packet->source, hash);",
         "counted = lookup_counters(here->cpu, ref_index(place->id));\n"
         "\tif (counted)\n\t\tcounted->completed += !!(gained & LIFE(FLOW_ESTABLISHED));",
     ),
     "a packet without SYN is offered": Mutation(
-        "steer.c",
+        "forward.c",
         "count_midstream(here, choice.live);",
         "count_new(here, choice.live, ref_index(choice.ref), choice.spilled, kept);",
     ),
     "UDP without a place is offered with each packet": Mutation(
-        "steer.c",
+        "forward.c",
         "packet->protocol == IPPROTO_UDP && !kept",
         "!kept && !packet->protocol",
         udp_without_a_place,
@@ -388,19 +387,19 @@ MUTATIONS = {
         limits,
     ),
     "a shadow's limit is not asked for": Mutation(
-        "steer.c", "!ref || admit(here, ref_index(ref)))", "!ref || 1)", limits
+        "pick.c", "!ref || admit(here, ref_index(ref)))", "!ref || 1)", limits
     ),
     "the second slot may be the first again": Mutation(
-        "steer.c", "service) | same)", "service) | (same & 0))", limits
+        "pick.c", "service) | same)", "service) | (same & 0))", limits
     ),
     "what opens no flow is limited": Mutation(
-        "steer.c",
+        "forward.c",
         "return packet->protocol == IPPROTO_UDP || opens(packet);",
         "return true;",
         limit_of_what_opens_nothing,
     ),
     "a flow without a place goes where a limit sent it": Mutation(
-        "steer.c", "choice.ref = choice.hashed;", ";", limit_without_a_place
+        "forward.c", "choice.ref = choice.hashed;", ";", limit_without_a_place
     ),
     "a window never ends": Mutation("limit.h", "> 0) {", "> 0 && !seen) {", windows),
     "a CPU that is late begins a window": Mutation(
@@ -410,17 +409,19 @@ MUTATIONS = {
         late_cpu,
     ),
     "a client's flows go apart": Mutation(
-        "steer.c", "client, service->vip, 0, service->port);", "client, service->vip, hash, service->port);"
+        "pick.c", "client, service->vip, 0, service->port);", "client, service->vip, hash, service->port);"
     ),
     "a client's flows are parted by a limit": Mutation(
-        "steer.c", "if (service->flags & SERVICE_AFFINITY)\n\t\treturn false;", ";"
+        "forward.c", "if (service->flags & SERVICE_AFFINITY)\n\t\treturn false;", ";"
     ),
     "a client's completed flow is credited by its own hash": Mutation(
-        "steer.c",
+        "cache.c",
         "u64 pick = pick_bits(here, service, v6, client, hash);",
         "u64 pick = hash_pick(hash);\n\t(void)client;\n\t(void)v6;",
     ),
-    "a SYN sent again gives a sample": Mutation("steer.c", "life & ~(u64)LIFE_STAMP", "life", syn_sent_again),
+    "a SYN sent again gives a sample": Mutation(
+        "forward.c", "life & ~(u64)LIFE_STAMP", "life", syn_sent_again
+    ),
     "not every reason is counted": Mutation(
         "steer.c",
         "\tCOUNT(counted->count[reason % REASON_SLOTS], 1);",
@@ -437,7 +438,7 @@ MUTATIONS = {
         acknowledged_only,
     ),
     "the client's FIN gives up its request": Mutation(
-        "steer.c",
+        "forward.c",
         "if ((packet->tcp_flags & TCP_RST) &&\n\t\t    end_request(",
         "if ((packet->tcp_flags & (TCP_RST | TCP_FIN)) &&\n\t\t    end_request(",
         half_closed,
@@ -461,7 +462,7 @@ MUTATIONS = {
         "request.h", "!is_continue(ctx, packet));", "true);", to_be_continued
     ),
     "bytes that were sent before move the mark": Mutation(
-        "steer.c", "\t\tif (far)\n", "", sent_again_in_parts
+        "forward.c", "\t\tif (far)\n", "", sent_again_in_parts
     ),
     "packets in between make a slow request short": Mutation(
         "request.h", "request_ticks(*life, tick) < LATE_TICKS", "*life", slow_with_packets
@@ -479,16 +480,16 @@ MUTATIONS = {
         "request.h", "hash_mix(hash ^ sequence)", "hash_mix(hash)", drawn_one_by_one
     ),
     "what a forgotten flow asked is in flight for ever": Mutation(
-        "steer.c", "\t\tabandon(here, &place);", "\t\t;", place_of_another
+        "cache.c", "\t\tabandon(here, &place);", "\t\t;", place_of_another
     ),
     "an endpoint's requests are its parent's": Mutation(
-        "steer.c",
+        "forward.c",
         "\tcounted = lookup_requests(here->cpu, ref_index(place->id));",
         "\tcounted = lookup_requests(here->cpu,\n"
         "\t\t\t\t  ref_index(lookup_ring(here, service, hash_pick(hash), 0)));",
     ),
     "answers to direct destinations are rewritten": Mutation(
-        "steer.c",
+        "giveback.c",
         "\t\tif (direct_kind(packet->destination))",
         "\t\tif (direct_kind(packet->destination) && 0)",
     ),
@@ -496,14 +497,8 @@ MUTATIONS = {
 
 
 def load(folder: Path, mutation: Mutation | None, maps: Mapping[str, int]) -> Rig:
-    copy = folder / "bpf"
-    shutil.copytree(BPF_DIR, copy)
-    if mutation:
-        source = copy / mutation.file
-        text = source.read_text()
-        assert text.count(mutation.right) == 1, f"{mutation.file} has changed: name the fault anew"
-        source.write_text(text.replace(mutation.right, mutation.wrong))
-    return Rig(compile_program(copy, SIZES, maps))
+    faults = [(mutation.file, mutation.right, mutation.wrong)] if mutation else []
+    return Rig(compile_program(faulty(folder, *faults), SIZES, maps))
 
 
 @pytest.fixture

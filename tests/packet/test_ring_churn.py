@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from scapy.layers.l2 import Ether
 from controlplane.adapters import layout
 from controlplane.adapters.bcc import compile_program
 from tests.bench.harness import FRAME_BYTES, Flows, Harness
-from tests.packet.rig import BPF_DIR, SIZES, Rig
+from tests.packet.rig import BPF_DIR, SIZES, Rig, faulty
 from tests.packet.test_two_cpus import CORES, FRAMES, World, doubles
 
 BUCKETS, FLOWS, OTHERS = 1 << 15, 1 << 16, 1 << 10
@@ -130,20 +129,16 @@ def test_at_most_one_flow_in_10_000_changes_endpoint(harnesses: list[Harness]) -
 
 
 def test_without_what_is_remembered_most_would(tmp_path: Path, harnesses: list[Harness]) -> None:
-    shutil.copytree(BPF_DIR, tmp_path / "bpf")
-    source = tmp_path / "bpf" / "steer.c"
-    text = source.read_text()
-    for right, wrong in (
-        ("verdict = hit(&here);", "verdict = LONG_WAY;"),
+    source = faulty(
+        tmp_path,
+        ("steer.c", "verdict = hit(&here);", "verdict = LONG_WAY;"),
         (
+            "forward.c",
             "\t\tif (to)\n\t\t\treturn to;\n\t}\n\treturn start_flow(",
             "\t\t(void)to;\n\t}\n\treturn start_flow(",
         ),
-    ):
-        assert text.count(right) == 1, "steer.c has changed: name the fault anew"
-        text = text.replace(right, wrong)
-    source.write_text(text)
-    world = install(tmp_path / "bpf", harnesses[0])
+    )
+    world = install(source, harnesses[0])
     try:
         assert churn(world, harnesses).changed > FLOWS // 10
     finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,13 +26,13 @@ from controlplane.adapters import layout, libbpf
 from controlplane.adapters.bcc import Compiled, compile_program
 from tests.packet.rig import (
     ABORTED,
-    BPF_DIR,
     FAR_TICK,
     HOP_IFINDEX,
     SIZES,
     TCP_NUMBER,
     UDP_NUMBER,
     Rig,
+    faulty,
     tcp,
     udp,
 )
@@ -72,13 +71,8 @@ class Sent:
 
 def compiled(rig: Rig, folder: Path, way: tuple[str, str], fault: tuple[str, str] | None = None) -> Compiled:
     """Only one way of it, on the rig's maps; ``fault`` is put into the short one."""
-    shutil.copytree(BPF_DIR, folder)
-    for file, change in (("steer.c", way), ("hit.c", fault)):
-        if change:
-            text = (folder / file).read_text()
-            assert text.count(change[0]) == 1, f"{file} has changed: name the place anew"
-            (folder / file).write_text(text.replace(*change))
-    return compile_program(folder, SIZES, rig.compiled.maps)
+    changes = [("steer.c", *way), *([("hit.c", *fault)] if fault else [])]
+    return compile_program(faulty(folder, *changes), SIZES, rig.compiled.maps)
 
 
 class Ways:

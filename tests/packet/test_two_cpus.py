@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import threading
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from scapy.layers.l2 import Ether
 from controlplane.adapters import layout
 from controlplane.adapters.bcc import compile_program
 from tests.bench.harness import FRAME_BYTES, Flows, Harness
-from tests.packet.rig import BPF_DIR, SIZES, UDP_NUMBER, Rig
+from tests.packet.rig import BPF_DIR, SIZES, UDP_NUMBER, Rig, faulty
 
 CORES = sorted(os.sched_getaffinity(0))[:2]
 SERVICES = {1: ("198.51.100.1", 80, 6), 2: ("198.51.100.2", 53, UDP_NUMBER)}
@@ -220,11 +219,7 @@ def test_flows_that_both_cores_start_at_once_stand_once(harnesses: list[Harness]
 
 
 def test_without_the_second_look_some_stand_twice(tmp_path: Path, harnesses: list[Harness]) -> None:
-    shutil.copytree(BPF_DIR, tmp_path / "bpf")
-    source, right = tmp_path / "bpf" / "steer.c", "return settle(here, hash, &place, id);"
-    assert source.read_text().count(right) == 1, "steer.c has changed: name the fault anew"
-    source.write_text(source.read_text().replace(right, "return ref;"))
-    rig = large(tmp_path / "bpf")
+    rig = large(faulty(tmp_path, ("cache.c", "return settle(here, hash, &place, id);", "return ref;")))
     try:
         for _ in range(TRIES):
             empty(rig)
@@ -280,13 +275,9 @@ def test_in_windows_that_end_neither(harnesses: list[Harness]) -> None:
 
 
 def test_counted_by_each_core_for_itself_it_would_be_passed(tmp_path: Path, harnesses: list[Harness]) -> None:
-    shutil.copytree(BPF_DIR, tmp_path / "bpf")
-    source = tmp_path / "bpf" / "limit.h"
     right = "(u32)__sync_fetch_and_add(&limit->used, 1) < most;"
-    assert source.read_text().count(right) == 1, "limit.h has changed: name the fault anew"
     wrong = "(*(volatile u64 *)&limit->used = seen + 1);"
-    source.write_text(source.read_text().replace(right, wrong))
-    rig = limited(large(tmp_path / "bpf"), still=True)
+    rig = limited(large(faulty(tmp_path, ("limit.h", right, wrong))), still=True)
     try:
         for index in World.of(1):
             rig.limit(index, NEW_FLOWS // 16)
