@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -41,6 +43,24 @@ class Loaded:
     """Interfaces whose packets are counted together, for no row of their own was left."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """What was compiled of a folder for an instance's maps."""
+
+    program_fd: int
+    refusals_fd: int
+    counting: redirects.Counting
+    source: int
+    frags: bool
+    maps: frozenset[int]
+    """Their ids."""
+
+    def close(self) -> None:
+        os.close(self.program_fd)
+        os.close(self.refusals_fd)
+        self.counting.close()
+
+
 def load(config: model.Config, bpf_dir: Path) -> Loaded:
     """Has the program of ``bpf_dir`` steer at the configured interfaces of this network namespace.
 
@@ -50,6 +70,15 @@ def load(config: model.Config, bpf_dir: Path) -> Loaded:
     call behind.
     """
     pins.require_privileges()
+    ahead = _compiled_ahead(config, bpf_dir)
+    try:
+        return _load(config, bpf_dir, ahead)
+    finally:
+        if ahead:
+            ahead.close()
+
+
+def _load(config: model.Config, bpf_dir: Path, ahead: _Version | None) -> Loaded:
     with pins.write_lock(config.instance):
         for interface in config.interfaces:
             attach.interface_index(interface)
@@ -65,7 +94,7 @@ def load(config: model.Config, bpf_dir: Path) -> Loaded:
                     f"({_differences(maps.sizes, _effective_sizes(config.sizes))}): penumbra unload, then "
                     "penumbra load CONFIG (its flows are forgotten)"
                 )
-            return _load_again(config, maps, bpf_dir)
+            return _load_again(config, maps, bpf_dir, ahead)
         finally:
             maps.close()
 
@@ -119,7 +148,7 @@ def _pin_and_attach(config: model.Config, compiled: Compiled, source: int, bpf_d
     maps = open_instance(config.instance)
     try:
         _write_settings(maps, config)
-        uncounted = redirects.attach(config.instance, bpf_dir, compiled.maps)
+        uncounted = _count_redirects(config, bpf_dir, compiled.maps)
         attachments, rowless = _attach_all(config, maps, compiled.program_fd)
     finally:
         maps.close()
@@ -146,54 +175,97 @@ def _write_settings(maps: Maps, config: model.Config) -> None:
     settings["icmp_limit"] = math.ceil(config.icmp_limit_per_s * layout.TICK_S)
 
 
-def _load_again(config: model.Config, maps: Maps, bpf_dir: Path) -> Loaded:
+def _load_again(config: model.Config, maps: Maps, bpf_dir: Path, ahead: _Version | None) -> Loaded:
     attach.refuse_elsewhere(config.instance)
     source, frags = source_hash(bpf_dir), _wants_frags(config)
     present = libbpf.obj_get(pins.folder(config.instance) / PROGRAM, Kind.PROGRAM)
+    made: _Version | None = None
     try:
         if int(maps.settings["source"]) == source and bool(maps.settings["frags"]) == frags:
             _write_settings(maps, config)
             attachments, rowless = _attach_again(config, maps, present, present)
-            uncounted = "" if redirects.is_counting(config.instance) else _count_redirects(config, bpf_dir)
+            uncounted = "" if redirects.is_counting(config.instance) else _count_again(config, bpf_dir)
             return Loaded(attachments, fresh=False, uncounted=uncounted, rowless=rowless)
-        following, refusals = _compile_for(config, bpf_dir, frags)
-        aside = _pin_aside(config.instance, refusals, pins.REFUSALS_ASIDE)
+        if not ahead or (ahead.source, ahead.frags, ahead.maps) != (source, frags, _map_ids(config.instance)):
+            ahead = made = _compiled_for(config, bpf_dir, source, frags)
+        aside = _pin_aside(config.instance, ahead.refusals_fd, pins.REFUSALS_ASIDE)
         try:
             _write_settings(maps, config)
-            attachments, rowless = _attach_again(config, maps, following, present)
-            uncounted = _count_redirects(config, bpf_dir)
+            attachments, rowless = _attach_again(config, maps, ahead.program_fd, present)
+            with _opened(config.instance) as fds:
+                uncounted = redirects.attach(config.instance, ahead.counting, fds)
             aside.rename(aside.with_name(REFUSALS))
-            _pin_program(config.instance, following)
+            _pin_program(config.instance, ahead.program_fd)
         finally:
             aside.unlink(missing_ok=True)
-            os.close(following)
-            os.close(refusals)
         maps.settings["frags"] = frags
         maps.settings["source"] = source
         return Loaded(attachments, fresh=False, replaced=True, uncounted=uncounted, rowless=rowless)
     finally:
         os.close(present)
+        if made:
+            made.close()
 
 
-def _compile_for(config: model.Config, bpf_dir: Path, frags: bool) -> tuple[int, int]:
-    """This version's program on the maps that are there: descriptors of it and of its refusals."""
-    fds = opened(config.instance)
+def _compiled_ahead(config: model.Config, bpf_dir: Path) -> _Version | None:
+    """Before the lock is taken, for compiling takes ten seconds, and while it is held no controller takes the
+    dead out. None: it isn't needed, or what is in the way will be told with the lock held."""
+    if not (pins.folder(config.instance) / PROGRAM).exists():
+        return None
     try:
+        maps = open_instance(config.instance)
+        maps.close()
+        source, frags = source_hash(bpf_dir), _wants_frags(config)
+        if (int(maps.settings["source"]), bool(maps.settings["frags"])) == (source, frags):
+            return None
+        if maps.sizes != _effective_sizes(config.sizes):
+            return None
+        return _compiled_for(config, bpf_dir, source, frags)
+    except (DataplaneError, BpfError):
+        return None
+
+
+def _compiled_for(config: model.Config, bpf_dir: Path, source: int, frags: bool) -> _Version:
+    """This version on the maps that are there."""
+    with _opened(config.instance) as fds:
         compiled = compile_program(bpf_dir, ProgramSizes.of(config.sizes), fds, frags=frags)
-    finally:
-        for fd in fds.values():
-            os.close(fd)
-    return compiled.kept()
+        counting = redirects.compiled(bpf_dir, fds)
+        ids = _ids(fds)
+    return _Version(*compiled.kept(), counting, source, frags, ids)
 
 
-def _count_redirects(config: model.Config, bpf_dir: Path) -> str:
-    """By this version's program; empty, or why not."""
-    fds = opened(config.instance)
+def _map_ids(instance: str) -> frozenset[int]:
+    with _opened(instance) as fds:
+        return _ids(fds)
+
+
+def _ids(maps: Mapping[str, int]) -> frozenset[int]:
+    """Of all but the one that each program has for itself."""
+    return frozenset(libbpf.map_info(fd).id for name, fd in maps.items() if name != REFUSALS)
+
+
+@contextmanager
+def _opened(instance: str) -> Iterator[Mapping[str, int]]:
+    fds = opened(instance)
     try:
-        return redirects.attach(config.instance, bpf_dir, fds)
+        yield fds
     finally:
         for fd in fds.values():
             os.close(fd)
+
+
+def _count_again(config: model.Config, bpf_dir: Path) -> str:
+    with _opened(config.instance) as fds:
+        return _count_redirects(config, bpf_dir, fds)
+
+
+def _count_redirects(config: model.Config, bpf_dir: Path, maps: Mapping[str, int]) -> str:
+    """By this version's program; empty, or why not."""
+    counting = redirects.compiled(bpf_dir, maps)
+    try:
+        return redirects.attach(config.instance, counting, maps)
+    finally:
+        counting.close()
 
 
 def _pin_program(instance: str, program_fd: int) -> None:

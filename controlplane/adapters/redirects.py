@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from controlplane.adapters import layout, libbpf, pins
@@ -38,24 +39,41 @@ def is_counting(instance: str) -> bool:
     return all(_pin(instance, name).exists() for name in _TRACEPOINTS)
 
 
-def attach(instance: str, bpf_dir: Path, maps: Mapping[str, int]) -> str:
-    """Has this version's program count, from one frame to the next if another one did; empty, or why not.
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """This version's programs on the maps of an instance."""
 
-    :param maps: name -> descriptor, of all of the instance's.
-    """
+    programs: Mapping[str, int]
+    missing: str
+    """Why there are none."""
+
+    def close(self) -> None:
+        for fd in self.programs.values():
+            os.close(fd)
+
+
+def compiled(bpf_dir: Path, maps: Mapping[str, int]) -> Counting:
+    """:param maps: name -> descriptor, of all of the instance's."""
+    names = [*_COUNTING.values(), *(function for function, _ in _TRACEPOINTS.values())]
     try:
-        _attach(instance, bpf_dir, maps)
+        return Counting(compile_tracers(bpf_dir / _SOURCE, names, _defines(), headers=bpf_dir, maps=maps), "")
+    except (DataplaneError, BpfError) as error:
+        return Counting({}, str(error))
+
+
+def attach(instance: str, counting: Counting, maps: Mapping[str, int]) -> str:
+    """Has these programs count, from one frame to the next if others did; empty, or why not."""
+    if counting.missing:
+        return counting.missing
+    try:
+        _attach(instance, counting.programs, maps)
     except (DataplaneError, BpfError) as error:
         return str(error)
     return ""
 
 
-def _attach(instance: str, bpf_dir: Path, maps: Mapping[str, int]) -> None:
-    names = [*_COUNTING.values(), *(function for function, _ in _TRACEPOINTS.values())]
-    programs = compile_tracers(bpf_dir / _SOURCE, names, _defines(), headers=bpf_dir, maps=maps)
+def _attach(instance: str, programs: Mapping[str, int], maps: Mapping[str, int]) -> None:
     with ExitStack() as closing:
-        for fd in programs.values():
-            closing.callback(os.close, fd)
         for place, function in _COUNTING.items():
             value = programs[function].to_bytes(4, "little")
             libbpf.map_update(maps["redirect_programs"], place.to_bytes(4, "little"), value)

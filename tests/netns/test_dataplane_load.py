@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import shutil
 import signal
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -33,11 +35,11 @@ from controlplane.adapters import (
     slot_table,
     steering,
 )
-from controlplane.adapters.bcc import Compiled, ProgramSizes
+from controlplane.adapters.bcc import PROGRAM, Compiled, ProgramSizes
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.adapters.libbpf import XdpMode
-from controlplane.adapters.maps import open_instance
+from controlplane.adapters.maps import open_instance, opened
 from controlplane.lab import network
 from controlplane.lab.topology import AP, Topology
 from controlplane.ports import DataplaneError
@@ -663,6 +665,70 @@ def test_a_version_with_one_field_more_is_refused_before_anything_is_touched(
             loader.unload(config.instance)
             assert not pins.folder(config.instance).exists()
     assert before.services, "there was something to lose"
+
+
+def lock_is_free(instance: str) -> bool:
+    with (pins.LOCKS / f"{instance}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_who_writes_to_the_maps_does_not_wait_for_the_compiler(
+    loaded: MapDataplane,
+    topology: Topology,
+    config: model.Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For that is ten seconds in which no controller takes the dead out."""
+    compiled: list[bool] = []
+    monkeypatch.setattr(loader, "compile_program", watched(loader.compile_program, config, compiled))
+    monkeypatch.setattr(redirects, "compile_tracers", watched(redirects.compile_tracers, config, compiled))
+    with network.entered(topology.namespace(AP)):
+        assert loader.load(config, another_version(tmp_path, "newer")).replaced
+    assert compiled == [True, True]
+
+
+def watched(compile_: Callable[..., Any], config: model.Config, free: list[bool]) -> Callable[..., Any]:
+    def watch(*arguments: Any, **named: Any) -> Any:
+        free.append(lock_is_free(config.instance))
+        return compile_(*arguments, **named)
+
+    return watch
+
+
+def test_what_was_compiled_for_maps_that_are_no_more_is_not_used(
+    loaded: MapDataplane,
+    topology: Topology,
+    config: model.Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody unloads and loads while it is compiled."""
+    compile_program, free = loader.compile_program, list[bool]()
+
+    def meanwhile(*arguments: Any, **named: Any) -> Compiled:
+        made = compile_program(*arguments, **named)
+        free.append(lock_is_free(config.instance))
+        if len(free) == 1:
+            loader.unload(config.instance)
+            assert loader.load(config, BPF_DIR).fresh
+        return made
+
+    monkeypatch.setattr(loader, "compile_program", meanwhile)
+    with network.entered(topology.namespace(AP)):
+        assert loader.load(config, another_version(tmp_path, "newer")).replaced
+        assert free == [True, False, False], "ahead, the fresh one, and once more"
+        maps = opened(config.instance)
+        ids = {libbpf.map_info(fd).id for fd in maps.values()}
+        for fd in maps.values():
+            os.close(fd)
+        fd = libbpf.obj_get(pins.folder(config.instance) / PROGRAM, libbpf.Kind.PROGRAM)
+        assert libbpf.prog_maps(fd) <= ids
+        os.close(fd)
 
 
 def test_a_version_that_does_not_compile_changes_nothing(
