@@ -58,7 +58,7 @@ def _duration_s(value: object) -> object:
 def _flows_per_s(value: object) -> object:
     if isinstance(value, str) and (match := _CAPACITY.fullmatch(value.strip())) and float(match[1]) > 0:
         return float(match[1])
-    raise ValueError('a rate of new flows above 0 with its unit is allowed, e.g. "40 flows/s"')
+    raise ValueError('a rate of new flows above 0 and below 10^9 with its unit is allowed, e.g. "40 flows/s"')
 
 
 def _errors_per_s(value: object) -> object:
@@ -74,7 +74,7 @@ def _limit(value: object) -> object:
         return _flows_per_s(value)
     except ValueError:
         raise ValueError(
-            '"none" or a rate of new flows above 0 with its unit is allowed, e.g. "80 flows/s"'
+            '"none" or a rate of new flows above 0 and below 10^9 with its unit is allowed, e.g. "80 flows/s"'
         ) from None
 
 

@@ -27,7 +27,7 @@ _WORDINGS = {
     "path_type": "a path",
     "string_too_long": "at most {max_length} characters",
     "string_too_short": "{min_length} character or more",
-    "string_type": "a text",
+    "string_type": "a text, in quotes where YAML takes it for a number or for true or false,",
     "too_short": "{min_length} or more in it",
     "tuple_type": "a list",
 }

@@ -66,7 +66,7 @@ class _Lines:
         most = int(flows.idle_ticks.max(initial=0))
         if most >= len(self._idle_times):
             self._idle_times = _padded(
-                f"{json.dumps(ticks * layout.TICK_S)}}}\n" for ticks in range(2 * most + 1)
+                f"{json.dumps(round(ticks * layout.TICK_S, 3))}}}\n" for ticks in range(2 * most + 1)
             )
         return self._idle_times
 

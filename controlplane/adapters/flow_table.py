@@ -199,7 +199,7 @@ def rows(maps: Maps, now_tick: int, limit: int) -> list[FlowRow]:
             service=steering.service_name(maps, service),
             endpoint=steering.endpoint_name(maps, endpoint),
             state=STATES[state],
-            idle_s=idle * layout.TICK_S,
+            idle_s=round(idle * layout.TICK_S, 3),
         )
         for some in listed(maps, now_tick, limit)
         for (high, low), port, service, endpoint, state, idle in zip(

@@ -14,12 +14,13 @@ from pathlib import Path
 from scapy.error import Scapy_Exception
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
-from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import Dot1AD, Dot1Q, Dot3, Ether
 from scapy.packet import Packet
 from scapy.utils import PcapReader
 
 from controlplane.addresses import Address, with_port
 
+_LEAST_BYTES = 14
 _FROM, _TO = "02:00:00:00:00:01", "02:00:00:00:00:02"
 """Nobody asks for them: the program looks only at whether a frame is for many."""
 
@@ -57,7 +58,12 @@ def from_hex(text: str) -> bytes:
 
     Raises ValueError.
     """
-    return bytes.fromhex("".join(text.replace(":", " ").split()))
+    frame = bytes.fromhex("".join(text.replace(":", " ").split()))
+    if len(frame) < _LEAST_BYTES:
+        raise ValueError(
+            f"a frame of {len(frame)} bytes; from {_LEAST_BYTES} on is allowed, an Ethernet header"
+        )
+    return frame
 
 
 def from_file(path: Path, number: int) -> bytes:
@@ -69,6 +75,11 @@ def from_file(path: Path, number: int) -> bytes:
         raise ValueError(f"{path}: {error}") from error
     if packet is None:
         raise ValueError(f"{path}: has no packet {number}")
+    if len(packet) < (packet.wirelen or 0):  # how long it was decides, too
+        raise ValueError(
+            f"{path}: of packet {number} only {len(packet)} of {packet.wirelen} bytes were captured; "
+            "whole ones are allowed (tcpdump -s 0, penumbra capture without --snaplen)"
+        )
     if isinstance(packet, IP | IPv6):
         packet = Ether(src=_FROM, dst=_TO) / packet
     if not isinstance(packet, Ether):
@@ -92,7 +103,8 @@ def shown(frame: bytes) -> str:
         layer = layer.payload
     network = _network(packet)
     if network is None:
-        return f"{', '.join(parts)}, EtherType 0x{packet.type:04x}, {len(frame)} bytes"
+        kind = "IEEE 802.3" if isinstance(packet, Dot3) else f"EtherType 0x{packet.type:04x}"
+        return f"{', '.join(parts)}, {kind}, {len(frame)} bytes"
     source, destination = ip_address(network.src), ip_address(network.dst)
     ttl = network.hlim if isinstance(network, IPv6) else network.ttl
     carried = network.payload

@@ -48,8 +48,8 @@ def linked_interface(pin: Path) -> str:
     return unquote(pin.name.removeprefix(LINK_PREFIX))
 
 
-def require_privileges() -> None:
-    """Root, with what BPF needs, and a bpf file system; DataplaneError says what is missing."""
+def require_privileges(*, mounted: bool = True) -> None:
+    """Root, with what BPF needs, if ``mounted`` a bpf file system; DataplaneError says what lacks."""
     if os.geteuid() != 0:
         raise DataplaneError("only root can load BPF programs and read their maps: run it with sudo")
     status = Path("/proc/self/status").read_text()
@@ -61,7 +61,7 @@ def require_privileges() -> None:
                 f"this process lacks {', '.join(missing)}: run it as root outside of containers, or "
                 f"with docker run {' '.join('--cap-add ' + name[4:] for name in missing)}"
             )
-    if not is_mounted():
+    if mounted and not is_mounted():
         raise DataplaneError(
             f"no bpf file system at {BPF_FILE_SYSTEM}: mount -t bpf -o mode=0700 bpf {BPF_FILE_SYSTEM} "
             "(`ip netns exec` hides it: use nsenter --net=/run/netns/NAME instead)"

@@ -35,7 +35,7 @@ def check(config_file: ConfigFile) -> None:
     Example: penumbra check penumbra.yml
     """
     configured = _checked(config_file)
-    wiring.require_bpf()
+    wiring.require_bpf(mounted=False)  # load mounts it
     endpoints = sum(len(service.endpoints) for service in configured.services.values())
     counts = f"{output.counted(len(configured.services), 'service')}, {output.counted(endpoints, 'endpoint')}"
     say(f"{config_file}: {counts}, mode {configured.mode.value}")
@@ -62,11 +62,13 @@ def load(config_file: ConfigFile) -> None:
     """
     configured = _checked(config_file)
     wiring.prepare()
-    loaded = wiring.load(configured, config_file)
+    loaded, as_configured = wiring.load(configured, config_file)
     state = "loaded" if loaded.fresh else "was loaded already and goes on"
     if loaded.replaced:
         state += " with another program, this version's for these MTUs"
     say(f"instance {configured.instance} {state}; next: penumbra run {config_file}")
+    if not as_configured:
+        warn("it goes on with the services and endpoints that it had: run, or reload, applies the file's")
     for attachment in loaded.attachments:
         line = wiring.mode_line(attachment)
         if attachment.mode.name == "NATIVE":

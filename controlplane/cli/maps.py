@@ -130,11 +130,17 @@ def flows(
     """
     with _opened(instance) as dataplane:
         if as_json:  # a table of thousands is for nobody, but programs take millions
-            output.write(dataplane.flow_lines(limit))
+            _told_if_cut(output.write(dataplane.flow_lines(limit)), limit)
             return
         found = dataplane.flows(limit)
     columns = ("client", "client_port", "service", "endpoint", "state", "idle_s")
     output.rows(columns, ({name: getattr(one, name) for name in columns} for one in found), as_json=False)
+    _told_if_cut(len(found), limit)
+
+
+def _told_if_cut(listed: int, limit: int) -> None:
+    if listed >= limit:
+        output.warn(f"there may be more: these are the {limit} most recent; --limit takes another number")
 
 
 @app.command()

@@ -50,12 +50,15 @@ def rows(columns: Sequence[str], found: Iterable[Mapping[str, object]], as_json:
     console.print(table)
 
 
-def write(parts: Iterable[memoryview]) -> None:
-    """Text as bytes, as it is."""
+def write(parts: Iterable[memoryview]) -> int:
+    """Text as bytes, as it is; returns how many lines."""
     sys.stdout.flush()
+    lines = 0
     for part in parts:
         sys.stdout.buffer.write(part)
+        lines += bytes(part).count(b"\n")
     sys.stdout.flush()
+    return lines
 
 
 def document(value: object) -> None:

@@ -61,9 +61,12 @@ def against_machine(configured: model.Config) -> list[str]:
     return problems
 
 
-def require_bpf() -> None:
-    """Root, BPF and bcc, or DataplaneError with the command that gets what is missing."""
-    pins.require_privileges()
+def require_bpf(*, mounted: bool = True) -> None:
+    """Root, BPF and bcc, or DataplaneError with the command that gets what is missing.
+
+    :param mounted: False: a bpf file system is not needed yet.
+    """
+    pins.require_privileges(mounted=mounted)
     if importlib.util.find_spec("bcc") is None:
         raise DataplaneError(
             "bcc is missing: apt-get install python3-bpfcc, and use a Python that sees it "
@@ -131,8 +134,11 @@ def memory(configured: model.Config) -> list[Memory]:
     return [Memory(kind.replace("_", " "), counts[kind], size) for kind, size in taken.items()]
 
 
-def load(configured: model.Config, path: Path) -> loader.Loaded:
-    """Loads and attaches; a fresh instance steers to the configured endpoints at once."""
+def load(configured: model.Config, path: Path) -> tuple[loader.Loaded, bool]:
+    """Loads and attaches; a fresh instance steers to the configured endpoints at once.
+
+    Returns also whether it steers to those now: one that was loaded before goes on with what it has.
+    """
     loaded = loader.load(configured, bpf_dir())
     remember(configured, path)
     dataplane = MapDataplane.open(configured.instance, MachineClock())
@@ -144,9 +150,16 @@ def load(configured: model.Config, path: Path) -> loader.Loaded:
             for step in plan.plan(model.Steering(), as_configured(configured)):
                 dataplane.apply(step)
             dataplane.renew_hops()
+        return loaded, _who(dataplane.installed()) == _who(as_configured(configured))
     finally:
         dataplane.close()
-    return loaded
+
+
+def _who(steering: model.Steering) -> tuple[set[object], set[object]]:
+    """Its services and their live endpoints."""
+    services = {(one.name, one.vip, one.port, one.protocol) for one in steering.services.values()}
+    live = (one for one in steering.members.values() if one.role is model.Role.LIVE)
+    return {*services}, {(one.name, one.service, one.address, one.port) for one in live}
 
 
 def as_configured(configured: model.Config) -> model.Steering:
@@ -188,7 +201,7 @@ def run(configured: model.Config, path: Path) -> None:
     closing: list[Callable[[], None]] = [lock.close]
     try:
         try:
-            loaded = load(configured, path)
+            loaded, _ = load(configured, path)
         except DataplaneError:
             if configured.instance not in loaded_instances():
                 forget(configured.instance)

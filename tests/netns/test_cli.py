@@ -274,6 +274,16 @@ def test_without_bpf_it_names_the_capabilities_and_the_way(site: Steered, public
     assert "--cap-add BPF" in line
 
 
+def test_check_looks_at_a_machine_without_a_bpf_file_system(site: Steered, public: Path) -> None:
+    """For ``load`` mounts it."""
+    argv = ["unshare", "--mount", "sh", "-c", 'umount /sys/fs/bpf && exec "$@"', "sh", PENUMBRA, "check"]
+    done = subprocess.run(
+        site.lab.argv(AP, [*argv, str(public)]), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 service" in done.stdout
+
+
 def test_without_bcc_it_names_the_package_and_warns_of_the_other_one(
     site: Steered, public: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import yaml
 
 from controlplane.adapters import pins
 from controlplane.lab.topology import AP
@@ -80,6 +81,10 @@ def test_maps_are_shown_as_a_table_and_as_json(site: Steered, traffic: Traffic) 
         assert found or what == "events", what
         named = {key for one in found for key in one}
         assert named >= set(columns) or what == "events", (what, named)
+    for flag in ((), ("--json",)):
+        some = site.penumbra("maps", "flows", "--limit", 3, *flag, "--instance", site.instance)
+        assert "these are the 3 most recent" in some.stderr
+        assert len(some.stdout.splitlines()) == (3 if flag else 4)
     flows = lines(texts[wanted.index(("flows", ("--json",)))])
     assert {one["endpoint"] for one in flows} == {"web-1", "web-1-s1"}
     shadows = lines(texts[wanted.index(("shadows", ("--json",)))])
@@ -206,6 +211,14 @@ def test_without_a_controller_requests_wait_for_one(site: Steered) -> None:
     assert done.returncode == 0
     assert "no controller" in done.stderr
     assert "no controller runs" in site.asked("status")
+    changed = yaml.safe_load(site.config.read_text())
+    changed["services"]["web"]["port"] += 1
+    other = site.folder / "changed.yml"
+    other.write_text(yaml.safe_dump(changed))
+    for path, told in ((other, True), (site.config, False)):
+        done = site.penumbra("load", path)
+        assert done.returncode == 0
+        assert ("goes on with the services" in done.stderr) == told
     assert site.penumbra("reload", "--instance", site.instance).returncode == 1
     site.start()
     eventually(lambda: site.status()["frozen"], 10, site.said)

@@ -57,7 +57,7 @@ def one_by_one(flows: list[Flow]) -> Iterator[str]:
                 "service": NAMES[service],
                 "endpoint": NAMES[endpoint] if endpoint else "",
                 "state": STATES[state],
-                "idle_s": idle * layout.TICK_S,
+                "idle_s": round(idle * layout.TICK_S, 3),
             }
         )
 
