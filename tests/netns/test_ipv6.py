@@ -34,12 +34,12 @@ def test_clients_are_answered_and_packets_leave_by_next_hops_and_routes_of_ipv6(
     before = reasons(site)
     traffic.flows(100)
     assert {one.served_by for one in traffic.now()} == {"web-1"}
+    flows = list(map(json.loads, site.asked("maps", "flows", "--json").splitlines()))
     assert_unharmed(traffic.stop())
     gained = Counter(reasons(site)) - Counter(before)
     assert gained["forward_hop"] > 200, gained
     assert gained["return_fib"] > 200, gained
     assert gained["forward_kernel"] + gained["return_kernel"] == 0, gained
-    flows = list(map(json.loads, site.asked("maps", "flows", "--json").splitlines()))
     assert {row["client"] for row in flows} == {str(site.lab.topology.clients.address)}
 
 
