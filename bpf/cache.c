@@ -188,8 +188,14 @@ static __always_inline struct place find_victim(struct here *here, u64 hash)
 		place.bucket = index;
 		place.way = way;
 	}
-	if (best >= RANK_UNANSWERED && displace(here, first, start, &other))
-		return other;
+	if (best >= RANK_UNANSWERED && displace(here, first, start, &other)) {
+		place = other;
+		best = 0;
+	}
+	best = forget(here, best);
+	place.bucket = forget(here, place.bucket);
+	place.way = forget(here, place.way);
+	place.id = forget(here, place.id);
 	if (best != RANK_NEVER)
 		place.flow = lookup_flow(&place);
 	return place;

@@ -35,11 +35,13 @@ static __always_inline void copy_frame(struct xdp_md *ctx,
 
 	if (bytes > snap)
 		bytes = snap;
-	if (bytes > SNAP_MAX)
-		bytes = SNAP_MAX;
-	asm volatile("" : "+r"(bytes));	/* what is checked is what is used */
-	if (bytes < 1 || bytes > SNAP_MAX ||
-	    bpf_xdp_load_bytes(ctx, 0, frame->data, bytes))
+	/*
+	 * It is 1 to SNAP_MAX already, but 6.1's verifier loses a lower bound on
+	 * the way, and there none may be empty.
+	 */
+	asm volatile("" : "+r"(bytes));
+	bytes = ((bytes - 1) & (SNAP_MAX - 1)) + 1;
+	if (bpf_xdp_load_bytes(ctx, 0, frame->data, bytes))
 		bytes = 0;
 	frame->head.time_ns = bpf_ktime_get_ns();
 	frame->head.length = length;

@@ -119,7 +119,7 @@ def test_of_one_cpu(rig: Rig, check: Check) -> None:
 
 FAULTS = {
     "nothing moves": (
-        {"displace(here, first, start, &other))\n": "displace(here, first, start, &other) && 0)\n"},
+        {"displace(here, first, start, &other))": "displace(here, first, start, &other) && 0)"},
         all_have_a_place,
     ),
     "a key stays behind": ({"\t\t*copy = *key;\n": "\t\t;\n"}, they_are_who_they_were),
