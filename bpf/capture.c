@@ -13,10 +13,14 @@
 
 #if CAPTURE
 
+/*
+ * Looked up each time: an address kept from the first time on may be none, and
+ * the verifier would go down every path of the program for either.
+ */
 static __always_inline void capture_note(struct here *here, enum note kind,
 					 u32 a)
 {
-	struct capture_cpu *own = here->capture;
+	struct capture_cpu *own = capture_cpus.lookup(&here->cpu);
 
 	if (!own)
 		return;
@@ -126,14 +130,6 @@ static __always_inline void hand_over(struct here *here, struct capture_cpu *own
 
 #endif
 
-/* In refuse.c, with a packet of which steer.c has told that it came. */
-static __always_inline void capture_goes_on(struct here *here)
-{
-#if CAPTURE
-	here->capture = capture_cpus.lookup(&here->cpu);
-#endif
-}
-
 /* Before anything is looked at. */
 static __always_inline void capture_came(struct here *here)
 {
@@ -142,7 +138,6 @@ static __always_inline void capture_came(struct here *here)
 	struct capturing *wanted;
 	u32 zero = 0;
 
-	here->capture = own;
 	wanted = capture_wanted.lookup(&zero);
 	if (!own || !wanted)
 		return;
@@ -161,7 +156,7 @@ static __always_inline void capture_came(struct here *here)
 static __always_inline void capture_leaves(struct here *here, int verdict)
 {
 #if CAPTURE
-	struct capture_cpu *own = here->capture;
+	struct capture_cpu *own = capture_cpus.lookup(&here->cpu);
 	struct capturing *wanted;
 	u32 zero = 0;
 

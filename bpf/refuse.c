@@ -108,7 +108,6 @@ int refuse(struct xdp_md *ctx)
 
 	if (!begin(&here))
 		return XDP_ABORTED;
-	capture_goes_on(&here);
 	refused_mtu = lookup_refused_mtu(&here);
 	if (!refused_mtu)
 		return XDP_ABORTED;

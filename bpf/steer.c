@@ -45,9 +45,6 @@ struct here {
 #if DRY_RUN
 	struct trace *trace;
 #endif
-#if CAPTURE
-	struct capture_cpu *capture;
-#endif
 };
 
 /* Where a flow lies, or may lie, in the cache. */

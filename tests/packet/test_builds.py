@@ -21,7 +21,7 @@ BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG = 1 << 0, 1 << 7
 PLAIN_NOTE = "#define NOTE(kind, a, b)\n"
 CAPTURES = {
     "steer.c": ('#include "capture.c"', "\tcapture_came(&here);\n", "\tcapture_leaves(&here, verdict);\n"),
-    "refuse.c": ("\tcapture_goes_on(&here);\n", "\tcapture_leaves(&here, verdict);\n"),
+    "refuse.c": ("\tcapture_leaves(&here, verdict);\n",),
 }
 PLAIN_STORES = """
 #define DRY_RUN 0
