@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -139,7 +139,8 @@ class Ledger:
     def count_redirects_by(self, bpf_dir: Path) -> str:
         fds = opened(self.config.instance)
         try:
-            return redirects.attach(self.config.instance, bpf_dir, fds)
+            with closing(redirects.compiled(bpf_dir, fds)) as counting:
+                return redirects.attach(self.config.instance, counting, fds)
         finally:
             for fd in fds.values():
                 os.close(fd)
