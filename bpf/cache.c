@@ -100,7 +100,7 @@ static __always_inline void bring_life(const struct place *place)
  * Moves one flow of a full bucket to its other one, which follows from bucket
  * and tag alone. It stands in both until its old place is taken, so that it is
  * found all the while. Without this 34 of 10 000 flows find no place when half
- * of the cache is in use, with it none, and 18 instead of 320 at three quarters.
+ * of the cache is in use, with it 0.1; at three quarters 320, with it 19.
  * False: each one's other bucket is full too.
  */
 static __always_inline bool displace(struct here *here, u32 bucket, u32 start,
@@ -190,8 +190,9 @@ static __always_inline struct place find_victim(struct here *here, u64 hash)
 	}
 	if (best >= RANK_UNANSWERED && displace(here, first, start, &other)) {
 		place = other;
-		best = 0;
+		best = RANK_EMPTY;
 	}
+	/* Whoever gives way, the verifier goes on once. */
 	best = forget(here, best);
 	place.bucket = forget(here, place.bucket);
 	place.way = forget(here, place.way);

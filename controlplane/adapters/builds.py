@@ -7,7 +7,6 @@ A file for each in ``FOLDER``, the last so many. Whatever is wrong with one, it 
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
@@ -129,26 +128,25 @@ def found(of: str) -> Built | None:
 
 
 def keep(of: str, built: Built) -> None:
-    """As far as there is room for it."""
+    """Raises OSError where there is no room for it."""
     told = {
         "programs": {name: base64.b64encode(code).decode() for name, code in built.programs.items()},
         "maps": [asdict(one) for one in built.maps],
         "types": base64.b64encode(built.types).decode(),
     }
     text = json.dumps(told).encode()
-    with contextlib.suppress(OSError):
-        FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(FOLDER):
-            return
-        _make_room(FOLDER.iterdir())
-        fd, name = tempfile.mkstemp(dir=FOLDER)
-        written = Path(name)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest() + text)
-            written.replace(FOLDER / of)
-        finally:
-            written.unlink(missing_ok=True)
+    FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_ours(FOLDER):
+        return
+    _make_room(FOLDER.iterdir())
+    fd, name = tempfile.mkstemp(dir=FOLDER)
+    written = Path(name)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest() + text)
+        written.replace(FOLDER / of)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def _make_room(files: Iterable[Path]) -> None:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def _pin_and_attach(config: model.Config, compiled: Compiled, source: int, bpf_d
     maps = open_instance(config.instance)
     try:
         _write_settings(maps, config)
-        uncounted = _count_redirects(config, bpf_dir, compiled.maps)
+        uncounted = _count_redirects(config.instance, bpf_dir, compiled.maps)
         attachments, rowless = _attach_all(config, maps, compiled.program_fd)
     finally:
         maps.close()
@@ -184,7 +184,10 @@ def _load_again(config: model.Config, maps: Maps, bpf_dir: Path, ahead: _Version
         if int(maps.settings["source"]) == source and bool(maps.settings["frags"]) == frags:
             _write_settings(maps, config)
             attachments, rowless = _attach_again(config, maps, present, present)
-            uncounted = "" if redirects.is_counting(config.instance) else _count_again(config, bpf_dir)
+            uncounted = ""
+            if not redirects.is_counting(config.instance):
+                with _opened(config.instance) as fds:
+                    uncounted = _count_redirects(config.instance, bpf_dir, fds)
             return Loaded(attachments, fresh=False, uncounted=uncounted, rowless=rowless)
         if not ahead or (ahead.source, ahead.frags, ahead.maps) != (source, frags, _map_ids(config.instance)):
             ahead = made = _compiled_for(config, bpf_dir, source, frags)
@@ -254,18 +257,10 @@ def _opened(instance: str) -> Iterator[Mapping[str, int]]:
             os.close(fd)
 
 
-def _count_again(config: model.Config, bpf_dir: Path) -> str:
-    with _opened(config.instance) as fds:
-        return _count_redirects(config, bpf_dir, fds)
-
-
-def _count_redirects(config: model.Config, bpf_dir: Path, maps: Mapping[str, int]) -> str:
+def _count_redirects(instance: str, bpf_dir: Path, maps: Mapping[str, int]) -> str:
     """By this version's program; empty, or why not."""
-    counting = redirects.compiled(bpf_dir, maps)
-    try:
-        return redirects.attach(config.instance, counting, maps)
-    finally:
-        counting.close()
+    with closing(redirects.compiled(bpf_dir, maps)) as counting:
+        return redirects.attach(instance, counting, maps)
 
 
 def _pin_program(instance: str, program_fd: int) -> None:

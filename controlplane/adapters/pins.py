@@ -49,7 +49,7 @@ def linked_interface(pin: Path) -> str:
 
 
 def require_privileges(*, mounted: bool = True) -> None:
-    """Root, with what BPF needs, if ``mounted`` a bpf file system; DataplaneError says what lacks."""
+    """Root, with what BPF needs, and unless told otherwise a bpf file system; or DataplaneError."""
     if os.geteuid() != 0:
         raise DataplaneError("only root can load BPF programs and read their maps: run it with sudo")
     status = Path("/proc/self/status").read_text()
