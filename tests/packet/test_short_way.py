@@ -203,11 +203,12 @@ def change(rig: Rig, dice: random.Random) -> None:
 
 
 def grow_old(rig: Rig, dice: random.Random) -> None:
-    """Gives every cached flow another life: flags, and when it was last seen."""
+    """Gives every cached flow another life: flags, and when it was last seen, which on a machine that has
+    just started may have been before its clock began: ticks wrap."""
     cached = rig.flows["id"] != 0
     now = int(rig.cpus["tick"].max())
     rig.flows["life"][cached] = [
-        (now - dice.choice(AGES)) << 32
+        (now - dice.choice(AGES) & 0xFFFFFFFF) << 32
         | (dice.choice(LIVES) | (layout.FLOW_REQUEST if dice.random() < 0.3 else 0)) << 24
         | dice.randrange(1 << 24)
         for _ in range(int(cached.sum()))
