@@ -134,7 +134,7 @@ class Instance:
             row["protocol"], row["flags"] = protocol, layout.SERVICE_PRESENT
             row["ring_base"], row["ring_size"] = base, size
             cells = random.permutation(np.resize(members, size))
-            self._cells[base : base + size] = layout.reference(cells, 1)
+            self._cells[base : base + size] = layout.reference(0, 1) | cells
             base += 2 * size
             table.put(layout.target(vip, PORT, protocol), index)
             bit = layout.destination_bit(layout.mapped(vip), PORT)

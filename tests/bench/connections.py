@@ -25,7 +25,7 @@ from tests.bench import contenders
 from tests.bench.contenders import SESSION, Contender
 from tests.bench.figures import Figure
 from tests.bench.frames import Frames
-from tests.bench.harness import pinned_to_last_core
+from tests.bench.harness import CORES, pinned_to
 from tests.bench.sessions import Driven, cpu_ns
 
 SESSIONS, BURST = 1600, 16
@@ -35,7 +35,7 @@ ROUNDS = 25
 
 def measure() -> Mapping[str, Figure]:
     """``endtoend.cpu_*``; about 40 s on one core."""
-    with pinned_to_last_core(), ExitStack() as stack:
+    with pinned_to(CORES[-1]), ExitStack() as stack:
         labs = _labs(stack)
         softirqs = _softirq_thread()
         for contender in labs.values():

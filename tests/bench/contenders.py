@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -51,7 +52,7 @@ def _serve(lab: Lab) -> tuple[int, ...]:
     for host in lab.topology.hosts:
         serve = [*SESSION, "serve", "0.0.0.0", str(ENDPOINT_PORT)]
         pids.append(lab.popen(host.name, serve, label=f"serve-{host.name}").pid)
-        eventually(lambda name=host.name: _listens(lab, name), 10.0, f"{host.name} listens")
+        eventually(partial(_listens, lab, host.name), 10.0, f"{host.name} listens")
     return tuple(pids)
 
 

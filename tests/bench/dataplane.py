@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +15,8 @@ from controlplane.adapters import libbpf
 from tests.bench import case
 from tests.bench.case import Installed, Instance
 from tests.bench.figures import Figure
-from tests.bench.harness import FRAME_BYTES, PACKETS, WARM_PACKETS, Flows, Harness, pinned_to
+from tests.bench.harness import CORES, FRAME_BYTES, PACKETS, WARM_PACKETS, Flows, Harness, pinned_to
 
-CORES = sorted(os.sched_getaffinity(0))
 HITS = {"hit_1": 1, "hit_64k": 1 << 16, "hit_1m": 1 << 20}
 MANY = 1 << 20
 FLOOD_LIMIT = 1_000
@@ -127,6 +125,7 @@ def _frame(instance: Instance, flags: str, *, back: bool = False) -> bytes:
     answering = str(installed.endpoint(instance.answering))
     source, destination = (answering, client) if back else (client, vip)
     ip = (IPv6 if installed.version == 6 else IP)(src=source, dst=destination)
+    ports: TCP | UDP
     if installed.protocol == case.UDP:
         ports = UDP(dport=case.PORT)
     else:

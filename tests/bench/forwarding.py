@@ -16,7 +16,7 @@ from controlplane.lab.lab import Lab
 from tests.bench import contenders
 from tests.bench.figures import Figure
 from tests.bench.frames import Arrived, Frames, framed
-from tests.bench.harness import pinned_to_last_core
+from tests.bench.harness import CORES, pinned_to
 from tests.bench.sessions import cpu_ns
 
 FLOWS = 1 << 16
@@ -27,7 +27,7 @@ PROTOCOLS = ("tcp", "udp")
 def measure() -> Mapping[str, Figure]:
     """``endtoend.packets_*`` and ``frame_*``; about 30 s on one core."""
     figures: dict[str, Figure] = {}
-    with pinned_to_last_core(), ExitStack() as stack:
+    with pinned_to(CORES[-1]), ExitStack() as stack:
         frames = Frames()
         stack.callback(frames.close)
         labs = _labs(stack, frames)

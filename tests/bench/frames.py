@@ -164,9 +164,10 @@ def framed(lab: Lab, protocol: str, *, opening: bool = False, direct: bool = Fal
 def frame_of(link: Ether, address: str, port: int, protocol: str, *, opening: bool) -> bytes:
     ip = IP(src=str(CLIENT_NET.network_address), dst=address)
     if protocol == "tcp":
-        numbers = {"flags": "S", "seq": 0} if opening else {"flags": "A", "seq": 1, "ack": 1}
+        flags, number = ("S", 0) if opening else ("A", 1)
         options = [("NOP", None), ("NOP", None), ("Timestamp", (1, 1))]
-        return bytes(link / ip / TCP(sport=0, dport=port, options=options, **numbers))
+        tcp = TCP(sport=0, dport=port, flags=flags, seq=number, ack=number, options=options)
+        return bytes(link / ip / tcp)
     headers = link / ip / UDP(sport=0, dport=port)
     return bytes(headers / bytes([opening]).ljust(FRAME_BYTES - len(headers), b"\0"))
 

@@ -21,6 +21,7 @@ from controlplane.adapters.bcc import Compiled, compile_file
 
 SOURCE = Path(__file__).with_name("feeder.c")
 BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
+CORES = sorted(os.sched_getaffinity(0))
 FRAME_BYTES = 128
 TABLE_LINES = 1 << 19
 WARM_PACKETS = 4_000_000
