@@ -99,12 +99,13 @@ def totals(
     parts = np.array_split(cpus, min(threads, len(os.sched_getaffinity(0))))
     if len(parts) == 1:
         return _summed(numbers, cpus)
-    with ThreadPoolExecutor(len(parts)) as pool:
-        first, *others = pool.map(lambda part: _summed(numbers, part), parts)
+    with ThreadPoolExecutor(len(parts) - 1) as pool:
+        others = pool.map(lambda part: _summed(numbers, part), parts[1:])
+        summed = _summed(numbers, parts[0])
     for other in others:
-        for total, more in zip(first, other, strict=True):
+        for total, more in zip(summed, other, strict=True):
             total += more
-    return first
+    return summed
 
 
 def _summed(

@@ -122,7 +122,7 @@ def _counters(maps: Maps) -> dict[str, Figure]:
     random = np.random.default_rng(5)
     rows = layout.TRAFFIC, layout.TRAFFIC, layout.ENDPOINT_COUNTERS, REQUEST_COUNTERS
     tables = [_table(row, random) for row in rows]
-    reasons = np.ones((CPUS, layout.REASON_SLOTS), np.uint64)
+    reasons = np.ones((CPUS, layout.INTERFACE_ROWS, layout.REASON_SLOTS), np.uint64)
     forwarded, returned, counters, _ = tables
     wide = replace(maps, forwarded=forwarded, returned=returned, counters=counters, reasons=reasons)
     figures = {"control.counters_64": Figure(_timed(lambda: readings.counters(wide, 0.0)) * MS, "ms")}
