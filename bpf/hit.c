@@ -86,10 +86,10 @@ static __always_inline bool glance_udp(struct glance *seen, u32 l3_bytes,
 static __always_inline bool is_whole(struct xdp_md *ctx, const struct glance *seen,
 				     const void *end)
 {
-	u32 length = seen->bytes + ETH_HLEN;
+	u32 length = seen->bytes + ETH_HLEN, first = end - seen->data;
 
-	return length <= (u32)(end - seen->data) ||
-	       (FRAGS && length <= bpf_xdp_get_buff_len(ctx));
+	return length <= first || (FRAGS && first >= FIRST_BUFFER_MIN &&
+				   length <= bpf_xdp_get_buff_len(ctx));
 }
 
 /* False: no plain frame. */

@@ -373,26 +373,29 @@ def prog_test_run(
     packet: bytes,
     *,
     ingress_ifindex: int = 0,
+    first_bytes: int = 0,
     repeat: int = 1,
     flags: int = 0,
     batch: int = 0,
 ) -> ProgramRun:
     """Runs an XDP program on a packet (BPF_PROG_TEST_RUN, Documentation/bpf/bpf_prog_run.rst).
 
-    ``ingress_ifindex`` 0 means the loopback of this namespace. With ``repeat`` > 1 the frame is not
+    ``ingress_ifindex`` 0 means the loopback of this namespace. ``first_bytes``: so many are in the first of
+    several buffers (EINVAL before Linux 6.18); 0: as many as it takes. With ``repeat`` > 1 the frame is not
     restored between runs. With BPF_F_TEST_XDP_LIVE_FRAMES in ``flags`` packets really leave (``batch``
     at a time) and nothing comes back.
     """
     live = bool(flags & BPF_F_TEST_XDP_LIVE_FRAMES)
     data = ctypes.create_string_buffer(packet, len(packet))
     out = ctypes.create_string_buffer(len(packet) + 512)
-    context = XdpMd(data_end=len(packet), ingress_ifindex=ingress_ifindex)
+    context = XdpMd(data_end=first_bytes or len(packet), ingress_ifindex=ingress_ifindex)
+    has_context = bool(ingress_ifindex or first_bytes)
     options = TestRunOpts(
         sz=ctypes.sizeof(TestRunOpts),
         data_in=ctypes.addressof(data),
         data_size_in=len(packet),
-        ctx_in=ctypes.addressof(context) if ingress_ifindex else None,
-        ctx_size_in=ctypes.sizeof(context) if ingress_ifindex else 0,
+        ctx_in=ctypes.addressof(context) if has_context else None,
+        ctx_size_in=ctypes.sizeof(context) if has_context else 0,
         repeat=repeat,
         flags=flags,
         batch_size=batch,

@@ -252,9 +252,12 @@ class Rig:
 
     # ---- packets ------------------------------------------------------------------------
 
-    def send(self, packet: Packet | bytes, *, ingress_ifindex: int = 0) -> Result:
+    def send(self, packet: Packet | bytes, *, ingress_ifindex: int = 0, first_bytes: int = 0) -> Result:
+        """``first_bytes``: of several buffers."""
         before = self.reasons.sum(axis=0)
-        run = libbpf.prog_test_run(self.compiled.program_fd, bytes(packet), ingress_ifindex=ingress_ifindex)
+        run = libbpf.prog_test_run(
+            self.compiled.program_fd, bytes(packet), ingress_ifindex=ingress_ifindex, first_bytes=first_bytes
+        )
         counted = self.reasons.sum(axis=0) - before
         assert counted.sum() == 1, "every packet is counted under one reason"
         return Result(run.verdict, layout.REASONS[int(counted.argmax())], Ether(run.packet), run.packet)
