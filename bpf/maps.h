@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Every map, a line each: meaning; writer; reader. Sizes come as -D from the
- * loader: MAX_SERVICES, MAX_ENDPOINTS, MAX_BUCKETS, MAX_RING_LINES, MAX_CPUS, MAX_FRAGMENTS,
- * and the target tables' buckets, powers of two: SERVICE_BUCKETS, ENDPOINT_BUCKETS.
+ * loader: MAX_SERVICES, MAX_ENDPOINTS, MAX_BUCKETS, MAX_RING_LINES, MAX_CPUS,
+ * MAX_FRAGMENTS, MAX_ROUTE_MTUS, and the target tables' buckets, powers of two: SERVICE_BUCKETS, ENDPOINT_BUCKETS.
  * Arrays are mmapable: user space reads and writes them without system calls.
  */
 #ifndef PENUMBRA_MAPS_H
@@ -64,6 +64,11 @@ BPF_F_TABLE("array", u32, struct request_counters, request_baselines, MAX_ENDPOI
 BPF_F_TABLE("array", u32, struct histogram, response, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 /* Destinations that endpoints may answer as themselves; user space; program. */
 BPF_F_TABLE("lpm_trie", struct prefix, u32, direct, MAX_DIRECT, BPF_F_NO_PREALLOC);
+/*
+ * Destination -> bytes of IP packet that its route takes, where routes have an MTU
+ * of their own; 0: this one has none; user space; program.
+ */
+BPF_F_TABLE("lpm_trie", struct prefix, u32, route_mtus, MAX_ROUTE_MTUS, BPF_F_NO_PREALLOC);
 /* [IP version: 0 for 4, 1 for 6] the way to most clients; user space; program. */
 BPF_F_TABLE("array", u32, struct gateway, gateways, 2, BPF_F_MMAPABLE);
 /*

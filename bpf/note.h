@@ -55,6 +55,7 @@
 	X(hop)		/* a: ifindex; b: ticks that the next hop is still good for */ \
 	X(no_hop)	/* a: tick past which it was no longer good; 0: there is none */ \
 	X(route)	/* a: ifindex; b: BPF_FIB_LKUP_RET_*, or a negative errno */ \
+	X(route_mtu)	/* a: bytes that its route takes by an MTU of its own, too few */ \
 	X(no_port)	/* a: ifindex that takes no redirected frames */ \
 	X(too_big)	/* a: bytes that fit through the cached next hop; b: its ifindex */ \
 	X(refused)	/* its sender is told by ICMP; a: bytes that fit, 0: its TTL; b: 1 by us, 0 by its VIP */ \

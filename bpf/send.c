@@ -105,6 +105,34 @@ static __always_inline enum reason too_large(struct here *here, u32 mtu)
 	return REASON_pass_mtu;
 }
 
+/*
+ * As the kernel would forward it: bpf_fib_lookup() heeds an MTU of the route's own
+ * only where that is locked.
+ */
+static __always_inline long find_route(struct here *here,
+				       const struct packet *packet,
+				       const __be32 *source,
+				       const __be32 *destination,
+				       struct bpf_fib_lookup *route)
+{
+	struct prefix *to = (void *)route;	/* the stack is short */
+	u32 *found_mtu, mtu;
+	long found;
+
+	to->length = 8 * sizeof(to->address);
+	__builtin_memcpy(to->address, destination, sizeof(to->address));
+	found_mtu = route_mtus.lookup(to);
+	mtu = found_mtu ? *found_mtu : 0;
+	found = lookup_route(here->ctx, packet, here->ifindex, source,
+			     destination, route);
+	NOTE(route, route->ifindex, found);
+	if (!mtu || packet->bytes <= mtu ||
+	    (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && route->mtu_result <= mtu))
+		return found;
+	NOTE(route_mtu, mtu, 0);
+	return found_large(route, mtu);
+}
+
 /* :about is what the packet is an ICMP error about, if it is one. */
 static __always_inline enum reason send_forward(struct here *here,
 						struct packet *packet,
@@ -117,9 +145,8 @@ static __always_inline enum reason send_forward(struct here *here,
 
 	if (here->tick >= to->hop_expires) {
 		NOTE(no_hop, to->hop_expires, 0);
-		found = lookup_route(here->ctx, packet, here->ifindex,
-				     packet->source, to->address, &route);
-		NOTE(route, route.ifindex, found);
+		found = find_route(here, packet, packet->source, to->address,
+				   &route);
 	} else if (to->hop_mtu && packet->bytes > to->hop_mtu) {
 		NOTE(too_big, to->hop_mtu, to->hop_ifindex);
 		found = found_large(&route, to->hop_mtu);
@@ -160,9 +187,7 @@ static __always_inline enum reason send_return(struct here *here,
 
 	if (!gateway) {
 		NOTE(no_hop, 0, 0);
-		found = lookup_route(here->ctx, packet, here->ifindex,
-				     service->vip, client, &route);
-		NOTE(route, route.ifindex, found);
+		found = find_route(here, packet, service->vip, client, &route);
 	} else if (gateway->hop_mtu && packet->bytes > gateway->hop_mtu) {
 		NOTE(too_big, gateway->hop_mtu, gateway->hop_ifindex);
 		found = found_large(&route, gateway->hop_mtu);

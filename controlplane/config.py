@@ -317,7 +317,10 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
             f"at most the interval is allowed"
         )
     if probe.kind is model.ProbeKind.TCP and service.protocol == "udp":
-        yield f"{where}.probe.kind: tcp can't probe a udp service; http is allowed (on the same port)"
+        yield (
+            f"{where}.probe.kind: tcp, the default, can't probe a udp service; http is allowed, "
+            f"asked over TCP on the same port"
+        )
     if service.requests is not model.Requests.OFF and service.protocol == "udp":
         yield f"{where}.requests: {service.requests.value} can't be told on a udp service; off is allowed"
     if service.ring_size < 100 * len(service.endpoints):

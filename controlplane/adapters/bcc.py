@@ -87,6 +87,7 @@ class ProgramSizes:
             "MAX_CPUS": self.cpus,
             "MAX_DIRECT": layout.direct_prefixes(self.endpoints),
             "MAX_FRAGMENTS": layout.FRAGMENTS,
+            "MAX_ROUTE_MTUS": layout.ROUTE_MTUS,
         }
         of_program = {
             "MAX_ENDPOINTS": self.endpoints,

@@ -29,6 +29,7 @@ from controlplane.adapters import (
     pins,
     readings,
     redirects,
+    route_mtus,
     steering,
 )
 from controlplane.adapters.event_ring import EventRing
@@ -115,6 +116,7 @@ class MapDataplane:
             interfaces = devices.attached(maps)
             devices.write(maps, interfaces, routing)
             expires = now + layout.ticks(next_hops.LIFE_S)
+            route_mtus.renew(maps, routing)
             hops = gateways.renew(maps, routing, interfaces, expires)
             self._gateways_due = expires - layout.ticks(next_hops.RENEW_S)
             unmanaged = [hop for hop in hops if not hop.managed]

@@ -35,20 +35,5 @@ def write(maps: Maps, interfaces: Collection[int], routing: Routing) -> None:
         ports[index] = port.tobytes()
         if tags:
             vlans[key.tobytes()] = index
-    _hold(maps.ports, layout.INDEX, layout.PORT, ports)
-    _hold(maps.vlans, layout.PORT_KEY, layout.INDEX, vlans)
-
-
-def _hold(
-    map_fd: int,
-    key: np.dtype[np.void] | np.dtype[np.uint32],
-    value: np.dtype[np.void] | np.dtype[np.uint32],
-    wanted: dict[bytes, bytes],
-) -> None:
-    keys, values = libbpf.map_lookup_batch(map_fd, key, value)
-    there = {k.tobytes(): v.tobytes() for k, v in zip(keys, values, strict=True)}
-    for gone in there.keys() - wanted.keys():
-        libbpf.map_delete(map_fd, gone)
-    for name, row in wanted.items():
-        if there.get(name) != row:
-            libbpf.map_update(map_fd, name, row)
+    libbpf.map_hold(maps.ports, layout.INDEX, layout.PORT, ports)
+    libbpf.map_hold(maps.vlans, layout.PORT_KEY, layout.INDEX, vlans)

@@ -369,6 +369,9 @@ class _Teller:
         by = f", by {_interface(note.a)}" if code == 0 else ""
         return f"the kernel's routes: {_ROUTES[code] if code < len(_ROUTES) else code}{by}"
 
+    def _route_mtu(self, note: Note) -> str:
+        return f"its route takes no more than {note.a} bytes"
+
     def _no_port(self, note: Note) -> str:
         return f"{_interface(note.a)} takes no redirected frames"
 

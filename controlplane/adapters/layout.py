@@ -51,6 +51,8 @@ _MAPPED = bytes(10) + b"\xff\xff"
 PORTS = 1024
 FRAGMENTS = 16_384
 """Fragmented packets on their way at once."""
+ROUTE_MTUS = 8_192
+"""Routes that have an MTU of their own, or lie within such a one's prefix."""
 EVENT_PAGES = 16
 HASH_VERSION = 4
 """Of the formulas in bpf/hash.h, which says when to raise it."""
@@ -367,6 +369,7 @@ def maps(sizes: Sizes, cpus: int) -> dict[str, MapLayout]:
         "redirect_programs": MapLayout(MapType.PROG_ARRAY, INDEX, INDEX, REDIRECT_PROGRAMS),
         "rtt": array(HISTOGRAM, sizes.endpoints),
         "direct": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, direct_prefixes(sizes.endpoints)),
+        "route_mtus": MapLayout(MapType.LPM_TRIE, PREFIX, INDEX, ROUTE_MTUS),
         "gateways": array(GATEWAY, 2),
         "near": array(NEAR, 2 * NEAR_WORDS),
         "request_counters": array(REQUEST_COUNTERS, cpus * sizes.endpoints),
@@ -438,7 +441,7 @@ def unmapped(packed: bytes) -> Address:
 
 
 def prefix(network: Network) -> bytes:
-    """A ``struct prefix``, the key of ``direct``."""
+    """A ``struct prefix``, the key of ``direct`` and ``route_mtus``."""
     bits = network.prefixlen + (96 if isinstance(network, IPv4Network) else 0)
     return bits.to_bytes(4, "little") + mapped(network.network_address)
 

@@ -11,7 +11,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ctypes import byref, c_uint32
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -258,6 +258,19 @@ def map_delete_batch(fd: int, keys: npt.NDArray[Any]) -> None:
     count = c_uint32(len(keys))
     options = BatchOpts(sz=ctypes.sizeof(BatchOpts))
     call("map batch delete", "bpf_map_delete_batch", fd, keys.ctypes.data, byref(count), byref(options))
+
+
+def map_hold(
+    fd: int, key_type: npt.DTypeLike, value_type: npt.DTypeLike, wanted: Mapping[bytes, bytes]
+) -> None:
+    """Changes a hash or LPM map until it has these entries and no others."""
+    keys, values = map_lookup_batch(fd, key_type, value_type)
+    there = {key.tobytes(): value.tobytes() for key, value in zip(keys, values, strict=True)}
+    for gone in there.keys() - wanted.keys():
+        map_delete(fd, gone)
+    for key, value in wanted.items():
+        if there.get(key) != value:
+            map_update(fd, key, value)
 
 
 def map_view(fd: int, dtype: npt.DTypeLike, *, writable: bool = False) -> npt.NDArray[Any]:

@@ -92,12 +92,13 @@ class Maps:
     vips: int
     endpoint_targets: TargetTable
     direct: int
+    route_mtus: int
     ports: int
     vlans: int
     events: int
 
     def close(self) -> None:
-        for fd in (self.vips, self.direct, self.ports, self.vlans, self.events):
+        for fd in (self.vips, self.direct, self.route_mtus, self.ports, self.vlans, self.events):
             os.close(fd)
 
 
@@ -121,7 +122,7 @@ def open_instance(instance: str) -> Maps:
         for fd in fds.values():
             os.close(fd)
         raise
-    kept = {maps.vips, maps.direct, maps.ports, maps.vlans, maps.events}
+    kept = {maps.vips, maps.direct, maps.route_mtus, maps.ports, maps.vlans, maps.events}
     for fd in set(fds.values()) - kept:
         os.close(fd)
     return maps
@@ -248,6 +249,7 @@ def _views(instance: str, sizes: Sizes, cpus: int, fds: dict[str, int]) -> Maps:
         vips=fds["vips"],
         endpoint_targets=TargetTable(view("endpoint_targets")["entry"], endpoints, "address", settings),
         direct=fds["direct"],
+        route_mtus=fds["route_mtus"],
         ports=fds["ports"],
         vlans=fds["vlans"],
         events=fds["events"],

@@ -18,8 +18,8 @@ NOTES = (
     "long_way", "parsed", "device", "service", "sender", "error_about", "fragment", "hash", "flow", "life",
     "no_flow", "stale", "other_tuple", "no_client", "direct", "affinity", "ring", "live", "spill", "limit",
     "slot", "other_live", "choice", "flooded", "moved", "place", "no_place", "taken", "not_kept", "counted",
-    "completed", "gained", "request", "endpoint", "hop", "no_hop", "route", "no_port", "too_big",
-    "refused", "reason",
+    "completed", "gained", "request", "endpoint", "hop", "no_hop", "route", "route_mtu", "no_port",
+    "too_big", "refused", "reason",
 )  # fmt: skip
 STALES = ("gone", "down", "idle", "closed", "draining")
 CHOICES = ("live", "spilled", "other", "last", "nobody")

@@ -55,10 +55,10 @@ def config_of(name: str) -> Path | None:
 
 
 def forget(name: str) -> None:
-    _record_path(name).unlink(missing_ok=True)
     _lock_path(name).unlink(missing_ok=True)
-    clock_path(name).unlink(missing_ok=True)
-    status_file.path_of(name).unlink(missing_ok=True)
+    for path in (_record_path(name), clock_path(name), status_file.path_of(name)):
+        path.unlink(missing_ok=True)
+        path.with_suffix(".new").unlink(missing_ok=True)  # of who was killed while writing it
     ansible_processes.clear_stale(RUN_DIR / name / "runs", name)
     # Playbooks' folders; not while records of shadows that live on are in them.
     for folder in (RUN_DIR / name / "runs", RUN_DIR / name / "shadows", RUN_DIR / name):

@@ -20,6 +20,7 @@ from controlplane.lab.topology import AP
 from tests.netns.steered import Steered, eventually, steered
 
 MTU = 1300
+ENDPOINT_PORT = 8080
 NARROW = 1290
 """Less than MTU, which an endpoint may know by now and so ask for no more."""
 BODY_BYTES = 200_000
@@ -174,3 +175,40 @@ def test_a_client_learns_how_large_packets_to_an_endpoint_may_be(site: Steered) 
             assert f"mtu {NARROW}" not in known_mtu(site)
         assert posts(site)
         assert f"mtu {NARROW}" in known_mtu(site)
+
+
+def routed_by(site: Steered, mtu: int | None) -> None:
+    """The access point's route to the client, with an MTU of its own: not locked, and the link takes more."""
+    client = site.lab.topology.clients.address
+    own = ["mtu", str(mtu)] if mtu else []
+    network.run(
+        ["ip", "-n", site.lab.topology.namespace(AP), "route", "replace", str(client), "dev", "clients", *own]
+    )
+
+
+def told_mtu(site: Steered) -> int | None:
+    """What a host is told that sends the client more than NARROW bytes, not to be cut, as an endpoint."""
+    client, host = site.lab.topology.clients.address, site.lab.topology.hosts[0].address
+    large = packets.tcp(host, client, ENDPOINT_PORT, 4243, "A", bytes(NARROW))
+    if not is_v6(site):
+        large[IP].flags = "DF"
+    with packets.catching(site.lab, "host1") as caught:
+        packets.send(site.lab, "host1", [large])
+        told = caught.until(lambda packet: ICMPv6PacketTooBig in packet or ICMP in packet, 0.5)
+    if told is None:
+        return None
+    return int(told[ICMPv6PacketTooBig].mtu if is_v6(site) else told[ICMP].nexthopmtu)
+
+
+def test_an_endpoint_learns_the_mtu_of_the_route_to_a_client(site: Steered) -> None:
+    """The program's lookup of the kernel's routes overlooks it; without an MTU nobody is told anything."""
+    routed_by(site, None)
+    try:
+        assert told_mtu(site) is None
+        routed_by(site, NARROW)
+        eventually(lambda: told_mtu(site) == NARROW, 15)
+        routed_by(site, None)
+        eventually(lambda: told_mtu(site) is None, 15)
+    finally:
+        client = str(site.lab.topology.clients.address)
+        network.run(["ip", "-n", site.lab.topology.namespace(AP), "route", "del", client, "dev", "clients"])

@@ -101,7 +101,7 @@ class Rig:
             array.view(np.uint8)[...] = 0
         self.service_targets.clear()
         self.endpoint_targets.clear()
-        for name, size in (("vips", 20), ("direct", 20), ("fragments", 40)):
+        for name, size in (("vips", 20), ("direct", 20), ("route_mtus", 20), ("fragments", 40)):
             for key in list(libbpf.map_keys(self.compiled.maps[name], size)):
                 libbpf.map_delete(self.compiled.maps[name], key)
         for name, size in (("ports", 4), ("vlans", 8)):

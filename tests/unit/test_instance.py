@@ -45,3 +45,11 @@ def test_garbage_in_the_controller_s_lock_lets_no_second_controller_in(
             instances.hold_controller_lock("web")
     assert f"runs already (pid {os.getpid()})" in capsys.readouterr().err
     assert instances.running_controller("web") is None
+
+
+def test_what_a_killed_writer_left_goes_with_the_instance(run_dir: Path) -> None:
+    for kept in ("web.instance", "web.status"):
+        (run_dir / f"{kept}.json").write_text("{}")
+        (run_dir / f"{kept}.new").write_text('{"conf')
+    instances.forget("web")
+    assert [path.name for path in run_dir.iterdir() if path.is_file()] == []
