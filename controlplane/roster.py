@@ -37,10 +37,17 @@ class Run(Enum):
 _RUN_OF = {ShadowState.PROVISIONING: Run.PROVISION, ShadowState.REMOVING: Run.REMOVE}
 
 
+def _orders_otherwise(before: model.Config, after: model.Config, service: str) -> bool:
+    """What made its shadows fail may be mended."""
+    was, is_now = before.services.get(service), after.services.get(service)
+    return before.hosts != after.hosts or (was and was.shadows) != (is_now and is_now.shadows)
+
+
 class Roster:
     def __init__(
         self, config: model.Config, provisioner: Provisioner, store: Store, clock: Clock, journal: Journal
     ) -> None:
+        self._config = config
         self._provisioner = provisioner
         self._store = store
         self._clock = clock
@@ -66,11 +73,14 @@ class Roster:
         self._read_records()
 
     def reconfigure(self, config: model.Config) -> None:
-        self._config = config
+        before, self._config = self._config, config
         self.endpoints = {e.name: e for service in config.services.values() for e in service.endpoints}
         for service in config.services:
             if service not in self._measured:
                 self._measured[service] = self._read_lead_times(service)
+        for shadow in list(self.shadows.values()):
+            if shadow.state is ShadowState.FAILED and _orders_otherwise(before, config, shadow.service):
+                self._put(replace(shadow, attempts=1))  # what failed so often is not what is tried next
 
     def collisions(self, config: model.Config) -> list[str]:
         """Shadows that another configuration would want, and has something else where they serve."""

@@ -83,6 +83,22 @@ def test_a_failed_order_is_retried_with_pauses_and_the_endpoint_keeps_its_traffi
     assert world.states() == [ShadowState.READY]
 
 
+@pytest.mark.parametrize("mended", [False, True], ids=["the same", "mended"])
+def test_what_failed_is_tried_again_at_once_after_a_reload_that_is_about_it(mended):
+    settings = {"retry_after_s": 40.0, "max_per_endpoint": 1, "retries": 9}
+    world = World(config(**settings))
+    world.provisioner.fail = True
+    world.ticks(25, 40.0)
+    world.ticks(170, 110.0)  # the pause is 80 s by now, or 160 s
+    assert world.states() == [ShadowState.FAILED]
+    orders, world.provisioner.fail = len(world.orders()), False
+    world.config = config(**settings, variables={"command": ["serve"]} if mended else {})
+    requests.request_reload(world.store)
+    world.ticks(15, 110.0)
+    assert (len(world.orders()) > orders) is mended
+    assert (world.states() == [ShadowState.READY]) is mended
+
+
 def test_a_hanging_run_blocks_neither_the_loop_nor_a_second_order_for_ever():
     world = World(config(lead_time_s=4.0))
     world.provisioner.hang = True
