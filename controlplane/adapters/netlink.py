@@ -20,6 +20,7 @@ from controlplane.ports import DataplaneError
 
 _AF_INET, _AF_INET6 = 2, 10
 ETH_P_8021Q = 0x8100
+_IPV6_MTU_LEAST = 1280
 UNICAST, LOCAL = 1, 2
 """Kinds of routes: RTN_* of linux/rtnetlink.h."""
 REFUSING = frozenset({6, 7, 8})
@@ -224,6 +225,9 @@ def _route(message: Any) -> Route:
     metrics = message.get_attr("RTA_METRICS")
     via = message.get_attr("RTA_VIA")
     gateway = via["addr"] if via else message.get_attr("RTA_GATEWAY")
+    mtu = metrics.get_attr("RTAX_MTU") if metrics else None
+    if mtu and message["family"] == _AF_INET6:
+        mtu = max(mtu, _IPV6_MTU_LEAST)  # as ip6_forward() does
     anywhere = "::" if message["family"] == _AF_INET6 else "0.0.0.0"  # noqa: S104
     return Route(
         network=ip_network((message.get_attr("RTA_DST") or anywhere, message["dst_len"])),
@@ -232,7 +236,7 @@ def _route(message: Any) -> Route:
         metric=message.get_attr("RTA_PRIORITY") or 0,
         ifindex=message.get_attr("RTA_OIF"),
         gateway=ip_address(gateway) if gateway else None,
-        mtu=metrics.get_attr("RTAX_MTU") if metrics else None,
+        mtu=mtu,
     )
 
 

@@ -207,6 +207,9 @@ def test_an_endpoint_learns_the_mtu_of_the_route_to_a_client(site: Steered) -> N
         assert told_mtu(site) is None
         routed_by(site, NARROW)
         eventually(lambda: told_mtu(site) == NARROW, 15)
+        routed_by(site, 1000)
+        least = 1280 if is_v6(site) else 1000  # RFC 8200 section 5
+        eventually(lambda: told_mtu(site) == least, 15)
         routed_by(site, None)
         eventually(lambda: told_mtu(site) is None, 15)
     finally:
