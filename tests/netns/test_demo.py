@@ -110,7 +110,7 @@ def test_with_the_forecast_frozen_the_same_run_breaks_its_promises(demo: Demo) -
 def test_a_flat_trace_starts_no_shadow(demo: Demo) -> None:
     trace = demo.out / "flat.csv"
     trace.write_text(FLAT)
-    code = demo.run("--only", "penumbra", "--trace", str(trace), "--duration", "25", within_s=90)
+    code = demo.run("--only", "penumbra", "--trace", str(trace), "--duration", "15", within_s=90)
     assert code == 0, demo.said()
     found = demo.figures()
     assert found["penumbra"]["shadows"] == 0
