@@ -96,8 +96,10 @@ def test_after_a_kill_the_endpoint_dies_too_and_down_removes_the_rest(name: str)
 
 def test_up_cleans_the_remains_of_a_dead_lab_and_strangers_in_its_namespaces(name: str) -> None:
     owner = owned(name)
-    stranger = subprocess.Popen(["nsenter", f"--net=/run/netns/{name}-host3", "sleep", "60"])
+    namespace = processes.NETNS / f"{name}-host3"
+    stranger = subprocess.Popen(["nsenter", f"--net={namespace}", "sleep", "60"])
     try:
+        eventually(lambda: Path(f"/proc/{stranger.pid}/ns/net").samefile(namespace), 5, "it enters")
         owner.kill()
         owner.wait()
         with Lab(Topology(name)) as lab:
