@@ -2,7 +2,8 @@
 /*
  * Every map, a line each: meaning; writer; reader. Sizes come as -D from the
  * loader: MAX_SERVICES, MAX_ENDPOINTS, MAX_BUCKETS, MAX_RING_LINES, MAX_CPUS,
- * MAX_FRAGMENTS, MAX_ROUTE_MTUS, and the target tables' buckets, powers of two: SERVICE_BUCKETS, ENDPOINT_BUCKETS.
+ * MAX_FRAGMENTS, MAX_ROUTE_MTUS, and the target tables' buckets, powers of two:
+ * SERVICE_BUCKETS, ENDPOINT_BUCKETS.
  * Arrays are mmapable: user space reads and writes them without system calls.
  */
 #ifndef PENUMBRA_MAPS_H

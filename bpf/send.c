@@ -115,22 +115,22 @@ static __always_inline long find_route(struct here *here,
 				       const __be32 *destination,
 				       struct bpf_fib_lookup *route)
 {
-	struct prefix *to = (void *)route;	/* the stack is short */
-	u32 *found_mtu, mtu;
-	long found;
+	long found = lookup_route(here->ctx, packet, here->ifindex, source,
+				  destination, route);
+	/* In place of the question, for the stack is short. */
+	struct prefix *to = (void *)route->ipv6_src;
+	u32 *mtu;
 
+	NOTE(route, route->ifindex, found);
 	to->length = 8 * sizeof(to->address);
 	__builtin_memcpy(to->address, destination, sizeof(to->address));
-	found_mtu = route_mtus.lookup(to);
-	mtu = found_mtu ? *found_mtu : 0;
-	found = lookup_route(here->ctx, packet, here->ifindex, source,
-			     destination, route);
-	NOTE(route, route->ifindex, found);
-	if (!mtu || packet->bytes <= mtu ||
-	    (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && route->mtu_result <= mtu))
+	mtu = route_mtus.lookup(to);
+	if (!mtu || !*mtu || packet->bytes <= *mtu ||
+	    (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && route->mtu_result <= *mtu))
 		return found;
-	NOTE(route_mtu, mtu, 0);
-	return found_large(route, mtu);
+	NOTE(route_mtu, *mtu, 0);
+	route->mtu_result = *mtu;
+	return BPF_FIB_LKUP_RET_FRAG_NEEDED;
 }
 
 /* :about is what the packet is an ICMP error about, if it is one. */

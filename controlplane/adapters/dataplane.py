@@ -81,21 +81,15 @@ class MapDataplane:
     def set_direct(self, prefixes: Collection[Network]) -> None:
         own = {ip_network(address) for address in netlink.local_addresses()}
         with self._writing():
-            keys, kinds = libbpf.map_lookup_batch(self._maps.direct, layout.PREFIX, layout.INDEX)
-            there = {key.tobytes(): int(kind) for key, kind in zip(keys, kinds, strict=True)}
             wanted = {
-                layout.prefix(network): layout.DIRECT_OWN if network in own else 1
+                layout.prefix(network): (layout.DIRECT_OWN if network in own else 1).to_bytes(4, "little")
                 for network in {*prefixes, *own}
             }
             room = layout.direct_prefixes(self._maps.sizes.endpoints)
             if len(wanted) > room:
                 raise DataplaneError(f"{len(wanted)} direct prefixes, {room} fit: join neighbouring ones")
             gateways.cover(self._maps, {*prefixes, *own})
-            for key in there.keys() - wanted.keys():
-                libbpf.map_delete(self._maps.direct, key)
-            for key, kind in wanted.items():
-                if there.get(key) != kind:
-                    libbpf.map_update(self._maps.direct, key, kind.to_bytes(4, "little"))
+            libbpf.map_hold(self._maps.direct, layout.PREFIX, layout.INDEX, wanted)
             install.mark_own_sources(self._maps)
 
     def renew_hops(self) -> None:

@@ -35,15 +35,15 @@ def by_prefix(routes: Iterable[netlink.Route]) -> Mapping[Network, int]:
         mtus.setdefault(route.network, min(route.mtu or _NONE, _MOST))
     found = {network: mtu for network, mtu in mtus.items() if mtu}
     lengths = {(network.version, network.prefixlen) for network in found}
-    within = {
-        network: _NONE
+    within = [
+        network
         for network, mtu in mtus.items()
         if not mtu and any(network.supernet(new_prefix=bits) in found for bits in _shorter(network, lengths))
-    }
+    ]
     # In the map IPv4's addresses are some of IPv6's.
     if _ALL_V4 not in found and any(_V4_MAPPED in network for network in found):
-        within[_ALL_V4] = _NONE
-    return dict([*found.items(), *within.items()][: layout.ROUTE_MTUS])
+        within.insert(0, _ALL_V4)
+    return dict([*found.items(), *((network, _NONE) for network in within)][: layout.ROUTE_MTUS])
 
 
 def _shorter(network: Network, lengths: Iterable[tuple[int, int]]) -> Iterable[int]:

@@ -37,7 +37,7 @@ def inside(namespace: str) -> list[str]:
 
 @contextmanager
 def entered(namespace: str) -> Iterator[None]:
-    """This thread lives in the namespace; sockets made here stay there."""
+    """This thread lives in the namespace, named or a path; sockets made here stay there."""
     libc = ctypes.CDLL(None, use_errno=True)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:

@@ -295,8 +295,9 @@ FAULTS = {
 def test_what_the_kernel_loses_is_among_the_errors_when(
     ledger: Ledger, traffic: Traffic, topology: Topology, fault: str
 ) -> None:
-    what, tick = FAULTS[fault], present_tick()
-    eventually(lambda: present_tick() > tick)  # of one tick's errors an earlier fault's may be told
+    what, tick = FAULTS[fault], layout.tick_at(time.monotonic())
+    # An earlier fault's error of the same tick may be told.
+    eventually(lambda: layout.tick_at(time.monotonic()) > tick)
     before = ledger.renewed()
     what.begin(topology)
     try:
@@ -310,10 +311,6 @@ def test_what_the_kernel_loses_is_among_the_errors_when(
     assert told is not None
     if what.errors:
         assert told.error in what.errors
-
-
-def present_tick() -> int:
-    return time.monotonic_ns() >> layout.TICK_SHIFT
 
 
 def edited(folder: Path, name: str, old: str, new: str) -> Path:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +21,13 @@ from scapy.packet import Packet, Raw
 from controlplane.adapters import layout, libbpf
 from controlplane.adapters.bcc import Compiled, ProgramSizes, compile_program
 from controlplane.adapters.target_table import TargetTable
+from controlplane.lab import network
 
 BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
 SIZES = ProgramSizes(services=16, endpoints=256, buckets=1024, ring_lines=8192, cpus=libbpf.possible_cpus())
 ABORTED, DROP, PASS, TX, REDIRECT = range(5)
 TCP_NUMBER, UDP_NUMBER = 6, 17
+OWN_NETNS = "/proc/thread-self/ns/net"
 KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 FAR_TICK = 0xFFFFFFFE
 NO_LIMIT = 0xFFFFFFFF
@@ -349,13 +351,18 @@ def udp(
 
 @contextmanager
 def nowhere() -> Iterator[str]:
-    """A network namespace without any route."""
-    name = f"penumbra-nowhere-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
+    """A network namespace without any route, and without a name: however the process ends, it ends too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home, made = os.open(OWN_NETNS, os.O_RDONLY), -1
     try:
-        yield name
+        if libc.unshare(network.CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "no network namespace of its own")
+        made = os.open(OWN_NETNS, os.O_RDONLY)
+        libc.setns(home, network.CLONE_NEWNET)
+        yield f"/proc/self/fd/{made}"
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
+        for fd in {home, made} - {-1}:
+            os.close(fd)
 
 
 def refused(packet: Packet, teller: str, mtu: int = 0) -> bytes:

@@ -50,6 +50,8 @@ def test_more_than_have_room_are_cut_from_the_end_those_with_one_stay() -> None:
     found = told(*many, route("0.0.0.0/0", 1492))
     assert len(found) == layout.ROUTE_MTUS
     assert found["0.0.0.0/0"] == 1492
+    many = [route(f"2001:{n:x}::/32") for n in range(layout.ROUTE_MTUS)]
+    assert told(*many, route("::/0", 1492))["0.0.0.0/0"] == 0
 
 
 NETWORKS = st.builds(
