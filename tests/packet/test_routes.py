@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -14,12 +15,13 @@ import pytest
 from scapy.layers.inet import IP
 
 from controlplane.adapters import libbpf
-from tests.packet.rig import PASS, REDIRECT, Result, Rig, refused, rewritten, tcp
+from controlplane.adapters.bcc import compile_program
+from tests.packet.rig import PASS, REDIRECT, SIZES, Result, Rig, faulty, refused, rewritten, tcp
 
 VIP, CLIENT, ENDPOINT = "198.51.100.10", "192.0.2.7", "203.0.113.5"
 VIP6, CLIENT6 = "2001:db8:1::10", "2001:db8:c::7"
-TELLS_OWN = tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 7)
-"""Whether this kernel tells the program which address it has towards somebody."""
+TELLS_OWN = b"BPF_FIB_LOOKUP_SRC" in Path("/sys/kernel/btf/vmlinux").read_bytes()
+"""Whether this kernel tells the program which address it has towards somebody; late 6.1 does too."""
 OWN = {4: "192.0.2.1", 6: "2001:db8:c::1"} if TELLS_OWN else {4: VIP, 6: VIP6}
 """Towards the client."""
 CLIENT_MAC, ENDPOINT_MAC = "02:00:00:00:0c:01", "02:00:00:00:0e:01"
@@ -63,9 +65,9 @@ def index_of(namespace: str, device: str) -> int:
     return int(run("ip", "-n", namespace, "-o", "link", "show", device).split(":")[0])
 
 
-@pytest.fixture
-def routed(rig: Rig, namespace: str) -> Iterator[Send]:
-    """Sends through the program as if from the client's side; both sides take redirects."""
+@contextlib.contextmanager
+def sending(rig: Rig, namespace: str) -> Iterator[Send]:
+    """Through the program as if from the client's side; both sides take redirects."""
     rig.service(1, VIP, 80)
     rig.ring(1, [rig.endpoint(1, 1, ENDPOINT, 8080, hop=False)] * 7)
     ingress = index_of(namespace, "c")
@@ -81,6 +83,12 @@ def routed(rig: Rig, namespace: str) -> Iterator[Send]:
     # setns moves one thread only, so the test's own stays where it is.
     with ThreadPoolExecutor(1, initializer=enter) as inside:
         yield lambda packet: inside.submit(rig.send, packet, ingress_ifindex=ingress).result()
+
+
+@pytest.fixture
+def routed(rig: Rig, namespace: str) -> Iterator[Send]:
+    with sending(rig, namespace) as send:
+        yield send
 
 
 def test_a_packet_leaves_by_the_kernels_route(routed: Send) -> None:
@@ -160,6 +168,19 @@ def test_whose_ttl_ends_is_told_so_by_the_address_that_faces_him(
     packet = tcp(*((CLIENT, 4000, VIP) if version == 4 else (CLIENT6, 4000, VIP6)), 80, "S", ttl=1)
     result = routed(packet)
     assert (result.reason, result.raw) == ("reply_ttl", refused(packet, OWN[version]))
+
+
+def test_where_the_kernel_does_not_know_it_the_vip_tells(rig: Rig, namespace: str, tmp_path: Path) -> None:
+    """As an older kernel does it: a flag that it does not know is refused."""
+    unknown = faulty(tmp_path, ("route.h", "#define FIB_SOURCE (1U << 4)", "#define FIB_SOURCE (1U << 30)"))
+    old = Rig(compile_program(unknown, SIZES, rig.compiled.maps))
+    packet = tcp(CLIENT, 4000, VIP, 80, "S", ttl=1)
+    try:
+        with sending(old, namespace) as send:
+            result = send(packet)
+    finally:
+        old.compiled.close()
+    assert (result.reason, result.raw) == ("reply_ttl", refused(packet, VIP))
 
 
 @pytest.mark.parametrize("private", ["10.1.2.3", "172.31.0.1", "192.168.7.1", "100.64.0.9", "169.254.1.1"])
