@@ -23,6 +23,7 @@ from controlplane.adapters.bcc import Compiled, ProgramSizes, compile_program
 from controlplane.adapters.target_table import TargetTable
 from controlplane.lab import network
 
+KERNEL = tuple(int(part) for part in os.uname().release.split(".")[:2])
 BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
 SIZES = ProgramSizes(services=16, endpoints=256, buckets=1024, ring_lines=8192, cpus=libbpf.possible_cpus())
 ABORTED, DROP, PASS, TX, REDIRECT = range(5)

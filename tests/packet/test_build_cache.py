@@ -37,6 +37,7 @@ int small(struct xdp_md *ctx)
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(builds, "FOLDER", tmp_path / "cache")
+    monkeypatch.setattr(builds, "_KEPT", 16)
     return tmp_path / "cache"
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,12 +11,11 @@ from scapy.packet import Packet
 from tests.fuzz.both import one_cpu
 from tests.fuzz.episodes import search
 from tests.packet import test_refuse
-from tests.packet.rig import DROP, PASS, REDIRECT, Rig, refused, rewritten, tcp, udp
+from tests.packet.rig import DROP, KERNEL, PASS, REDIRECT, Rig, refused, rewritten, tcp, udp
 from tests.packet.test_refuse import ADDRESSES, MTU, by_gateway, versions, whole
 
 JUMBO = 8900
 FIRST_BUFFER_MIN = 128
-SIZED = tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 18)
 PATTERN = (bytes(range(256)) * 36)[:JUMBO]
 
 
@@ -102,7 +100,9 @@ def test_padding_in_a_later_buffer_is_left_alone(jumbo: Rig) -> None:
     assert (result.reason, result.raw) == ("forward_hop", wanted + bytes(4000))
 
 
-@pytest.mark.skipif(not SIZED, reason="before Linux 6.18 no test run has a first buffer of a certain size")
+@pytest.mark.skipif(
+    KERNEL < (6, 18), reason="before Linux 6.18 no test run has a first buffer of a certain size"
+)
 @versions
 @pytest.mark.parametrize("way", ["to the service", "to the client"])
 def test_one_whose_first_buffer_is_too_small_for_any_headers_is_left_to_the_kernel(

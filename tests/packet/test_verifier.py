@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from controlplane.adapters import libbpf
-from tests.packet.rig import Rig
+from tests.packet.rig import KERNEL, Rig
 
-MOST = 400_000
-"""Other versions of clang and of the verifier may need a multiple of what these do."""
+MOST = 250_000 if KERNEL >= (6, 18) else 500_000
+"""It is 180 000 on Linux 6.18 and 447 000 on 6.1, with clang 14; other versions of clang may need more."""
 
 
 def test_the_verifier_sees_few_instructions(rig: Rig) -> None:
