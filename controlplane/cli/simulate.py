@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``penumbra simulate``: what policies make of recorded load."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from controlplane.cli.options import AsJson
+from controlplane.cli.output import EXIT_USAGE, fail, rows, say
+from controlplane.simulation import lines, run
+from controlplane.simulation.lines import LineError, Sample
+from controlplane.simulation.rivals import Rival
+from controlplane.simulation.run import Answer, Terms
+
+STDIN = "-"
+STREAM_INTERVAL_S = 15.0
+
+
+class Policy(Enum):
+    HPA = Rival.HPA.value
+    KEDA = Rival.KEDA.value
+    TARGET_TRACKING = Rival.TARGET_TRACKING.value
+    TREND = Rival.TREND.value
+    STATIC = "static"
+    ORACLE = "oracle"
+
+
+KNOWING = (Policy.STATIC, Policy.ORACLE)
+
+
+def simulate(
+    trace: Annotated[str, typer.Option(metavar="FILE|-", help="lines timestamp,value; value: requests/s")],
+    capacity: Annotated[float, typer.Option(help="requests/s of an endpoint")],
+    lead_time: Annotated[float, typer.Option(min=0, help="seconds from an order until it serves")],
+    policy: Annotated[list[Policy], typer.Option(help="may be given several times, of a FILE")],
+    interval: Annotated[
+        float | None,
+        typer.Option(help="seconds of a step; default: what lies between a FILE's lines, else 15"),
+    ] = None,
+    initial: Annotated[
+        int | None, typer.Option(min=1, help="endpoints at first; default: what the first line needs")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay recorded load against scaling policies: a line for each step, or a summary of each policy.
+
+    With - each line read is answered by a JSON object before the next one is read. A FILE gives the summary,
+    with --json its steps.
+
+    Example: penumbra simulate --trace requests.csv --capacity 50 --lead-time 60 --policy hpa --policy oracle
+    """
+    for name, value in (("--capacity", capacity), ("--interval", interval)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            fail(f"{name} {value:g}: a number above 0 is allowed", EXIT_USAGE)
+    if not math.isfinite(lead_time):
+        fail(f"--lead-time {lead_time:g}: a number of seconds is allowed", EXIT_USAGE)
+    try:
+        if trace == STDIN:
+            _stream(policy, Terms(capacity, lead_time, interval or STREAM_INTERVAL_S, initial))
+        else:
+            _file(Path(trace), policy, capacity, lead_time, interval, initial, as_json)
+    except LineError as error:
+        fail(str(error), EXIT_USAGE)
+
+
+def _stream(policies: list[Policy], terms: Terms) -> None:
+    if len(policies) != 1 or policies[0] in KNOWING:
+        fail("--trace -: one policy is led, and not one that knows the future: give a FILE", EXIT_USAGE)
+    for answer in run.led(Rival(policies[0].value), terms, lines.samples(sys.stdin, "standard input")):
+        say(_told(answer))
+
+
+def _file(
+    path: Path,
+    policies: list[Policy],
+    capacity: float,
+    lead_time: float,
+    interval: float | None,
+    initial: int | None,
+    as_json: bool,
+) -> None:
+    try:
+        with path.open(encoding="utf-8") as file:
+            samples = list(lines.samples(file, str(path)))
+    except UnicodeDecodeError:
+        fail(f"{path}: it is not UTF-8 text", EXIT_USAGE)
+    if len(samples) < 2:
+        fail(f"{path}: {len(samples)} samples; at least 2 are needed", EXIT_USAGE)
+    between = interval or float(np.median(np.diff([sample.at_s for sample in samples])))
+    terms = Terms(capacity, lead_time, between, initial)
+    found = []
+    for policy in policies:
+        answers = []
+        for answer in _led(policy, terms, samples):
+            answers.append(answer)
+            if as_json:
+                say(_told(answer))
+        found.append({"policy": policy.value, **asdict(run.judged(terms, answers))})
+    if not as_json:
+        columns = ("policy", "over", "lost", "cost", "endpoint_s", "starts", "reversals")
+        rows(columns, [{**one, **_percent(one)} for one in found], as_json=False)
+
+
+def _led(policy: Policy, terms: Terms, samples: list[Sample]) -> Iterator[Answer]:
+    if policy in KNOWING:
+        return run.foreseen(terms, samples, static=policy is Policy.STATIC)
+    return run.led(Rival(policy.value), terms, samples)
+
+
+def _percent(one: dict[str, object]) -> dict[str, str]:
+    return {name: f"{100 * float(str(one[name])):.2f} %" for name in ("over", "lost")}
+
+
+def _told(answer: Answer) -> str:
+    demand = None if math.isnan(answer.sample.rate) else answer.sample.rate
+    return json.dumps(
+        {
+            "t": answer.sample.at_s,
+            "demand": demand,
+            "wanted": answer.wanted,
+            "ready": answer.ready,
+            "over": answer.over,
+            "reason": answer.reason,
+        }
+    )
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(simulate)

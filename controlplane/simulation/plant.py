@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of the members that a policy wants: ordered ones serve after the lead time, unwanted ones are
+gone at once, and demand above what is ready is lost.
+
+Steps are of one length. A decision taken after a step holds from the next one on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane.simulation.rivals import steps
+
+_ROUNDING = 1e-9
+_REVERSAL_S = 600.0
+
+
+class Plant:
+    def __init__(self, capacity: float, lead_time_s: float, interval_s: float, initial: int) -> None:
+        """:param capacity: requests/s of a member. ``initial`` are ready at first."""
+        self._capacity = capacity
+        # What was wanted a lead time ago is still to be counted: hence one more.
+        self._wanted: deque[int] = deque([initial], maxlen=lead_steps(lead_time_s, interval_s) + 1)
+
+    @property
+    def ready(self) -> int:
+        """The least that was wanted in the last lead time."""
+        return min(self._wanted)
+
+    def is_over(self, demand: float) -> bool:
+        """Whether this demand, requests/s, exceeds what is ready."""
+        return demand > self.ready * self._capacity * (1.0 + _ROUNDING)
+
+    def take(self, wanted: int) -> None:
+        self._wanted.append(wanted)
+
+
+def lead_steps(lead_time_s: float, interval_s: float) -> int:
+    """What is ordered serves from so many steps later on; a part of a step is a whole one."""
+    return math.ceil(lead_time_s / interval_s - _ROUNDING)
+
+
+def needed(demand: npt.NDArray[np.float64], capacity: float) -> npt.NDArray[np.int64]:
+    """(steps,) members that serve it, at least one."""
+    return np.maximum(1, np.ceil(demand / capacity - _ROUNDING)).astype(np.int64)
+
+
+def oracle(need: npt.NDArray[np.int64], lead: int) -> npt.NDArray[np.int64]:
+    """(steps,) the least wanted in each step so that nothing is ever lost: whoever is needed within ``lead``
+    steps has to be there already."""
+    padded = np.concatenate([need, np.full(lead, need[-1])])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, lead + 1)
+    return np.asarray(windows.max(axis=1), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Of a whole run."""
+
+    over: float
+    """Share of time in which demand exceeded what was ready."""
+    lost: float
+    """Share of demand above it."""
+    endpoint_s: float
+    cost: float
+    """Endpoint-seconds as a multiple of the oracle's."""
+    starts: int
+    reversals: int
+    """Starts of a level that had been started, and stopped again, in the ten minutes before."""
+
+
+def score(
+    wanted: npt.NDArray[np.int64],
+    demand: npt.NDArray[np.float64],
+    capacity: float,
+    lead_time_s: float,
+    interval_s: float,
+) -> Score:
+    """:param wanted: (steps,) in each step, decided before it. ``demand``: (steps,) requests/s."""
+    lead = lead_steps(lead_time_s, interval_s)
+    padded = np.concatenate([np.full(lead, wanted[0]), wanted])
+    ready = np.lib.stride_tricks.sliding_window_view(padded, lead + 1).min(axis=1)
+    excess = np.maximum(0.0, demand - ready * capacity * (1.0 + _ROUNDING))
+    total = float(demand.sum())
+    least = oracle(needed(demand, capacity), lead)
+    return Score(
+        over=float(np.mean(excess > 0)),
+        lost=float(excess.sum()) / total if total else 0.0,
+        endpoint_s=float(wanted.sum()) * interval_s,
+        cost=float(wanted.sum()) / float(least.sum()),
+        starts=int(np.maximum(np.diff(wanted), 0).sum()),
+        reversals=_reversals(wanted, steps(_REVERSAL_S, interval_s)),
+    )
+
+
+def _reversals(wanted: npt.NDArray[np.int64], within: int) -> int:
+    started: dict[int, int] = {}
+    found = 0
+    for at in np.flatnonzero(np.diff(wanted) > 0).tolist():
+        for level in range(int(wanted[at]) + 1, int(wanted[at + 1]) + 1):
+            found += level in started and at - started[level] <= within
+            started[level] = at
+    return found

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy and a plant, led step by step: for each sample what is wanted from then on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane.simulation import plant
+from controlplane.simulation.lines import Sample
+from controlplane.simulation.plant import Plant, Score
+from controlplane.simulation.rivals import TARGET, Rival, scaler
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all policies are given alike."""
+
+    capacity: float
+    """Requests/s of a member."""
+    lead_time_s: float
+    interval_s: float
+    """Of a step."""
+    initial: int | None = None
+    """Members that are ready at first; None: as many as the first sample needs at 70 % use."""
+
+    def plant(self, initial: int) -> Plant:
+        return Plant(self.capacity, self.lead_time_s, self.interval_s, initial)
+
+    def first(self, rate: float) -> int:
+        if self.initial is not None:
+            return self.initial
+        return max(1, math.ceil(rate / (self.capacity * TARGET) - 1e-9)) if math.isfinite(rate) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    sample: Sample
+    in_force: int
+    """Members that were wanted while its demand came."""
+    wanted: int
+    """Members from now on, those that are on order included."""
+    ready: int
+    """The least that was wanted in the last lead time."""
+    over: bool
+    """Whether the sample's demand exceeded what was ready when it came."""
+    reason: str
+
+
+def led(rival: Rival, terms: Terms, samples: Iterable[Sample]) -> Iterator[Answer]:
+    """An answer for each sample, before the next one is asked for."""
+    coming = iter(samples)
+    first = next(coming, None)
+    if first is None:
+        return
+    wanted = terms.first(first.rate)
+    policy = scaler(rival, terms.capacity, terms.lead_time_s, terms.interval_s, wanted)
+    there = terms.plant(wanted)
+    for sample in chain((first,), coming):
+        in_force, over = wanted, there.is_over(sample.rate)
+        if math.isnan(sample.rate):
+            reason = f"no reading: {wanted} as before"
+        else:
+            wanted = policy.wanted(sample.rate, there.ready)
+            reason = f"{sample.rate:.6g}/s, {TARGET:g} x {terms.capacity:.6g}/s each"
+        there.take(wanted)
+        yield Answer(sample, in_force, wanted, there.ready, over, reason)
+
+
+def foreseen(terms: Terms, samples: Sequence[Sample], *, static: bool) -> Iterator[Answer]:
+    """By who knows the future: the least that never loses anything, or its highest all the time."""
+    if not samples:
+        return
+    need = plant.needed(rates(samples), terms.capacity)
+    lead = plant.lead_steps(terms.lead_time_s, terms.interval_s)
+    wanted = np.full(len(need), need.max()) if static else plant.oracle(need, lead)
+    reason = "the highest need of all" if static else f"the highest need within {terms.lead_time_s:g} s"
+    there = terms.plant(int(wanted[0]))
+    following = np.append(wanted[1:], wanted[-1])
+    for sample, now, then in zip(samples, wanted.tolist(), following.tolist(), strict=True):
+        over = there.is_over(sample.rate)
+        there.take(then)
+        yield Answer(sample, now, then, there.ready, over, reason)
+
+
+def rates(samples: Sequence[Sample]) -> npt.NDArray[np.float64]:
+    """(samples,) requests/s; where there is no reading, none."""
+    return np.nan_to_num(np.array([sample.rate for sample in samples], dtype=np.float64))
+
+
+def judged(terms: Terms, answers: Sequence[Answer]) -> Score:
+    """What became of a whole run."""
+    wanted = np.array([answer.in_force for answer in answers])
+    demand = rates([answer.sample for answer in answers])
+    return plant.score(wanted, demand, terms.capacity, terms.lead_time_s, terms.interval_s)
