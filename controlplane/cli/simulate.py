@@ -16,14 +16,17 @@ import numpy as np
 import typer
 
 from controlplane.cli.options import AsJson
-from controlplane.cli.output import EXIT_USAGE, fail, rows, say
+from controlplane.cli.output import EXIT_USAGE, fail, rows, say, warn
 from controlplane.simulation import lines, run
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.rivals import Rival
-from controlplane.simulation.run import Answer, Terms
+from controlplane.simulation.run import MEMBERS_MOST, Answer, Terms
 
 STDIN = "-"
 STREAM_INTERVAL_S = 15.0
+INTERVAL_LEAST_S, INTERVAL_MOST_S = 1e-3, 1e7
+LEAD_TIME_MOST_S = 1e7
+CAPACITY_LEAST, CAPACITY_MOST = 1e-9, 1e15
 
 
 class Policy(Enum):
@@ -45,10 +48,11 @@ def simulate(
     policy: Annotated[list[Policy], typer.Option(help="may be given several times, of a FILE")],
     interval: Annotated[
         float | None,
-        typer.Option(help="seconds of a step; default: what lies between a FILE's lines, else 15"),
+        typer.Option(help="seconds of a step; default: what lies between a FILE's lines, of - 15"),
     ] = None,
     initial: Annotated[
-        int | None, typer.Option(min=1, help="endpoints at first; default: what the first line needs")
+        int | None,
+        typer.Option(min=1, max=MEMBERS_MOST, help="endpoints at first; default: what the first line needs"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,11 +63,10 @@ def simulate(
 
     Example: penumbra simulate --trace requests.csv --capacity 50 --lead-time 60 --policy hpa --policy oracle
     """
-    for name, value in (("--capacity", capacity), ("--interval", interval)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            fail(f"{name} {value:g}: a number above 0 is allowed", EXIT_USAGE)
-    if not math.isfinite(lead_time):
-        fail(f"--lead-time {lead_time:g}: a number of seconds is allowed", EXIT_USAGE)
+    _within("--capacity", capacity, CAPACITY_LEAST, CAPACITY_MOST)
+    _within("--lead-time", lead_time, 0.0, LEAD_TIME_MOST_S)
+    if interval is not None:
+        _within("--interval", interval, INTERVAL_LEAST_S, INTERVAL_MOST_S)
     try:
         if trace == STDIN:
             _stream(policy, Terms(capacity, lead_time, interval or STREAM_INTERVAL_S, initial))
@@ -73,10 +76,17 @@ def simulate(
         fail(str(error), EXIT_USAGE)
 
 
+def _within(what: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        fail(f"{what} {value:g}: {least:g} to {most:g} is allowed", EXIT_USAGE)
+
+
 def _stream(policies: list[Policy], terms: Terms) -> None:
     if len(policies) != 1 or policies[0] in KNOWING:
         fail("--trace -: one policy is led, and not one that knows the future: give a FILE", EXIT_USAGE)
-    for answer in run.led(Rival(policies[0].value), terms, lines.samples(sys.stdin, "standard input")):
+    if sys.stdin is None:
+        fail("standard input is closed", EXIT_USAGE)
+    for answer in run.led(Rival(policies[0].value), terms, lines.of(sys.stdin, "standard input")):
         say(_told(answer))
 
 
@@ -91,12 +101,16 @@ def _file(
 ) -> None:
     try:
         with path.open(encoding="utf-8") as file:
-            samples = list(lines.samples(file, str(path)))
+            samples = list(lines.of(file, str(path)))
     except UnicodeDecodeError:
         fail(f"{path}: it is not UTF-8 text", EXIT_USAGE)
     if len(samples) < 2:
-        fail(f"{path}: {len(samples)} samples; at least 2 are needed", EXIT_USAGE)
-    between = interval or float(np.median(np.diff([sample.at_s for sample in samples])))
+        fail(f"{path}: too few samples: {len(samples)}; at least 2 are needed", EXIT_USAGE)
+    apart = np.diff([sample.at_s for sample in samples])
+    between = interval or float(np.median(apart))
+    _within(f"{path}: between two lines", between, INTERVAL_LEAST_S, INTERVAL_MOST_S)
+    if gaps := int(np.count_nonzero(apart > 1.5 * between)):
+        warn(f"{path}: {gaps} gaps of more than a step of {between:g} s; each line is taken as one step")
     terms = Terms(capacity, lead_time, between, initial)
     found = []
     for policy in policies:
@@ -107,6 +121,7 @@ def _file(
                 say(_told(answer))
         found.append({"policy": policy.value, **asdict(run.judged(terms, answers))})
     if not as_json:
+        say(f"{len(samples)} steps of {between:g} s")
         columns = ("policy", "over", "lost", "cost", "endpoint_s", "starts", "reversals")
         rows(columns, [{**one, **_percent(one)} for one in found], as_json=False)
 

@@ -25,19 +25,27 @@ class Plant:
         """:param capacity: requests/s of a member. ``initial`` are ready at first."""
         self._capacity = capacity
         # What was wanted a lead time ago is still to be counted: hence one more.
-        self._wanted: deque[int] = deque([initial], maxlen=lead_steps(lead_time_s, interval_s) + 1)
+        self._span = lead_steps(lead_time_s, interval_s) + 1
+        self._step = 0
+        self._least: deque[tuple[int, int]] = deque([(0, initial)])
+        """(step, wanted), ascending in both: whoever is followed by less is the least of nothing."""
 
     @property
     def ready(self) -> int:
         """The least that was wanted in the last lead time."""
-        return min(self._wanted)
+        return self._least[0][1]
 
     def is_over(self, demand: float) -> bool:
         """Whether this demand, requests/s, exceeds what is ready."""
         return demand > self.ready * self._capacity * (1.0 + _ROUNDING)
 
     def take(self, wanted: int) -> None:
-        self._wanted.append(wanted)
+        self._step += 1
+        while self._least and self._least[-1][1] >= wanted:
+            self._least.pop()
+        self._least.append((self._step, wanted))
+        if self._least[0][0] <= self._step - self._span:
+            self._least.popleft()
 
 
 def lead_steps(lead_time_s: float, interval_s: float) -> int:
@@ -53,6 +61,7 @@ def needed(demand: npt.NDArray[np.float64], capacity: float) -> npt.NDArray[np.i
 def oracle(need: npt.NDArray[np.int64], lead: int) -> npt.NDArray[np.int64]:
     """(steps,) the least wanted in each step so that nothing is ever lost: whoever is needed within ``lead``
     steps has to be there already."""
+    lead = min(lead, len(need))  # nobody is needed past the end
     padded = np.concatenate([need, np.full(lead, need[-1])])
     windows = np.lib.stride_tricks.sliding_window_view(padded, lead + 1)
     return np.asarray(windows.max(axis=1), dtype=np.int64)
@@ -82,7 +91,7 @@ def score(
     interval_s: float,
 ) -> Score:
     """:param wanted: (steps,) in each step, decided before it. ``demand``: (steps,) requests/s."""
-    lead = lead_steps(lead_time_s, interval_s)
+    lead = min(lead_steps(lead_time_s, interval_s), len(wanted))
     padded = np.concatenate([np.full(lead, wanted[0]), wanted])
     ready = np.lib.stride_tricks.sliding_window_view(padded, lead + 1).min(axis=1)
     excess = np.maximum(0.0, demand - ready * capacity * (1.0 + _ROUNDING))
@@ -99,10 +108,11 @@ def score(
 
 
 def _reversals(wanted: npt.NDArray[np.int64], within: int) -> int:
-    started: dict[int, int] = {}
+    started = np.full(int(wanted.max()) + 1, -within - 1, dtype=np.int64)
+    """(level,) the step that started it last."""
     found = 0
     for at in np.flatnonzero(np.diff(wanted) > 0).tolist():
-        for level in range(int(wanted[at]) + 1, int(wanted[at + 1]) + 1):
-            found += level in started and at - started[level] <= within
-            started[level] = at
+        levels = slice(int(wanted[at]) + 1, int(wanted[at + 1]) + 1)
+        found += int(np.count_nonzero(at - started[levels] <= within))
+        started[levels] = at
     return found

@@ -17,6 +17,8 @@ from typing import Protocol
 TARGET = 0.7
 """Of its capacity, so much of an endpoint is to be in use."""
 _TOLERANCE = 0.1
+_SYNC_S = 15.0
+"""How often HPA looks."""
 _STABLE_S = 300.0
 """HPA goes down to the most that it recommended in so long."""
 _ALARM_MINUTES = {"out": 3, "in": 15}
@@ -108,16 +110,24 @@ def _slope(values: Sequence[float]) -> float:
 
 
 class _Hpa:
-    """Up by the double or by four at a step; down after five minutes; unmoved within its tolerance."""
+    """Up by the double or by four at each look; down after five minutes; unmoved within its tolerance."""
 
     def __init__(self, metric: _Metric, target: float, interval_s: float, initial: int) -> None:
         self._metric, self._target, self._members = metric, target, initial
-        self._recommended: deque[int] = deque(maxlen=steps(_STABLE_S, interval_s) + 1)
+        self._recommended: deque[int] = deque(maxlen=steps(_STABLE_S, max(interval_s, _SYNC_S)) + 1)
+        self._every, self._syncs = steps(_SYNC_S, interval_s), steps(interval_s, _SYNC_S)
+        self._step = 0
 
     def wanted(self, rate: float, ready: int) -> int:
         needed, now = self._metric.of(rate) / self._target, self._members
+        self._step += 1
+        if self._step % self._every:
+            return now
         asked = now if abs(needed / now - 1.0) <= _TOLERANCE else math.ceil(needed - _ROUNDING)
-        asked = max(1, min(asked, max(2 * now, now + 4)))
+        most, left = now, self._syncs
+        while most < asked and left:
+            most, left = max(2 * most, most + 4), left - 1
+        asked = max(1, min(asked, most))
         self._recommended.append(asked)
         self._members = asked if asked >= now else min(now, max(self._recommended))
         return self._members
@@ -128,9 +138,9 @@ class _TargetTracking:
 
     def __init__(self, target: float, interval_s: float, initial: int) -> None:
         self._target, self._members = target, initial
-        self._minute = steps(60.0, interval_s)
+        self._minute, self._minutes = steps(60.0, interval_s), steps(interval_s, 60.0)
         self._mean = _Mean(self._minute)
-        self._needed: deque[float] = deque(maxlen=_ALARM_MINUTES["in"])
+        self._needed: deque[float] = deque(maxlen=math.ceil(_ALARM_MINUTES["in"] / self._minutes))
         self._step = self._high = self._low = 0
 
     def wanted(self, rate: float, ready: int) -> int:
@@ -139,8 +149,8 @@ class _TargetTracking:
         if self._step % self._minute:
             return self._members
         self._needed.append(needed)
-        self._high = self._high + 1 if needed > ready else 0
-        self._low = self._low + 1 if needed < _IN_BELOW * ready else 0
+        self._high = self._high + self._minutes if needed > ready else 0
+        self._low = self._low + self._minutes if needed < _IN_BELOW * ready else 0
         if self._high >= _ALARM_MINUTES["out"]:
             self._members = max(self._members, math.ceil(needed - _ROUNDING))
         elif self._low >= _ALARM_MINUTES["in"] and ready >= self._members:

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane.simulation import plant
-from controlplane.simulation.lines import Sample
+from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.plant import Plant, Score
 from controlplane.simulation.rivals import TARGET, Rival, scaler
+
+MEMBERS_MOST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,15 @@ class Terms:
     """Of a step."""
     initial: int | None = None
     """Members that are ready at first; None: as many as the first sample needs at 70 % use."""
+
+    def checked(self, sample: Sample) -> Sample:
+        """LineError: it would need more members than anybody has."""
+        if sample.rate > MEMBERS_MOST * self.capacity:
+            raise LineError(
+                f"at {sample.at_s:.15g} s: {sample.rate:g}/s are more than {MEMBERS_MOST} times the capacity "
+                f"of {self.capacity:g}/s; as much is allowed"
+            )
+        return sample
 
     def plant(self, initial: int) -> Plant:
         return Plant(self.capacity, self.lead_time_s, self.interval_s, initial)
@@ -53,20 +64,20 @@ class Answer:
 
 
 def led(rival: Rival, terms: Terms, samples: Iterable[Sample]) -> Iterator[Answer]:
-    """An answer for each sample, before the next one is asked for."""
+    """An answer for each sample, before the next one is asked for. Raises LineError."""
     coming = iter(samples)
     first = next(coming, None)
     if first is None:
         return
-    wanted = terms.first(first.rate)
+    wanted = terms.first(terms.checked(first).rate)
     policy = scaler(rival, terms.capacity, terms.lead_time_s, terms.interval_s, wanted)
     there = terms.plant(wanted)
-    for sample in chain((first,), coming):
+    for sample in map(terms.checked, chain((first,), coming)):
         in_force, over = wanted, there.is_over(sample.rate)
         if math.isnan(sample.rate):
             reason = f"no reading: {wanted} as before"
         else:
-            wanted = policy.wanted(sample.rate, there.ready)
+            wanted = min(policy.wanted(sample.rate, there.ready), MEMBERS_MOST)
             reason = f"{sample.rate:.6g}/s, {TARGET:g} x {terms.capacity:.6g}/s each"
         there.take(wanted)
         yield Answer(sample, in_force, wanted, there.ready, over, reason)
@@ -76,7 +87,7 @@ def foreseen(terms: Terms, samples: Sequence[Sample], *, static: bool) -> Iterat
     """By who knows the future: the least that never loses anything, or its highest all the time."""
     if not samples:
         return
-    need = plant.needed(rates(samples), terms.capacity)
+    need = plant.needed(rates([*map(terms.checked, samples)]), terms.capacity)
     lead = plant.lead_steps(terms.lead_time_s, terms.interval_s)
     wanted = np.full(len(need), need.max()) if static else plant.oracle(need, lead)
     reason = "the highest need of all" if static else f"the highest need within {terms.lead_time_s:g} s"

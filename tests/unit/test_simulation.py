@@ -43,6 +43,7 @@ def test_a_line_is_a_sample_with_or_without_a_header() -> None:
     expected = [Sample(15.0, 1.5), Sample(30.0, 2.0)]
     assert list(lines.samples(["\ufefftimestamp,value\n", "15,1.5\r\n", "\n", "30, 2\n"], "x")) == expected
     assert list(lines.samples(["15,1.5", "30,2"], "x")) == expected
+    assert list(lines.samples(["", "Timestamp, Value", "15,1.5", "30,2"], "x")) == expected
 
 
 @pytest.mark.parametrize("absent", ["", "nan", "NaN", "null"])
@@ -57,11 +58,12 @@ def test_what_was_not_read_is_no_zero(absent: str) -> None:
         ("15", "two numbers"),
         ("15,1,2", "two numbers"),
         ("now,1", "two numbers"),
-        ("nan,1", "finite seconds"),
-        ("15,-1", "finite seconds"),
-        ("15,inf", "finite seconds"),
-        ("15,1e300", "finite seconds"),
-        ("10,1", "not after 10"),
+        ("nan,1", "seconds up to"),
+        ("15,-1", "seconds up to"),
+        ("15,inf", "seconds up to"),
+        ("15,1e300", "seconds up to"),
+        ("1e300,1", "seconds up to"),
+        ("10,1", "not after 10;"),
         ("x" * 5000, "x..."),
     ],
 )
@@ -121,11 +123,41 @@ def test_no_schedule_that_loses_nothing_is_cheaper_than_the_oracles(need: list[i
     assert best.sum() == cheapest
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(0, 6))
+@settings(max_examples=100, deadline=None)
+def test_ready_is_the_least_of_the_last_lead_time(wanted: list[int], lead: int) -> None:
+    there = Plant(CAPACITY, 15.0 * lead, 15.0, 5)
+    for at, now in enumerate(wanted):
+        there.take(now)
+        assert there.ready == min([5, *wanted[: at + 1]][-(lead + 1) :])
+
+
+def test_what_is_past_the_end_takes_no_room() -> None:
+    wanted = np.array([1, 1_000_000, 1, 1_000_000])
+    scored = plant.score(wanted, np.full(4, 5.0), CAPACITY, 1e7, 1e-3)
+    assert (scored.over, scored.starts, scored.reversals) == (0.0, 2 * 999_999, 999_999)
+
+
 # ---- the scalers of others ------------------------------------------------------------------
 
 
 def test_hpa_doubles_or_adds_four_at_a_step() -> None:
     assert sequence(Rival.HPA, [700.0] * 7) == [5, 10, 20, 40, 80, 100, 100]
+
+
+@pytest.mark.parametrize(("interval_s", "lines_each"), [(5.0, 3), (7.5, 2), (15.0, 1)])
+def test_hpa_looks_every_15_s(interval_s: float, lines_each: int) -> None:
+    policy = scaler(Rival.HPA, CAPACITY, 60.0, interval_s, 1)
+    wanted = [policy.wanted(700.0, 1) for _ in range(4 * lines_each)]
+    assert wanted[lines_each - 1 :: lines_each] == [5, 10, 20, 40]
+    assert wanted[: lines_each - 1] == [1] * (lines_each - 1)
+
+
+def test_in_a_long_step_it_looks_several_times() -> None:
+    policy = scaler(Rival.HPA, CAPACITY, 60.0, 60.0, 1)
+    assert [policy.wanted(7000.0, 1) for _ in range(2)] == [40, 640]
+    slow = scaler(Rival.TARGET_TRACKING, CAPACITY, 60.0, 300.0, 5)
+    assert [slow.wanted(rate, 5) for rate in (70.0, 7.0, 7.0, 7.0)] == [10, 10, 10, 10]
 
 
 def test_hpa_stays_within_its_tolerance() -> None:
@@ -201,10 +233,17 @@ def test_a_file_and_a_stream_have_the_same_answers(file: Path, rival: Rival) -> 
 
 def test_a_summary_has_a_line_for_each_policy(file: Path) -> None:
     said = simulated("--trace", str(file), "--policy", "hpa", "--policy", "oracle", "--policy", "static")
-    _, hpa, oracle, static = said.splitlines()
+    steps, _, hpa, oracle, static = said.splitlines()
+    assert steps == "6 steps of 15 s"
     assert hpa.split()[:2] == ["hpa", "50.00"]
     assert oracle.split()[:6] == ["oracle", "0.00", "%", "0.00", "%", "1"]
     assert static.split()[:5] == ["static", "0.00", "%", "0.00", "%"]
+
+
+def test_steps_that_are_missing_are_told(file: Path) -> None:
+    with file.open("a") as more:
+        more.write("600,5\n")
+    assert "1 gaps of more than a step of 15 s" in simulated("--trace", str(file), "--policy", "hpa")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +265,15 @@ def test_wrong_use_is_a_line(arguments: tuple[str, ...], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"\xff\xfe", "UTF-8"), (b"", "0 samples"), (b"1,1\n", "1 samples")]
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "UTF-8"),
+        (b"", "too few samples: 0"),
+        (b"1,1\n", "too few samples: 1"),
+        (b"1,1\n2," + b"1" * 5000, ":2: over 4096 characters"),
+        (b"1,1\n1.0000001,1\n", "between two lines"),
+        (b"1,1\n2,1e9\n", "more than 1000000 times"),
+    ],
 )
 def test_a_file_that_is_no_trace_is_a_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "trace.csv"
