@@ -112,18 +112,14 @@ def _file(
     if gaps := int(np.count_nonzero(apart > 1.5 * between)):
         warn(f"{path}: {gaps} gaps of more than a step of {between:g} s; each line is taken as one step")
     terms = Terms(capacity, lead_time, between, initial)
-    found = []
-    for policy in policies:
-        answers = []
-        for answer in _led(policy, terms, samples):
-            answers.append(answer)
-            if as_json:
+    if as_json:
+        for policy in policies:
+            for answer in _led(policy, terms, samples):
                 say(_told(answer))
-        found.append({"policy": policy.value, **asdict(run.judged(terms, answers))})
-    if not as_json:
-        say(f"{len(samples)} steps of {between:g} s")
-        columns = ("policy", "over", "lost", "cost", "endpoint_s", "starts", "reversals")
-        rows(columns, [{**one, **_percent(one)} for one in found], as_json=False)
+        return
+    say(f"{len(samples)} steps of {between:g} s")
+    columns = ("policy", "over", "lost", "cost", "endpoint_s", "starts", "reversals")
+    rows(columns, [_summary(policy, terms, samples) for policy in policies], as_json=False)
 
 
 def _led(policy: Policy, terms: Terms, samples: list[Sample]) -> Iterator[Answer]:
@@ -132,8 +128,10 @@ def _led(policy: Policy, terms: Terms, samples: list[Sample]) -> Iterator[Answer
     return run.led(Rival(policy.value), terms, samples)
 
 
-def _percent(one: dict[str, object]) -> dict[str, str]:
-    return {name: f"{100 * float(str(one[name])):.2f} %" for name in ("over", "lost")}
+def _summary(policy: Policy, terms: Terms, samples: list[Sample]) -> dict[str, object]:
+    score = run.judged(terms, list(_led(policy, terms, samples)))
+    shares = {"over": f"{100 * score.over:.2f} %", "lost": f"{100 * score.lost:.2f} %"}
+    return {"policy": policy.value, **asdict(score), **shares}
 
 
 def _told(answer: Answer) -> str:

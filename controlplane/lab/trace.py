@@ -16,13 +16,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from controlplane.simulation.lines import VALUE_MOST, shown
+
 HEADER = ["timestamp", "value"]
 FILE_MOST = 1 << 26
 """Bytes of a trace file; a value per second for a year is half of it."""
-VALUE_MOST = 1e15
-"""Above, sums of values lose single ones."""
-SHOWN_MOST = 60
-"""Characters of a wrong line in a message."""
 ARRIVAL_GRID_S = 0.02
 
 
@@ -175,14 +173,15 @@ def parse(text: str, name: str, source: str) -> Trace:
         said = ",".join(row)
         if not said.strip():
             continue
-        shown = repr(said if len(said) <= SHOWN_MOST else f"{said[:SHOWN_MOST]}...")
         try:
             when, value = (float(cell) for cell in row)
         except ValueError:
-            raise TraceError(f"{source}:{line}: {shown}; two numbers are allowed: seconds,value") from None
+            raise TraceError(
+                f"{source}:{line}: {shown(said)}; two numbers are allowed: seconds,value"
+            ) from None
         if not math.isfinite(when) or not 0 <= value <= VALUE_MOST:
             raise TraceError(
-                f"{source}:{line}: {shown}; finite numbers, value 0 to {VALUE_MOST:g}, are allowed"
+                f"{source}:{line}: {shown(said)}; finite numbers, value 0 to {VALUE_MOST:g}, are allowed"
             )
         if at_s and when <= at_s[-1]:
             raise TraceError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 VALUE_MOST = 1e15
+"""Above, sums of values lose single ones."""
 TIME_MOST_S = 1e12
 LINE_MOST = 4096
 """Characters."""
@@ -62,16 +63,21 @@ def of(file: TextIO, source: str) -> Iterator[Sample]:
     return samples(bounded(), source)
 
 
+def shown(said: str) -> str:
+    """A wrong line, as messages show it."""
+    return repr(said if len(said) <= _SHOWN_MOST else f"{said[:_SHOWN_MOST]}...")
+
+
 def _parse(said: str, where: str) -> Sample:
-    shown = repr(said if len(said) <= _SHOWN_MOST else f"{said[:_SHOWN_MOST]}...")
     try:
         when, value = said.split(",")
         at_s = float(when)
         rate = math.nan if value.strip().lower() in _ABSENT else float(value)
     except ValueError:
-        raise LineError(f"{where}: {shown}; two numbers are allowed: seconds,value") from None
+        raise LineError(f"{where}: {shown(said)}; two numbers are allowed: seconds,value") from None
     if not abs(at_s) <= TIME_MOST_S or not (math.isnan(rate) or 0 <= rate <= VALUE_MOST):
         raise LineError(
-            f"{where}: {shown}; seconds up to {TIME_MOST_S:g} and a value of 0 to {VALUE_MOST:g} are allowed"
+            f"{where}: {shown(said)}; seconds up to {TIME_MOST_S:g} and a value of 0 to {VALUE_MOST:g} "
+            "are allowed"
         )
     return Sample(at_s, rate)

@@ -54,7 +54,7 @@ def lead_steps(lead_time_s: float, interval_s: float) -> int:
 
 
 def needed(demand: npt.NDArray[np.float64], capacity: float) -> npt.NDArray[np.int64]:
-    """(steps,) members that serve it, at least one."""
+    """Members that serve each, at least one."""
     return np.maximum(1, np.ceil(demand / capacity - _ROUNDING)).astype(np.int64)
 
 

@@ -46,7 +46,7 @@ class Terms:
     def first(self, rate: float) -> int:
         if self.initial is not None:
             return self.initial
-        return max(1, math.ceil(rate / (self.capacity * TARGET) - 1e-9)) if math.isfinite(rate) else 1
+        return int(plant.needed(np.nan_to_num(np.array(rate)), self.capacity * TARGET))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,14 @@ class Answer:
 
 def led(rival: Rival, terms: Terms, samples: Iterable[Sample]) -> Iterator[Answer]:
     """An answer for each sample, before the next one is asked for. Raises LineError."""
-    coming = iter(samples)
+    coming = map(terms.checked, samples)
     first = next(coming, None)
     if first is None:
         return
-    wanted = terms.first(terms.checked(first).rate)
+    wanted = terms.first(first.rate)
     policy = scaler(rival, terms.capacity, terms.lead_time_s, terms.interval_s, wanted)
     there = terms.plant(wanted)
-    for sample in map(terms.checked, chain((first,), coming)):
+    for sample in chain((first,), coming):
         in_force, over = wanted, there.is_over(sample.rate)
         if math.isnan(sample.rate):
             reason = f"no reading: {wanted} as before"
