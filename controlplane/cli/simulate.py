@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -21,15 +21,18 @@ from controlplane.simulation import lines, run
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.rivals import Rival
 from controlplane.simulation.run import MEMBERS_MOST, Answer, Terms
+from controlplane.sizing import OVER_COST
 
 STDIN = "-"
 STREAM_INTERVAL_S = 15.0
 INTERVAL_LEAST_S, INTERVAL_MOST_S = 1e-3, 1e7
 LEAD_TIME_MOST_S = 1e7
 CAPACITY_LEAST, CAPACITY_MOST = 1e-9, 1e15
+OVER_COST_LEAST, OVER_COST_MOST = 1e-3, 1e6
 
 
 class Policy(Enum):
+    PENUMBRA = "penumbra"
     HPA = Rival.HPA.value
     KEDA = Rival.KEDA.value
     TARGET_TRACKING = Rival.TARGET_TRACKING.value
@@ -45,7 +48,10 @@ def simulate(
     trace: Annotated[str, typer.Option(metavar="FILE|-", help="lines timestamp,value; value: requests/s")],
     capacity: Annotated[float, typer.Option(help="requests/s of an endpoint")],
     lead_time: Annotated[float, typer.Option(min=0, help="seconds from an order until it serves")],
-    policy: Annotated[list[Policy], typer.Option(help="may be given several times, of a FILE")],
+    policy: Annotated[
+        list[Policy] | None,
+        typer.Option(help="may be given several times, of a FILE; default: penumbra"),
+    ] = None,
     interval: Annotated[
         float | None,
         typer.Option(help="seconds of a step; default: what lies between a FILE's lines, of - 15"),
@@ -54,6 +60,10 @@ def simulate(
         int | None,
         typer.Option(min=1, max=MEMBERS_MOST, help="endpoints at first; default: what the first line needs"),
     ] = None,
+    over_cost: Annotated[
+        float,
+        typer.Option(help="what a second over capacity costs, in seconds of the usual group (penumbra)"),
+    ] = OVER_COST,
     as_json: AsJson = False,
 ) -> None:
     """Replay recorded load against scaling policies: a line for each step, or a summary of each policy.
@@ -61,17 +71,20 @@ def simulate(
     With - each line read is answered by a JSON object before the next one is read. A FILE gives the summary,
     with --json its steps.
 
-    Example: penumbra simulate --trace requests.csv --capacity 50 --lead-time 60 --policy hpa --policy oracle
+    Example: penumbra simulate --trace load.csv --capacity 50 --lead-time 60 --policy penumbra --policy hpa
     """
     _within("--capacity", capacity, CAPACITY_LEAST, CAPACITY_MOST)
     _within("--lead-time", lead_time, 0.0, LEAD_TIME_MOST_S)
+    _within("--over-cost", over_cost, OVER_COST_LEAST, OVER_COST_MOST)
     if interval is not None:
         _within("--interval", interval, INTERVAL_LEAST_S, INTERVAL_MOST_S)
+    policies = policy or [Policy.PENUMBRA]
+    terms = Terms(capacity, lead_time, interval or STREAM_INTERVAL_S, initial, over_cost)
     try:
         if trace == STDIN:
-            _stream(policy, Terms(capacity, lead_time, interval or STREAM_INTERVAL_S, initial))
+            _stream(policies, terms)
         else:
-            _file(Path(trace), policy, capacity, lead_time, interval, initial, as_json)
+            _file(Path(trace), policies, terms, interval, as_json)
     except LineError as error:
         fail(str(error), EXIT_USAGE)
 
@@ -86,19 +99,11 @@ def _stream(policies: list[Policy], terms: Terms) -> None:
         fail("--trace -: one policy is led, and not one that knows the future: give a FILE", EXIT_USAGE)
     if sys.stdin is None:
         fail("standard input is closed", EXIT_USAGE)
-    for answer in run.led(Rival(policies[0].value), terms, lines.of(sys.stdin, "standard input")):
+    for answer in run.led(_rival(policies[0]), terms, lines.of(sys.stdin, "standard input")):
         say(_told(answer))
 
 
-def _file(
-    path: Path,
-    policies: list[Policy],
-    capacity: float,
-    lead_time: float,
-    interval: float | None,
-    initial: int | None,
-    as_json: bool,
-) -> None:
+def _file(path: Path, policies: list[Policy], terms: Terms, interval: float | None, as_json: bool) -> None:
     try:
         with path.open(encoding="utf-8") as file:
             samples = list(lines.of(file, str(path)))
@@ -111,7 +116,7 @@ def _file(
     _within(f"{path}: between two lines", between, INTERVAL_LEAST_S, INTERVAL_MOST_S)
     if gaps := int(np.count_nonzero(apart > 1.5 * between)):
         warn(f"{path}: {gaps} gaps of more than a step of {between:g} s; each line is taken as one step")
-    terms = Terms(capacity, lead_time, between, initial)
+    terms = replace(terms, interval_s=between)
     if as_json:
         for policy in policies:
             for answer in _led(policy, terms, samples):
@@ -125,7 +130,11 @@ def _file(
 def _led(policy: Policy, terms: Terms, samples: list[Sample]) -> Iterator[Answer]:
     if policy in KNOWING:
         return run.foreseen(terms, samples, static=policy is Policy.STATIC)
-    return run.led(Rival(policy.value), terms, samples)
+    return run.led(_rival(policy), terms, samples)
+
+
+def _rival(policy: Policy) -> Rival | None:
+    return None if policy is Policy.PENUMBRA else Rival(policy.value)
 
 
 def _summary(policy: Policy, terms: Terms, samples: list[Sample]) -> dict[str, object]:

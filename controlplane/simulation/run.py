@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from controlplane.simulation import plant
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.plant import Plant, Score
 from controlplane.simulation.rivals import TARGET, Rival, scaler
+from controlplane.sizing import OVER_COST, Size, Sizing
 
 MEMBERS_MOST = 1_000_000
 
@@ -30,6 +32,8 @@ class Terms:
     """Of a step."""
     initial: int | None = None
     """Members that are ready at first; None: as many as the first sample needs at 70 % use."""
+    over_cost: float = OVER_COST
+    """What a second over capacity costs Penumbra, in seconds of the usual group."""
 
     def checked(self, sample: Sample) -> Sample:
         """LineError: it would need more members than anybody has."""
@@ -63,24 +67,51 @@ class Answer:
     reason: str
 
 
-def led(rival: Rival, terms: Terms, samples: Iterable[Sample]) -> Iterator[Answer]:
-    """An answer for each sample, before the next one is asked for. Raises LineError."""
+class Policy(Protocol):
+    def after(self, rate: float, ready: int) -> Size:
+        """What is wanted from now on. ``rate``: requests/s, the mean of the last step; NaN: no reading."""
+        ...
+
+
+def led(rival: Rival | None, terms: Terms, samples: Iterable[Sample]) -> Iterator[Answer]:
+    """An answer for each sample, before the next one is asked for. Raises LineError.
+
+    :param rival: None: Penumbra itself."""
     coming = map(terms.checked, samples)
     first = next(coming, None)
     if first is None:
         return
     wanted = terms.first(first.rate)
-    policy = scaler(rival, terms.capacity, terms.lead_time_s, terms.interval_s, wanted)
+    policy: Policy = _Reactive(rival, terms, wanted) if rival else _Foreseeing(terms, wanted)
     there = terms.plant(wanted)
     for sample in chain((first,), coming):
         in_force, over = wanted, there.is_over(sample.rate)
-        if math.isnan(sample.rate):
-            reason = f"no reading: {wanted} as before"
-        else:
-            wanted = min(policy.wanted(sample.rate, there.ready), MEMBERS_MOST)
-            reason = f"{sample.rate:.6g}/s, {TARGET:g} x {terms.capacity:.6g}/s each"
+        size = policy.after(sample.rate, there.ready)
+        wanted = min(size.wanted, MEMBERS_MOST)
         there.take(wanted)
-        yield Answer(sample, in_force, wanted, there.ready, over, reason)
+        yield Answer(sample, in_force, wanted, there.ready, over, size.reason)
+
+
+class _Reactive:
+    def __init__(self, rival: Rival, terms: Terms, initial: int) -> None:
+        self._scaler = scaler(rival, terms.capacity, terms.lead_time_s, terms.interval_s, initial)
+        self._terms, self._wanted = terms, initial
+
+    def after(self, rate: float, ready: int) -> Size:
+        if math.isnan(rate):
+            return Size(self._wanted, f"no reading: {self._wanted} as before")
+        self._wanted = self._scaler.wanted(rate, ready)
+        return Size(self._wanted, f"{rate:.6g}/s, {TARGET:g} x {self._terms.capacity:.6g}/s each")
+
+
+class _Foreseeing:
+    def __init__(self, terms: Terms, initial: int) -> None:
+        self._sizing = Sizing(
+            terms.capacity, terms.lead_time_s, terms.interval_s, initial, over_cost=terms.over_cost
+        )
+
+    def after(self, rate: float, ready: int) -> Size:
+        return self._sizing.after(rate)
 
 
 def foreseen(terms: Terms, samples: Sequence[Sample], *, static: bool) -> Iterator[Answer]:

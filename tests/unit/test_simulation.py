@@ -222,14 +222,21 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("rival", Rival)
-def test_a_file_and_a_stream_have_the_same_answers(file: Path, rival: Rival) -> None:
-    by_file = simulated("--trace", str(file), "--policy", rival.value, "--json")
-    by_stream = simulated("--trace", "-", "--policy", rival.value, said=file.read_text())
+@pytest.mark.parametrize("policy", ["penumbra", *(rival.value for rival in Rival)])
+def test_a_file_and_a_stream_have_the_same_answers(file: Path, policy: str) -> None:
+    by_file = simulated("--trace", str(file), "--policy", policy, "--json")
+    by_stream = simulated("--trace", "-", "--policy", policy, said=file.read_text())
     assert by_file == by_stream
     answers = [json.loads(line) for line in by_file.splitlines()]
     assert [answer["demand"] for answer in answers] == [5.0, 50.0, 80.0, None, 80.0, 20.0]
     assert [answer["over"] for answer in answers[:3]] == [False, True, True]
+
+
+def test_penumbra_is_the_policy_unless_another_is_named(file: Path) -> None:
+    named = simulated("--trace", str(file), "--policy", "penumbra", "--json")
+    assert simulated("--trace", str(file), "--json") == named
+    assert "would have cost least" in named
+    assert simulated("--trace", str(file), "--json", "--over-cost", "0.001") != named
 
 
 def test_a_summary_has_a_line_for_each_policy(file: Path) -> None:
@@ -256,6 +263,7 @@ def test_steps_that_are_missing_are_told(file: Path) -> None:
         (("--trace", "-", "--policy", "hpa", "--interval", "nan"), "--interval nan"),
         (("--trace", "-", "--policy", "hpa", "--capacity", "-3"), "--capacity -3"),
         (("--trace", "-", "--policy", "hpa", "--lead-time", "inf"), "--lead-time inf"),
+        (("--trace", "-", "--over-cost", "0"), "--over-cost 0"),
         (("--trace", "-", "--policy", "hpa"), "standard input:2"),
     ],
 )

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simple rules of how much demand to hold members for: each is right for some load and wrong for other.
+
+The highest of a while and some more; a line through the last two minutes, led by the lead time, and its
+highest of a while; a mean and so many standard deviations. Who of them is right is ``sizing.py``'s affair.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_HIGHEST_S = (30, 60, 120, 300, 600, 1200, 2400, 4800, 9600, 19_200, 57_600)
+_HIGHEST_TIMES = (1.0, 1.1, 1.25, 1.45, 1.7, 2.0, 2.5, 3.2)
+_TREND_S, _LEVEL_S = 120, 30
+_TREND_TIMES = (0.5, 1.0, 2.0)
+_TREND_HIGHEST_S = (15, 120, 300, 1200)
+_TREND_MORE = (1.05, 1.2, 1.43, 1.8)
+_SPREAD_S = (300, 1200, 4800, 19_200)
+_SPREADS = (1.0, 2.0, 3.0, 4.5, 7.0)
+_STEPS_MOST = 16_384
+"""Of a window, however short a step is."""
+
+
+class Rules:
+    """All of them, told the demand step by step."""
+
+    def __init__(self, interval_s: float, lead_time_s: float) -> None:
+        def steps(seconds: float) -> int:
+            return min(max(1, round(seconds / interval_s)), _STEPS_MOST)
+
+        self._highest = [steps(seconds) for seconds in _HIGHEST_S]
+        self._trend_highest = [steps(seconds) for seconds in _TREND_HIGHEST_S]
+        self._spread = [steps(seconds) for seconds in _SPREAD_S]
+        self._level, self._shortest = steps(_LEVEL_S), steps(30)
+        count = max(2, steps(_TREND_S))
+        times = np.arange(count) - (count - 1) / 2
+        self._slope = times / (times @ times) * (lead_time_s + interval_s) / interval_s
+        """Dot the last demands: what the line through them gains until what is ordered now serves."""
+        self._demand = _Recent((), max(*self._highest, *self._spread))
+        self._trend = _Recent((len(_TREND_TIMES),), max(self._trend_highest))
+
+    def of(self, demand: float) -> Floats:
+        """(rules,) the demand to hold members for after a step of this one; in the order of ``NAMES``."""
+        self._demand.push(demand)
+        last = self._demand.last
+        gain = 0.0
+        if len(self._demand) >= len(self._slope):
+            gain = max(0.0, float(self._slope @ last(len(self._slope))))
+        self._trend.push(last(self._level).mean() + gain * np.array(_TREND_TIMES))
+        highest = np.array([last(steps).max() for steps in self._highest])
+        trend = np.array([self._trend.last(steps).max(axis=0) for steps in self._trend_highest])
+        spread = np.array([(window.mean(), window.std()) for window in map(last, self._spread)])
+        above = spread[:, :1] + spread[:, 1:] * np.array(_SPREADS)
+        return np.concatenate(
+            [
+                np.outer(highest, _HIGHEST_TIMES).ravel(),
+                np.multiply.outer(trend.T, np.array(_TREND_MORE)).ravel(),
+                np.maximum(above, last(self._shortest).max()).ravel(),
+            ]
+        )
+
+
+NAMES = (
+    *(f"the highest of {seconds} s x {times:g}" for seconds in _HIGHEST_S for times in _HIGHEST_TIMES),
+    *(
+        f"{times:g} x the trend's highest of {seconds} s x {more:g}"
+        for times in _TREND_TIMES
+        for seconds in _TREND_HIGHEST_S
+        for more in _TREND_MORE
+    ),
+    *(f"the mean of {seconds} s + {spreads:g} sigma" for seconds in _SPREAD_S for spreads in _SPREADS),
+)
+"""(rules,) in words."""
+
+
+class _Recent:
+    """The last so many rows, always in one piece."""
+
+    def __init__(self, shape: tuple[int, ...], most: int) -> None:
+        self._most, self._end = most, 0
+        self._rows = np.zeros((64, *shape))
+
+    def __len__(self) -> int:
+        return min(self._end, self._most)
+
+    def push(self, row: npt.ArrayLike) -> None:
+        if self._end == len(self._rows):
+            kept = self._rows[self._end - len(self) :].copy()
+            if len(self._rows) < 2 * self._most:
+                self._rows = np.zeros((2 * len(self._rows), *self._rows.shape[1:]))
+            self._rows[: len(kept)], self._end = kept, len(kept)
+        self._rows[self._end] = row
+        self._end += 1
+
+    def last(self, count: int) -> Floats:
+        """(at most count, ...) a view."""
+        return self._rows[max(self._end - min(count, self._most), 0) : self._end]
