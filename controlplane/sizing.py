@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many members a group should have: what would have cost least, member by member.
 
-There are some 150 rules (``forecast/rules.py``), and none suits every load. So each is held against what
-came: had it been followed, when would the n-th member have been there in vain, and when missing? Members are
-weighed apart, for the second is needed all day and the twelfth at noon. Rules have exponential weights (Vovk,
-"Aggregating strategies", 1990; Littlestone and Warmuth, "The weighted majority algorithm", 1994) by their
-costs, which are slowly forgotten; the n-th member is wanted where the weighted majority wants it.
+There are some 160 rules (``forecast/rules.py``, ``forecast/analogs.py``), and none suits every load. So each
+is held against what came: had it been followed, when would the n-th member have been there in vain, and when
+missing? Members are weighed apart, for the second is needed all day and the twelfth at noon. Rules have
+exponential weights (Vovk, "Aggregating strategies", 1990; Littlestone and Warmuth, "The weighted majority
+algorithm", 1994) by their costs, which are slowly forgotten; the n-th member is wanted where the weighted
+majority wants it.
 
 What a second over capacity costs is given in seconds of the usual group, so that one number suits groups of
 any size. What is usual is the mean of what a lead time's highest demand needs.
@@ -20,7 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from controlplane.forecast.rules import NAMES, Rules
+from controlplane.forecast import analogs, rules
+from controlplane.forecast.analogs import Analogs
+from controlplane.forecast.rules import Rules
+
+NAMES = (*rules.NAMES, *analogs.NAMES)
+"""(rules,) in words."""
 
 OVER_COST = 6.0
 """A second over capacity costs as much as so many seconds of the usual group."""
@@ -62,8 +68,8 @@ class Sizing:
         ``interval_s``: of a step. ``initial``: members that there are, which stay until something is known.
         """
         self._capacity, self._interval_s, self._over_cost = capacity, interval_s, over_cost
-        self._rules = Rules(interval_s, lead_time_s)
         lead = min(math.ceil(lead_time_s / interval_s - _ROUNDING), _LEAD_STEPS_MOST)
+        self._rules, self._analogs = Rules(interval_s, lead_time_s), Analogs(interval_s, lead)
         self._asked: deque[npt.NDArray[np.float64]] = deque(maxlen=lead + 1)
         """(rules,) members that each asked for, of the last lead time: the least of them would be there."""
         self._needed: deque[float] = deque(maxlen=lead + 1)
@@ -88,7 +94,9 @@ class Sizing:
         self._needed.append(need)
         self._steps += 1
         self._usual += (max(self._needed) - self._usual) / self._steps
-        asked = np.clip(np.ceil(self._rules.of(need) - _ROUNDING), 1.0, _LEVELS[-1])
+        usual = max(self._usual, _USUAL_LEAST)
+        held = np.concatenate([self._rules.of(need), self._analogs.of(need, usual)])
+        asked = np.clip(np.ceil(held - _ROUNDING), 1.0, _LEVELS[-1])
         self._asked.append(asked)
         return self._chosen(asked)
 

@@ -8,9 +8,8 @@ highest of a while; a mean and so many standard deviations. Who of them is right
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from controlplane.forecast.recent import Floats, Recent
 
 _HIGHEST_S = (30, 60, 120, 300, 600, 1200, 2400, 4800, 9600, 19_200, 57_600)
 _HIGHEST_TIMES = (1.0, 1.1, 1.25, 1.45, 1.7, 2.0, 2.5, 3.2)
@@ -39,8 +38,8 @@ class Rules:
         times = np.arange(count) - (count - 1) / 2
         self._slope = times / (times @ times) * (lead_time_s + interval_s) / interval_s
         """Dot the last demands: what the line through them gains until what is ordered now serves."""
-        self._demand = _Recent((), max(*self._highest, *self._spread))
-        self._trend = _Recent((len(_TREND_TIMES),), max(self._trend_highest))
+        self._demand = Recent((), max(*self._highest, *self._spread))
+        self._trend = Recent((len(_TREND_TIMES),), max(self._trend_highest))
 
     def of(self, demand: float) -> Floats:
         """(rules,) the demand to hold members for after a step of this one; in the order of ``NAMES``."""
@@ -74,27 +73,3 @@ NAMES = (
     *(f"the mean of {seconds} s + {spreads:g} sigma" for seconds in _SPREAD_S for spreads in _SPREADS),
 )
 """(rules,) in words."""
-
-
-class _Recent:
-    """The last so many rows, always in one piece."""
-
-    def __init__(self, shape: tuple[int, ...], most: int) -> None:
-        self._most, self._end = most, 0
-        self._rows = np.zeros((64, *shape))
-
-    def __len__(self) -> int:
-        return min(self._end, self._most)
-
-    def push(self, row: npt.ArrayLike) -> None:
-        if self._end == len(self._rows):
-            kept = self._rows[self._end - len(self) :].copy()
-            if len(self._rows) < 2 * self._most:
-                self._rows = np.zeros((2 * len(self._rows), *self._rows.shape[1:]))
-            self._rows[: len(kept)], self._end = kept, len(kept)
-        self._rows[self._end] = row
-        self._end += 1
-
-    def last(self, count: int) -> Floats:
-        """(at most count, ...) a view."""
-        return self._rows[max(self._end - min(count, self._most), 0) : self._end]

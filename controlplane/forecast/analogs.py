@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moments of the past that looked like this one, and what followed them.
+
+Nearest neighbours (Lorenz, "Atmospheric predictability as revealed by naturally occurring analogues", 1969):
+a moment is told by slopes, volatility and where demand stands among its recent highest, lowest and mean
+values, all as logarithms of ratios, so that it is likened to moments of any level. What followed is the
+highest demand until what is ordered now serves, as a multiple of demand then. The neighbours' multiples are
+a sample of what may come; of it is chosen what costs least, when a second over capacity costs so much.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane.forecast.recent import Floats, Recent
+
+OVER_COSTS = (4, 8, 16, 32, 64, 128, 256, 512)
+"""In seconds of the usual group: one rule each."""
+NAMES = tuple(f"like moments, a second over being worth {cost} of the usual group," for cost in OVER_COSTS)
+
+_MOMENTS, _LEAST, _NEIGHBOURS, _PART = 12_000, 200, 600, 1500
+_SCALED_ANEW = 240
+"""Steps after which features are scaled by their spread anew."""
+_AT_FIRST = 1.5
+"""While too few moments are known: this many times the highest of a minute."""
+_SOFT = 0.02
+"""Of the mean is added before a logarithm is taken: demand may be zero."""
+_SLOPES_S = (15, 60, 120, 300)
+_VOLATILITY_S = (120, 1200)
+_HIGHEST_S = (60, 300, 1200, 4800, 19_200)
+_MEANS_S = (600, 2400, 14_400)
+_LOWEST_S = 600
+_WEIGHTS = np.array([1.0, 0.6, 1.0, 1.0, 0.7, 0.8, 0.5, 0.8, 1.0, 0.7, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 1.0])
+"""(features,) how much each counts for likeness, in its own spread."""
+
+
+class Analogs:
+    """Told demand, in members, step by step."""
+
+    def __init__(self, interval_s: float, lead: int) -> None:
+        """:param lead: steps until what is ordered now serves."""
+
+        def steps(seconds: float) -> int:
+            return min(max(1, round(seconds / interval_s)), _MOMENTS)
+
+        self._lead = lead
+        self._slopes = [steps(seconds) for seconds in _SLOPES_S]
+        self._volatility = [steps(seconds) for seconds in _VOLATILITY_S]
+        self._highest = [steps(seconds) for seconds in _HIGHEST_S]
+        self._means, self._lowest = [steps(seconds) for seconds in _MEANS_S], steps(_LOWEST_S)
+        longest = max(*self._highest, *self._means, lead + 2)
+        self._need, self._logs, self._moves = Recent((), longest), Recent((), longest), Recent((), longest)
+        self._mean, self._count = 0.0, 0
+        self._waiting = Recent((len(_WEIGHTS) + 1,), lead + 1)
+        """Features and logarithm of moments whose sequel is not known yet."""
+        self._known = _Moments(_MOMENTS)
+
+    def of(self, need: float, usual: float) -> Floats:
+        """(rules,) members to hold after a step that needed so many, in the order of ``NAMES``.
+
+        :param usual: members of the usual group."""
+        self._observe(need)
+        now, features = float(self._logs.last(1)[0]), self._features()
+        multiples = self._known.like(features)
+        self._waiting.push([*features, now])
+        if multiples is None:
+            return np.full(len(OVER_COSTS), _AT_FIRST * self._need.last(self._highest[0]).max())
+        coming = np.maximum(np.exp(now + multiples) - self._soft, 0.0)
+        coming.sort()
+        return _cheapest(coming, usual)
+
+    @property
+    def _soft(self) -> float:
+        return _SOFT * self._mean + 1e-9
+
+    def _observe(self, need: float) -> None:
+        self._count += 1
+        self._mean += (need - self._mean) / self._count
+        log = math.log(need + self._soft)
+        self._moves.push(abs(log - self._logs.last(1)[0]) if len(self._logs) else 0.0)
+        self._need.push(need)
+        self._logs.push(log)
+        if len(self._waiting) == self._lead + 1:
+            row = self._waiting.last(self._lead + 1)[0]
+            self._known.add(row[:-1], float(self._logs.last(self._lead + 1).max() - row[-1]))
+
+    def _features(self) -> Floats:
+        last = self._logs.last
+        now = last(1)[0]
+        before = [last(steps + 1)[0] for steps in self._slopes]
+        return np.array(
+            [
+                now - before[0],
+                before[0] - last(2 * self._slopes[0] + 1)[0],
+                *(now - earlier for earlier in before[1:]),
+                *(math.log(self._moves.last(steps).mean() + 1e-3) for steps in self._volatility),
+                *(last(steps).max() - now for steps in self._highest),
+                *(last(steps).mean() - now for steps in self._means),
+                last(self._lowest).min() - now,
+                math.log(self._need.last(self._means[-1]).mean() + 1e-9),
+            ]
+        )
+
+
+def _cheapest(coming: Floats, usual: float) -> Floats:
+    """(costs,) of an ascending sample the value that costs least, with how often it is exceeded."""
+    count = len(coming)
+    members = np.maximum(1.0, np.ceil(coming - 1e-9))
+    exceeded = (count - 0.5 - np.arange(count)) / count
+    cost = members + np.multiply.outer(np.array(OVER_COSTS) * usual, exceeded)
+    chosen: Floats = members[cost.argmin(axis=1)]
+    return chosen
+
+
+class _Moments:
+    """Features of moments and the logarithm of what followed, the latest so many."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._count, self._next_scaling = most, 0, _LEAST
+        self._features = np.zeros((most, len(_WEIGHTS)), dtype=np.float32)
+        self._scaled = np.zeros_like(self._features)
+        self._norms = np.zeros(most, dtype=np.float32)
+        self._sequels = np.zeros(most)
+        self._scale: npt.NDArray[np.float32] = _WEIGHTS.astype(np.float32)
+
+    def add(self, features: Floats, sequel: float) -> None:
+        at = self._count % self._most
+        self._features[at], self._sequels[at] = features, sequel
+        self._scaled[at] = self._features[at] * self._scale
+        self._norms[at] = self._scaled[at] @ self._scaled[at]
+        self._count += 1
+        if self._count >= self._next_scaling:
+            self._rescale()
+
+    def _rescale(self) -> None:
+        there = min(self._count, self._most)
+        spread = self._features[:there].std(axis=0) + 1e-6
+        self._scale = (_WEIGHTS / spread).astype(np.float32)
+        self._scaled[:there] = self._features[:there] * self._scale
+        self._norms[:there] = np.einsum("ij,ij->i", self._scaled[:there], self._scaled[:there])
+        self._next_scaling = self._count + min(_SCALED_ANEW, self._count // 3)
+
+    def like(self, features: Floats) -> Floats | None:
+        """(some 600,) what followed the moments most like this one; None while too few are known."""
+        there = min(self._count, self._most)
+        if there < _LEAST:
+            return None
+        near = features.astype(np.float32) * self._scale
+        apart = self._norms[:there] - 2.0 * (self._scaled[:there] @ near)
+        # How near is near enough is told by a part of them: to sort all would take most of the time.
+        part = apart[:: max(1, there // _PART)]
+        rank = min(_NEIGHBOURS, there // 2) * len(part) // there
+        return self._sequels[:there][apart <= np.partition(part, rank)[rank]]

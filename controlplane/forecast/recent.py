@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last rows of a series."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+class Recent:
+    """The last so many rows, always in one piece: a window of them is a view."""
+
+    def __init__(self, shape: tuple[int, ...], most: int) -> None:
+        self._most, self._end = most, 0
+        self._rows = np.zeros((64, *shape))
+
+    def __len__(self) -> int:
+        return min(self._end, self._most)
+
+    def push(self, row: npt.ArrayLike) -> None:
+        if self._end == len(self._rows):
+            kept = self._rows[self._end - len(self) :].copy()
+            if len(self._rows) < 2 * self._most:
+                self._rows = np.zeros((2 * len(self._rows), *self._rows.shape[1:]))
+            self._rows[: len(kept)], self._end = kept, len(kept)
+        self._rows[self._end] = row
+        self._end += 1
+
+    def last(self, count: int) -> Floats:
+        """(at most count, ...)"""
+        return self._rows[max(self._end - min(count, self._most), 0) : self._end]
