@@ -153,4 +153,5 @@ class _Moments:
         # How near is near enough is told by a part of them: to sort all would take most of the time.
         part = apart[:: max(1, there // _PART)]
         rank = min(_NEIGHBOURS, there // 2) * len(part) // there
-        return self._sequels[:there][apart <= np.partition(part, rank)[rank]]
+        followed: Floats = self._sequels[:there][apart <= np.partition(part, rank)[rank]]
+        return followed
