@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from controlplane.forecast import analogs, rules
 from controlplane.forecast.analogs import Analogs
+from controlplane.forecast.quantiles import Quantiles
 from controlplane.forecast.rules import Rules
 
 NAMES = (*rules.NAMES, *analogs.NAMES)
@@ -51,6 +52,9 @@ class Size:
     wanted: int
     """Members from now on, at least one."""
     reason: str
+    p50: float | None = None
+    """Quantiles of demand a lead time from now, requests/s; None: nothing is known."""
+    p90: float | None = None
 
 
 class Sizing:
@@ -70,6 +74,8 @@ class Sizing:
         self._capacity, self._interval_s, self._over_cost = capacity, interval_s, over_cost
         lead = min(math.ceil(lead_time_s / interval_s - _ROUNDING), _LEAD_STEPS_MOST)
         self._rules, self._analogs = Rules(interval_s, lead_time_s), Analogs(interval_s, lead)
+        self._quantiles = Quantiles(interval_s, lead, self._analogs)
+        self._ahead: tuple[float | None, float | None] = (None, None)
         self._asked: deque[npt.NDArray[np.float64]] = deque(maxlen=lead + 1)
         """(rules,) members that each asked for, of the last lead time: the least of them would be there."""
         self._needed: deque[float] = deque(maxlen=lead + 1)
@@ -84,6 +90,7 @@ class Sizing:
     def after(self, demand: float) -> Size:
         """:param demand: requests/s, the mean of the step that has ended; NaN: no reading."""
         if math.isnan(demand):
+            self._quantiles.skip()
             # Nobody learns from it; what was asked for goes on to be.
             if self._asked:
                 self._asked.append(self._asked[-1])
@@ -95,7 +102,10 @@ class Sizing:
         self._steps += 1
         self._usual += (max(self._needed) - self._usual) / self._steps
         usual = max(self._usual, _USUAL_LEAST)
-        held = np.concatenate([self._rules.of(need), self._analogs.of(need, usual)])
+        self._analogs.after(need)
+        _, p50, p90, _ = (self._quantiles.after(need) * self._capacity).tolist()
+        self._ahead = p50, p90
+        held = np.concatenate([self._rules.of(need), self._analogs.held(usual)])
         asked = np.clip(np.ceil(held - _ROUNDING), 1.0, _LEVELS[-1])
         self._asked.append(asked)
         return self._chosen(asked)
@@ -131,7 +141,7 @@ class Sizing:
         most = max(self._recent)
         if most > wanted:
             reason = f"{most} were wanted within {STABLE_S:.0f} s, now {wanted}: {reason}"
-        return Size(most, reason)
+        return Size(most, reason, *self._ahead)
 
 
 def _levels() -> npt.NDArray[np.float64]:

@@ -24,6 +24,9 @@ NAMES = tuple(f"like moments, a second over being worth {cost} of the usual grou
 _MOMENTS, _LEAST, _NEIGHBOURS, _PART = 12_000, 200, 600, 1500
 _SCALED_ANEW = 240
 """Steps after which features are scaled by their spread anew."""
+_HIGHEST, _AHEAD, _SEQUELS = 0, 1, 2
+"""What followed a moment, as logarithms of multiples of its demand: the highest until what is ordered then
+serves, and demand a lead time later."""
 _AT_FIRST = 1.5
 """While too few moments are known: this many times the highest of a minute."""
 _SOFT = 0.02
@@ -56,21 +59,39 @@ class Analogs:
         self._mean, self._count = 0.0, 0
         self._waiting = Recent((len(_WEIGHTS) + 1,), lead + 1)
         """Features and logarithm of moments whose sequel is not known yet."""
+        self._now = 0.0
+        self._near: Floats | None = None
         self._known = _Moments(_MOMENTS)
 
-    def of(self, need: float, usual: float) -> Floats:
-        """(rules,) members to hold after a step that needed so many, in the order of ``NAMES``.
+    def after(self, need: float) -> None:
+        """:param need: of the step that has ended, in members or whatever demand is told in."""
+        self._observe(need)
+        self._now, features = float(self._logs.last(1)[0]), self._features()
+        self._near = self._known.like(features)
+        self._waiting.push([*features, self._now])
+
+    def held(self, usual: float) -> Floats:
+        """(rules,) members to hold from now on, in the order of ``NAMES``.
 
         :param usual: members of the usual group."""
-        self._observe(need)
-        now, features = float(self._logs.last(1)[0]), self._features()
-        multiples = self._known.like(features)
-        self._waiting.push([*features, now])
-        if multiples is None:
+        if self._near is None:
             return np.full(len(OVER_COSTS), _AT_FIRST * self._need.last(self._highest[0]).max())
-        coming = np.maximum(np.exp(now + multiples) - self._soft, 0.0)
+        return _cheapest(self._coming(_HIGHEST), usual)
+
+    def ahead(self, probabilities: Floats) -> Floats | None:
+        """(probabilities,) quantiles of the need ``lead`` steps from now; None: too little is known."""
+        if self._near is None:
+            return None
+        coming = self._coming(_AHEAD)
+        ranks = np.ceil(probabilities * len(coming)).astype(np.intp) - 1
+        return coming[np.maximum(ranks, 0)]
+
+    def _coming(self, sequel: int) -> Floats:
+        """(neighbours,) ascending, what would come if it went on as after each of them."""
+        near = np.empty(0) if self._near is None else self._near[:, sequel]
+        coming: Floats = np.maximum(np.exp(self._now + near) - self._soft, 0.0)
         coming.sort()
-        return _cheapest(coming, usual)
+        return coming
 
     @property
     def _soft(self) -> float:
@@ -85,7 +106,9 @@ class Analogs:
         self._logs.push(log)
         if len(self._waiting) == self._lead + 1:
             row = self._waiting.last(self._lead + 1)[0]
-            self._known.add(row[:-1], float(self._logs.last(self._lead + 1).max() - row[-1]))
+            since = self._logs.last(self._lead + 1)
+            ahead = since[-2] if self._lead else row[-1]
+            self._known.add(row[:-1], (since.max() - row[-1], ahead - row[-1]))
 
     def _features(self) -> Floats:
         last = self._logs.last
@@ -116,19 +139,19 @@ def _cheapest(coming: Floats, usual: float) -> Floats:
 
 
 class _Moments:
-    """Features of moments and the logarithm of what followed, the latest so many."""
+    """Features of moments and what followed, the latest so many."""
 
     def __init__(self, most: int) -> None:
         self._most, self._count, self._next_scaling = most, 0, _LEAST
         self._features = np.zeros((most, len(_WEIGHTS)), dtype=np.float32)
         self._scaled = np.zeros_like(self._features)
         self._norms = np.zeros(most, dtype=np.float32)
-        self._sequels = np.zeros(most)
+        self._sequels = np.zeros((most, _SEQUELS))
         self._scale: npt.NDArray[np.float32] = _WEIGHTS.astype(np.float32)
 
-    def add(self, features: Floats, sequel: float) -> None:
+    def add(self, features: Floats, sequels: tuple[float, ...]) -> None:
         at = self._count % self._most
-        self._features[at], self._sequels[at] = features, sequel
+        self._features[at], self._sequels[at] = features, sequels
         self._scaled[at] = self._features[at] * self._scale
         self._norms[at] = self._scaled[at] @ self._scaled[at]
         self._count += 1
@@ -144,7 +167,7 @@ class _Moments:
         self._next_scaling = self._count + min(_SCALED_ANEW, self._count // 3)
 
     def like(self, features: Floats) -> Floats | None:
-        """(some 600,) what followed the moments most like this one; None while too few are known."""
+        """(some 600, sequels) what followed the moments most like this one; None while too few are known."""
         there = min(self._count, self._most)
         if there < _LEAST:
             return None

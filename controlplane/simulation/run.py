@@ -65,6 +65,9 @@ class Answer:
     over: bool
     """Whether the sample's demand exceeded what was ready when it came."""
     reason: str
+    p50: float | None = None
+    """Quantiles of demand a lead time from now, requests/s, of who foresees it."""
+    p90: float | None = None
 
 
 class Policy(Protocol):
@@ -89,7 +92,7 @@ def led(rival: Rival | None, terms: Terms, samples: Iterable[Sample]) -> Iterato
         size = policy.after(sample.rate, there.ready)
         wanted = min(size.wanted, MEMBERS_MOST)
         there.take(wanted)
-        yield Answer(sample, in_force, wanted, there.ready, over, size.reason)
+        yield Answer(sample, in_force, wanted, there.ready, over, size.reason, size.p50, size.p90)
 
 
 class _Reactive:

@@ -18,8 +18,8 @@ def told(needs: Floats, usual: float = 5.0) -> Floats:
     """(rules,) after the last of them."""
     analogs = Analogs(STEP_S, LEAD)
     for need in needs:
-        held = analogs.of(float(need), usual)
-    return held
+        analogs.after(float(need))
+    return analogs.held(usual)
 
 
 def heralded(count: int, *, announced: bool) -> Floats:

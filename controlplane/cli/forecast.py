@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``penumbra forecast``: quantiles of demand against what came."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlplane.cli import recorded
+from controlplane.cli.options import AsJson
+from controlplane.cli.output import EXIT_USAGE, fail, rows, say
+from controlplane.cli.recorded import (
+    INTERVAL_HELP,
+    INTERVAL_LEAST_S,
+    INTERVAL_MOST_S,
+    STDIN,
+    STREAM_INTERVAL_S,
+    TRACE_HELP,
+    within,
+)
+from controlplane.forecast.quantiles import PROBABILITIES
+from controlplane.simulation import backtest
+from controlplane.simulation.backtest import Forecast
+from controlplane.simulation.lines import LineError
+
+HORIZON_STEPS_MOST = 2000
+NAMES = tuple(f"p{100 * probability:g}" for probability in PROBABILITIES)
+
+
+def forecast(
+    trace: Annotated[str, typer.Option(metavar="FILE|-", help=TRACE_HELP)],
+    horizon: Annotated[float, typer.Option(help="seconds from a line to what is foreseen")],
+    interval: Annotated[float | None, typer.Option(help=INTERVAL_HELP)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Foresee recorded load step by step: how often it was right, and by how much wrong.
+
+    With - each line read is answered by a JSON object before the next one is read. A FILE gives the summary,
+    with --json its steps. WAPE is of the median; pinball loss is the mean over P10, P50, P90 and P99. Beside
+    both stands who says that all stays as it is, give or take what it was wrong by before.
+
+    Example: penumbra forecast --trace load.csv --horizon 60
+    """
+    if interval is not None:
+        within("--interval", interval, INTERVAL_LEAST_S, INTERVAL_MOST_S)
+    try:
+        if trace == STDIN:
+            _check(horizon, interval or STREAM_INTERVAL_S)
+            for one in backtest.foreseen(recorded.stream(), horizon, interval or STREAM_INTERVAL_S):
+                say(_told(one, horizon))
+        else:
+            _file(Path(trace), horizon, interval, as_json)
+    except LineError as error:
+        fail(str(error), EXIT_USAGE)
+
+
+def _check(horizon: float, interval_s: float) -> None:
+    within("--horizon", horizon, interval_s, HORIZON_STEPS_MOST * interval_s)
+
+
+def _file(path: Path, horizon: float, interval: float | None, as_json: bool) -> None:
+    samples, between = recorded.read(path, interval)
+    _check(horizon, between)
+    coming = backtest.foreseen(samples, horizon, between)
+    if as_json:
+        for one in coming:
+            say(_told(one, horizon))
+        return
+    forecasts = list(coming)
+    found = backtest.judged(forecasts, horizon, between)
+    if found is None:
+        fail(f"{path}: too few samples to judge a forecast of {horizon:g} s: {len(samples)}", EXIT_USAGE)
+    say(f"{found.steps} steps of {between:g} s, {horizon:g} s ahead")
+    rows(
+        ("", "WAPE", "pinball", *NAMES, "p90 rising"),
+        [
+            {
+                "": "foreseen",
+                "WAPE": _share(found.wape),
+                "pinball": found.pinball,
+                **{name: _share(share) for name, share in zip(NAMES, found.coverage, strict=True)},
+                "p90 rising": _share(found.rising),
+            },
+            {
+                "": "unmoved",
+                "WAPE": _share(found.wape_last),
+                "pinball": found.pinball_last,
+                **dict.fromkeys((*NAMES, "p90 rising")),
+            },
+        ],
+        as_json=False,
+    )
+
+
+def _share(share: float) -> str | None:
+    return None if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def _told(one: Forecast, horizon: float) -> str:
+    quantiles = [None] * len(NAMES) if one.quantiles is None else one.quantiles.tolist()
+    return json.dumps(
+        {
+            "t": one.sample.at_s,
+            "demand": None if math.isnan(one.sample.rate) else one.sample.rate,
+            "at": one.sample.at_s + horizon,
+            **dict(zip(NAMES, quantiles, strict=True)),
+        }
+    )
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(forecast)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded load that commands are given: a FILE, whole, or standard input, line by line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from controlplane.cli.output import EXIT_USAGE, fail, warn
+from controlplane.simulation import lines
+from controlplane.simulation.lines import Sample
+
+STDIN = "-"
+STREAM_INTERVAL_S = 15.0
+INTERVAL_LEAST_S, INTERVAL_MOST_S = 1e-3, 1e7
+TRACE_HELP = "lines timestamp,value; value: requests/s"
+INTERVAL_HELP = "seconds of a step; default: what lies between a FILE's lines, of - 15"
+
+
+def within(what: str, value: float, least: float, most: float) -> None:
+    """Ends the command if it is not."""
+    if not least <= value <= most:
+        fail(f"{what} {value:g}: {least:g} to {most:g} is allowed", EXIT_USAGE)
+
+
+def stream() -> Iterator[Sample]:
+    """Standard input's. Raises LineError."""
+    if sys.stdin is None:
+        fail("standard input is closed", EXIT_USAGE)
+    return lines.of(sys.stdin, "standard input")
+
+
+def read(path: Path, interval: float | None) -> tuple[list[Sample], float]:
+    """A file's samples, and the seconds of a step. Raises LineError."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            samples = list(lines.of(file, str(path)))
+    except UnicodeDecodeError:
+        fail(f"{path}: it is not UTF-8 text", EXIT_USAGE)
+    if len(samples) < 2:
+        fail(f"{path}: too few samples: {len(samples)}; at least 2 are needed", EXIT_USAGE)
+    apart = np.diff([sample.at_s for sample in samples])
+    between = interval or float(np.median(apart))
+    within(f"{path}: between two lines", between, INTERVAL_LEAST_S, INTERVAL_MOST_S)
+    if gaps := int(np.count_nonzero(apart > 1.5 * between)):
+        warn(f"{path}: {gaps} gaps of more than a step of {between:g} s; each line is taken as one step")
+    return samples, between

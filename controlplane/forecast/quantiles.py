@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantiles of demand at a horizon: several ways to foresee it, weighed by how well they lately did.
+
+Each point forecast (the last value, a moving average, simple exponential smoothing, Holt's damped trend, what
+was a season ago) gets its quantiles from its own observed errors, once as multiples and once as differences;
+beside them stands what was usual in the last hours. The learned method is analogs (``analogs.py``); it joins
+only while its recent loss is the least. Loss is the pinball loss (Koenker and Bassett, "Regression
+quantiles", Econometrica 46, 1978), whose mean over the quantiles is least for who knows the distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane.forecast.analogs import Analogs
+from controlplane.forecast.recent import Floats, Recent
+from controlplane.forecast.season import Season
+
+PROBABILITIES = np.array([0.1, 0.5, 0.9, 0.99])
+POINTS = ("last value", "moving average", "smoothing", "damped trend", "season")
+METHODS = (*POINTS, *(f"{point} +" for point in POINTS), "usual", "analogs")
+"""Points by their errors as multiples and, +, as differences."""
+_USUAL, _LEARNED = len(METHODS) - 2, len(METHODS) - 1
+_ERRORS, _ERRORS_LEAST, _ANEW = 2000, 8, 16
+_USUAL_S = 14_400.0
+_AVERAGE_S = 300.0
+_GAIN_S = 60.0
+"""Time constant of smoothing; Holt's level has it too."""
+_TREND_S = 240.0
+_DAMPING_S = 120.0
+"""A trend is trusted for so long, exponentially less."""
+_LOSS_S = 3600.0
+"""Losses are forgotten with this time constant."""
+_SHARPNESS = 20.0
+"""A tenth more loss than the best makes a method's weight this many tenths of e smaller."""
+_AT_FIRST = np.array([0.5, 1.0, 1.6, 2.5])
+"""Multiples of the last value, while errors are too few."""
+
+
+class Quantiles:
+    """Told demand step by step; the analogs are those that were told the same before."""
+
+    def __init__(self, interval_s: float, lead: int, analogs: Analogs) -> None:
+        """:param lead: steps of the horizon."""
+        self._lead, self._analogs = max(lead, 1), analogs
+        self._average = Recent((), max(1, round(_AVERAGE_S / interval_s)))
+        self._gain, self._trend_gain = -math.expm1(-interval_s / _GAIN_S), -math.expm1(-interval_s / _TREND_S)
+        damping = math.exp(-interval_s / _DAMPING_S)
+        self._reach = damping * (1.0 - damping**self._lead) / (1.0 - damping)
+        self._damping = damping
+        self._season = Season(interval_s, self._lead)
+        self._smooth = self._level = math.nan
+        self._trend = self._mean = 0.0
+        self._count = 0
+        self._pending: deque[tuple[Floats, Floats] | None] = deque()
+        """Points, and quantiles of each method, of forecasts whose time is to come; None: there was none."""
+        self._errors = Recent((2 * len(POINTS),), _ERRORS)
+        self._multiples: Floats = np.tile(_AT_FIRST, (len(POINTS), 1))
+        self._differences: Floats = np.full((len(POINTS), len(PROBABILITIES)), np.nan)
+        self._recent = Recent((), max(_ERRORS_LEAST, round(_USUAL_S / interval_s)))
+        self._usual: Floats = np.full(len(PROBABILITIES), np.nan)
+        self._kept = math.exp(-interval_s / _LOSS_S)
+        self._loss, self._weight = np.zeros(len(METHODS)), np.zeros(len(METHODS))
+
+    def after(self, demand: float) -> Floats:
+        """(probabilities,) of demand ``lead`` steps after this one; rising."""
+        self._count += 1
+        self._mean += (demand - self._mean) / self._count
+        if len(self._pending) == self._lead and (forecast := self._pending.popleft()):
+            self._settle(*forecast, demand)
+        self._recent.push(demand)
+        if self._is_due(len(self._recent)):
+            self._usual = _by_rank(self._recent.last(self._count)[:, None])[0]
+        points = self._points(demand)
+        ahead = self._analogs.ahead(PROBABILITIES)
+        each = np.vstack(
+            [
+                points[:, None] * self._multiples,
+                np.maximum(points[:, None] + self._differences, 0.0),
+                self._usual,
+                np.full(len(PROBABILITIES), np.nan) if ahead is None else ahead,
+            ]
+        )
+        self._pending.append((points, each))
+        weights = self.weights()
+        weights = np.where(np.isnan(each[:, 0]), 0.0, weights)
+        mixed: Floats = np.nansum(weights[:, None] * each, axis=0) / weights.sum()
+        return np.maximum.accumulate(mixed)
+
+    def skip(self) -> None:
+        """A step without a reading."""
+        if len(self._pending) == self._lead:
+            self._pending.popleft()
+        self._pending.append(None)
+
+    def weights(self) -> Floats:
+        """(methods,) in the order of ``METHODS``; they sum up to one."""
+        known = self._weight > 0
+        if not known.any():
+            first = np.zeros(len(METHODS))
+            first[0] = 1.0
+            return first
+        mean = np.where(known, self._loss / np.maximum(self._weight, 1e-300), np.inf)
+        if mean[_LEARNED] > mean[:_LEARNED].min():
+            mean[_LEARNED] = np.inf
+        least = max(float(mean.min()), 1e-12 * self._mean + 1e-300)
+        weights = np.exp(-_SHARPNESS * np.minimum(mean / least - 1.0, 1e3))
+        return np.asarray(weights / weights.sum(), dtype=np.float64)
+
+    def _points(self, demand: float) -> Floats:
+        self._average.push(demand)
+        if math.isnan(self._level):
+            self._smooth = self._level = demand
+        self._smooth += self._gain * (demand - self._smooth)
+        expected = self._level + self._damping * self._trend
+        level = expected + self._gain * (demand - expected)
+        self._trend = (1.0 - self._trend_gain) * self._damping * self._trend + self._trend_gain * (
+            level - self._level
+        )
+        self._level = level
+        return np.array(
+            [
+                demand,
+                self._average.last(self._count).mean(),
+                self._smooth,
+                max(level + self._reach * self._trend, 0.0),
+                self._season.after(demand),
+            ]
+        )
+
+    def _settle(self, points: Floats, each: Floats, demand: float) -> None:
+        """What came, of a forecast made ``lead`` steps ago."""
+        missed = demand - each
+        pinball = np.maximum(PROBABILITIES * missed, (PROBABILITIES - 1.0) * missed).mean(axis=1)
+        told = ~np.isnan(pinball)
+        self._loss = self._kept * self._loss + np.where(told, pinball, 0.0)
+        self._weight = self._kept * self._weight + told
+        soft = 1e-3 * self._mean + 1e-9
+        self._errors.push([*np.log((demand + soft) / (points + soft)), *(demand - points)])
+        if self._is_due(len(self._errors)):
+            quantiles = _by_rank(self._errors.last(_ERRORS))
+            self._multiples = np.exp(quantiles[: len(POINTS)])
+            self._differences = quantiles[len(POINTS) :]
+
+    def _is_due(self, known: int) -> bool:
+        """Quantiles of so many values are to be taken anew."""
+        return known >= _ERRORS_LEAST and (known < 200 or self._count % _ANEW == 0)
+
+
+def _by_rank(errors: Floats) -> npt.NDArray[np.float64]:
+    """(methods, probabilities) of (errors, methods); a method that has none: NaN."""
+    ordered = np.sort(errors, axis=0)  # NaN come last
+    count = np.sum(~np.isnan(errors), axis=0)
+    ranks = np.maximum(np.ceil(PROBABILITIES * (count[:, None] + 1)).astype(np.intp) - 1, 0)
+    ranks = np.minimum(ranks, np.maximum(count[:, None] - 1, 0))
+    return np.take_along_axis(ordered.T, ranks, axis=1)
