@@ -51,10 +51,10 @@ class Analogs:
 
         self._lead = lead
         self._slopes = [steps(seconds) for seconds in _SLOPES_S]
-        self._volatility = [steps(seconds) for seconds in _VOLATILITY_S]
-        self._highest = [steps(seconds) for seconds in _HIGHEST_S]
-        self._means, self._lowest = [steps(seconds) for seconds in _MEANS_S], steps(_LOWEST_S)
-        longest = max(*self._highest, *self._means, lead + 2)
+        self._volatility = np.array([*map(steps, _VOLATILITY_S)])
+        self._highest = np.array([*map(steps, _HIGHEST_S)])
+        self._means, self._lowest = np.array([*map(steps, _MEANS_S)]), steps(_LOWEST_S)
+        longest = int(max(self._highest[-1], self._means[-1], lead + 2))
         self._need, self._logs, self._moves = Recent((), longest), Recent((), longest), Recent((), longest)
         self._mean, self._count = 0.0, 0
         self._waiting = Recent((len(_WEIGHTS) + 1,), lead + 1)
@@ -119,11 +119,11 @@ class Analogs:
                 now - before[0],
                 before[0] - last(2 * self._slopes[0] + 1)[0],
                 *(now - earlier for earlier in before[1:]),
-                *(math.log(self._moves.last(steps).mean() + 1e-3) for steps in self._volatility),
-                *(last(steps).max() - now for steps in self._highest),
-                *(last(steps).mean() - now for steps in self._means),
+                *np.log(self._moves.means(self._volatility) + 1e-3),
+                *(self._logs.highest(self._highest) - now),
+                *(self._logs.means(self._means) - now),
                 last(self._lowest).min() - now,
-                math.log(self._need.last(self._means[-1]).mean() + 1e-9),
+                *np.log(self._need.means(self._means[-1:]) + 1e-9),
             ]
         )
 

@@ -31,3 +31,23 @@ class Recent:
     def last(self, count: int) -> Floats:
         """(at most count, ...)"""
         return self._rows[max(self._end - min(count, self._most), 0) : self._end]
+
+    def highest(self, steps: npt.NDArray[np.intp]) -> Floats:
+        """(windows, ...) of the last so many rows each; ``steps`` ascend."""
+        return _nested(np.maximum, self.last(int(steps[-1])), steps)
+
+    def means(self, steps: npt.NDArray[np.intp]) -> Floats:
+        """(windows, ...) as above."""
+        rows = self.last(int(steps[-1]))
+        counts = np.minimum(steps, len(rows))
+        totals = _nested(np.add, rows, steps)
+        return np.asarray(totals.T / counts, dtype=np.float64).T
+
+
+def _nested(ufunc: np.ufunc, rows: Floats, steps: npt.NDArray[np.intp]) -> Floats:
+    """All windows in one go: each is the next shorter one and what lies before it."""
+    begins = np.maximum(len(rows) - steps[::-1], 0)
+    parts = ufunc.reduceat(rows, begins, axis=0)
+    # Where there are too few rows, windows are the same one: reduceat gives the first row then.
+    parts[:-1][begins[:-1] == begins[1:]] = ufunc.identity if ufunc.identity is not None else -np.inf
+    return np.asarray(ufunc.accumulate(parts[::-1], axis=0), dtype=np.float64)

@@ -30,16 +30,17 @@ class Rules:
         def steps(seconds: float) -> int:
             return min(max(1, round(seconds / interval_s)), _STEPS_MOST)
 
-        self._highest = [steps(seconds) for seconds in _HIGHEST_S]
-        self._trend_highest = [steps(seconds) for seconds in _TREND_HIGHEST_S]
-        self._spread = [steps(seconds) for seconds in _SPREAD_S]
-        self._level, self._shortest = steps(_LEVEL_S), steps(30)
+        self._highest = np.array([*map(steps, _HIGHEST_S)])
+        self._trend_highest = np.array([*map(steps, _TREND_HIGHEST_S)])
+        self._spread = np.array([*map(steps, _SPREAD_S)])
+        self._level = steps(_LEVEL_S)
         count = max(2, steps(_TREND_S))
         times = np.arange(count) - (count - 1) / 2
         self._slope = times / (times @ times) * (lead_time_s + interval_s) / interval_s
         """Dot the last demands: what the line through them gains until what is ordered now serves."""
-        self._demand = Recent((), max(*self._highest, *self._spread))
-        self._trend = Recent((len(_TREND_TIMES),), max(self._trend_highest))
+        self._demand = Recent((), int(max(self._highest[-1], self._spread[-1])))
+        self._squares = Recent((), int(self._spread[-1]))
+        self._trend = Recent((len(_TREND_TIMES),), int(self._trend_highest[-1]))
 
     def of(self, demand: float) -> Floats:
         """(rules,) the demand to hold members for after a step of this one; in the order of ``NAMES``."""
@@ -49,15 +50,17 @@ class Rules:
         if len(self._demand) >= len(self._slope):
             gain = max(0.0, float(self._slope @ last(len(self._slope))))
         self._trend.push(last(self._level).mean() + gain * np.array(_TREND_TIMES))
-        highest = np.array([last(steps).max() for steps in self._highest])
-        trend = np.array([self._trend.last(steps).max(axis=0) for steps in self._trend_highest])
-        spread = np.array([(window.mean(), window.std()) for window in map(last, self._spread)])
-        above = spread[:, :1] + spread[:, 1:] * np.array(_SPREADS)
+        self._squares.push(demand * demand)
+        highest = self._demand.highest(self._highest)
+        trend = self._trend.highest(self._trend_highest)
+        mean = self._demand.means(self._spread)
+        sigma = np.sqrt(np.maximum(self._squares.means(self._spread) - mean * mean, 0.0))
+        above = mean[:, None] + np.multiply.outer(sigma, _SPREADS)
         return np.concatenate(
             [
                 np.outer(highest, _HIGHEST_TIMES).ravel(),
-                np.multiply.outer(trend.T, np.array(_TREND_MORE)).ravel(),
-                np.maximum(above, last(self._shortest).max()).ravel(),
+                np.multiply.outer(trend.T, _TREND_MORE).ravel(),
+                np.maximum(above, highest[0]).ravel(),
             ]
         )
 

@@ -35,11 +35,15 @@ def heralded(count: int, *, announced: bool) -> Floats:
 
 
 def test_a_window_is_the_last_rows_whatever_was_dropped() -> None:
-    recent, rows = Recent((), 100), np.arange(1000.0)
+    recent, rows = Recent((), 100), np.random.default_rng(1).normal(size=400)
     for at, row in enumerate(rows):
         recent.push(row)
         assert recent.last(100).tolist() == rows[max(at - 99, 0) : at + 1].tolist()
         assert recent.last(7).tolist() == rows[max(at - 6, 0) : at + 1].tolist()
+        windows = np.array([1, 7, 50, 100])
+        last = [recent.last(steps) for steps in windows.tolist()]
+        assert recent.highest(windows).tolist() == [window.max() for window in last]
+        assert recent.means(windows) == pytest.approx([window.mean() for window in last])
     assert len(recent) == 100
 
 
