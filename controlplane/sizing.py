@@ -53,7 +53,7 @@ class Size:
     """Members from now on, at least one."""
     reason: str
     p50: float | None = None
-    """Quantiles of demand a lead time from now, requests/s; None: nothing is known."""
+    """Quantiles of demand a lead time from now, requests/s; None: nothing is known, or that is too far."""
     p90: float | None = None
 
 
@@ -72,7 +72,8 @@ class Sizing:
         ``interval_s``: of a step. ``initial``: members that there are, which stay until something is known.
         """
         self._capacity, self._interval_s, self._over_cost = capacity, interval_s, over_cost
-        lead = min(math.ceil(lead_time_s / interval_s - _ROUNDING), _LEAD_STEPS_MOST)
+        steps = math.ceil(lead_time_s / interval_s - _ROUNDING)
+        self._foresees, lead = steps <= _LEAD_STEPS_MOST, min(steps, _LEAD_STEPS_MOST)
         self._rules, self._analogs = Rules(interval_s, lead_time_s), Analogs(interval_s, lead)
         self._quantiles = Quantiles(interval_s, lead, self._analogs)
         self._ahead: tuple[float | None, float | None] = (None, None)
@@ -90,11 +91,7 @@ class Sizing:
     def after(self, demand: float) -> Size:
         """:param demand: requests/s, the mean of the step that has ended; NaN: no reading."""
         if math.isnan(demand):
-            self._quantiles.skip()
-            # Nobody learns from it; what was asked for goes on to be.
-            if self._asked:
-                self._asked.append(self._asked[-1])
-            return self._held("no reading", self._recent[-1])
+            return self._kept_blind()
         need = demand / self._capacity
         if self._asked:
             self._settle(math.ceil(need - _ROUNDING))
@@ -104,11 +101,21 @@ class Sizing:
         usual = max(self._usual, _USUAL_LEAST)
         self._analogs.after(need)
         _, p50, p90, _ = (self._quantiles.after(need) * self._capacity).tolist()
-        self._ahead = p50, p90
+        if self._foresees:
+            self._ahead = p50, p90
         held = np.concatenate([self._rules.of(need), self._analogs.held(usual)])
-        asked = np.clip(np.ceil(held - _ROUNDING), 1.0, _LEVELS[-1])
+        asked = np.clip(np.ceil(held - _ROUNDING), 1.0, _LEVELS[-2])
         self._asked.append(asked)
         return self._chosen(asked)
+
+    def _kept_blind(self) -> Size:
+        """Nobody moves and nobody learns; what was asked for goes on to be."""
+        self._quantiles.skip()
+        self._analogs.skip()
+        if self._asked:
+            self._asked.append(self._asked[-1])
+        self._recent.append(max(self._recent))
+        return Size(self._recent[-1], f"no reading: {self._recent[-1]} as before")
 
     def _settle(self, needed: int) -> None:
         """What the step that ended has cost each rule, had it been followed."""
@@ -133,8 +140,15 @@ class Sizing:
         weights = np.exp((costs.min(axis=0) - costs) * (self._interval_s / _LEARNING_S))
         share = np.sum(weights * asking, axis=0) / np.sum(weights, axis=0)
         level = int(np.flatnonzero(share <= 0.5)[0])  # nobody asks for the last one
-        best = int(weights[:, max(level - 1, 0)].argmax())
-        return self._held(f"{NAMES[best]} would have cost least", int(_LEVELS[level]))
+        return self._held(self._reason(asked, weights[:, max(level - 1, 0)], level), int(_LEVELS[level]))
+
+    def _reason(self, asked: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], level: int) -> str:
+        if self._steps == 1:
+            return "half of the rules ask for no more, and nothing is known of them yet"
+        # Of those who ask for just so many; mostly there are some.
+        just = (asked <= _LEVELS[level]) & (asked > (_LEVELS[level - 1] if level else 0.0))
+        best = int(np.where(just, weights, 0.0).argmax()) if just.any() else int(weights.argmax())
+        return f"the majority of what costs least, most of all {NAMES[best]}: {asked[best]:.0f}"
 
     def _held(self, reason: str, wanted: int) -> Size:
         self._recent.append(wanted)
@@ -153,4 +167,4 @@ def _levels() -> npt.NDArray[np.float64]:
 
 
 _LEVELS = _levels()
-_WIDTHS = np.diff(_LEVELS, append=np.inf)
+_WIDTHS = np.diff(_LEVELS, append=_LEVELS[-1] * _APART)

@@ -26,6 +26,7 @@ from controlplane.forecast.quantiles import PROBABILITIES
 from controlplane.simulation import backtest
 from controlplane.simulation.backtest import Forecast
 from controlplane.simulation.lines import LineError
+from controlplane.simulation.plant import lead_steps
 
 HORIZON_STEPS_MOST = 2000
 NAMES = tuple(f"p{100 * probability:g}" for probability in PROBABILITIES)
@@ -33,7 +34,7 @@ NAMES = tuple(f"p{100 * probability:g}" for probability in PROBABILITIES)
 
 def forecast(
     trace: Annotated[str, typer.Option(metavar="FILE|-", help=TRACE_HELP)],
-    horizon: Annotated[float, typer.Option(help="seconds from a line to what is foreseen")],
+    horizon: Annotated[float, typer.Option(help="seconds from a line to what is foreseen, 1 to 2000 steps")],
     interval: Annotated[float | None, typer.Option(help=INTERVAL_HELP)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -49,32 +50,35 @@ def forecast(
         within("--interval", interval, INTERVAL_LEAST_S, INTERVAL_MOST_S)
     try:
         if trace == STDIN:
-            _check(horizon, interval or STREAM_INTERVAL_S)
-            for one in backtest.foreseen(recorded.stream(), horizon, interval or STREAM_INTERVAL_S):
-                say(_told(one, horizon))
+            between = interval or STREAM_INTERVAL_S
+            ahead_s = _ahead_s(horizon, between)
+            for one in backtest.foreseen(recorded.stream(), ahead_s, between):
+                say(_told(one, ahead_s))
         else:
             _file(Path(trace), horizon, interval, as_json)
     except LineError as error:
         fail(str(error), EXIT_USAGE)
 
 
-def _check(horizon: float, interval_s: float) -> None:
+def _ahead_s(horizon: float, interval_s: float) -> float:
+    """Whole steps. Ends the command if there are none, or too many."""
     within("--horizon", horizon, interval_s, HORIZON_STEPS_MOST * interval_s)
+    return lead_steps(horizon, interval_s) * interval_s
 
 
 def _file(path: Path, horizon: float, interval: float | None, as_json: bool) -> None:
     samples, between = recorded.read(path, interval)
-    _check(horizon, between)
-    coming = backtest.foreseen(samples, horizon, between)
+    ahead_s = _ahead_s(horizon, between)
+    coming = backtest.foreseen(samples, ahead_s, between)
     if as_json:
         for one in coming:
-            say(_told(one, horizon))
+            say(_told(one, ahead_s))
         return
     forecasts = list(coming)
-    found = backtest.judged(forecasts, horizon, between)
+    found = backtest.judged(forecasts, ahead_s, between)
     if found is None:
         fail(f"{path}: too few samples to judge a forecast of {horizon:g} s: {len(samples)}", EXIT_USAGE)
-    say(f"{found.steps} steps of {between:g} s, {horizon:g} s ahead")
+    say(f"{found.steps} steps of {between:g} s, {ahead_s:g} s ahead")
     rows(
         ("", "WAPE", "pinball", *NAMES, "p90 rising"),
         [
@@ -100,13 +104,13 @@ def _share(share: float) -> str | None:
     return None if math.isnan(share) else f"{100 * share:.1f} %"
 
 
-def _told(one: Forecast, horizon: float) -> str:
+def _told(one: Forecast, ahead_s: float) -> str:
     quantiles = [None] * len(NAMES) if one.quantiles is None else one.quantiles.tolist()
     return json.dumps(
         {
             "t": one.sample.at_s,
             "demand": None if math.isnan(one.sample.rate) else one.sample.rate,
-            "at": one.sample.at_s + horizon,
+            "at": one.sample.at_s + ahead_s,
             **dict(zip(NAMES, quantiles, strict=True)),
         }
     )

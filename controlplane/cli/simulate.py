@@ -67,7 +67,9 @@ def simulate(
     ] = None,
     over_cost: Annotated[
         float,
-        typer.Option(help="what a second over capacity costs, in seconds of the usual group (penumbra)"),
+        typer.Option(
+            help="what a second over capacity costs, in seconds of the usual group (penumbra), 0.001 to 1e6"
+        ),
     ] = OVER_COST,
     as_json: AsJson = False,
 ) -> None:
@@ -104,6 +106,8 @@ def _stream(policies: list[Policy], terms: Terms) -> None:
 def _file(path: Path, policies: list[Policy], terms: Terms, interval: float | None, as_json: bool) -> None:
     samples, between = recorded.read(path, interval)
     terms = replace(terms, interval_s=between)
+    for sample in samples:
+        terms.checked(sample)
     if as_json:
         for policy in policies:
             for answer in _led(policy, terms, samples):

@@ -44,20 +44,20 @@ class Analogs:
     """Told demand, in members, step by step."""
 
     def __init__(self, interval_s: float, lead: int) -> None:
-        """:param lead: steps until what is ordered now serves."""
+        """:param lead: steps until what is ordered now serves, at least one."""
 
         def steps(seconds: float) -> int:
             return min(max(1, round(seconds / interval_s)), _MOMENTS)
 
-        self._lead = lead
+        self._lead = max(lead, 1)
         self._slopes = [steps(seconds) for seconds in _SLOPES_S]
         self._volatility = np.array([*map(steps, _VOLATILITY_S)])
         self._highest = np.array([*map(steps, _HIGHEST_S)])
         self._means, self._lowest = np.array([*map(steps, _MEANS_S)]), steps(_LOWEST_S)
-        longest = int(max(self._highest[-1], self._means[-1], lead + 2))
+        longest = int(max(self._highest[-1], self._means[-1], self._lead + 2))
         self._need, self._logs, self._moves = Recent((), longest), Recent((), longest), Recent((), longest)
         self._mean, self._count = 0.0, 0
-        self._waiting = Recent((len(_WEIGHTS) + 1,), lead + 1)
+        self._waiting = Recent((len(_WEIGHTS) + 1,), self._lead + 1)
         """Features and logarithm of moments whose sequel is not known yet."""
         self._now = 0.0
         self._near: Floats | None = None
@@ -69,6 +69,10 @@ class Analogs:
         self._now, features = float(self._logs.last(1)[0]), self._features()
         self._near = self._known.like(features)
         self._waiting.push([*features, self._now])
+
+    def skip(self) -> None:
+        """A step without a reading: what comes after it follows no moment before it."""
+        self._waiting.clear()
 
     def held(self, usual: float) -> Floats:
         """(rules,) members to hold from now on, in the order of ``NAMES``.
@@ -107,8 +111,7 @@ class Analogs:
         if len(self._waiting) == self._lead + 1:
             row = self._waiting.last(self._lead + 1)[0]
             since = self._logs.last(self._lead + 1)
-            ahead = since[-2] if self._lead else row[-1]
-            self._known.add(row[:-1], (since.max() - row[-1], ahead - row[-1]))
+            self._known.add(row[:-1], (since.max() - row[-1], since[-2] - row[-1]))
 
     def _features(self) -> Floats:
         last = self._logs.last

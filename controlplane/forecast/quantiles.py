@@ -37,6 +37,10 @@ _LOSS_S = 3600.0
 """Losses are forgotten with this time constant."""
 _SHARPNESS = 20.0
 """A tenth more loss than the best makes a method's weight this many tenths of e smaller."""
+_SOFT = 0.02
+"""Of the mean is added before a multiple is taken: demand may be zero."""
+_MOST = 3.0
+"""No quantile is above so many times the highest demand so far: what followed a stop may be any multiple."""
 _AT_FIRST = np.array([0.5, 1.0, 1.6, 2.5])
 """Multiples of the last value, while errors are too few."""
 
@@ -54,7 +58,7 @@ class Quantiles:
         self._damping = damping
         self._season = Season(interval_s, self._lead)
         self._smooth = self._level = math.nan
-        self._trend = self._mean = 0.0
+        self._trend = self._mean = self._most = 0.0
         self._count = 0
         self._pending: deque[tuple[Floats, Floats] | None] = deque()
         """Points, and quantiles of each method, of forecasts whose time is to come; None: there was none."""
@@ -65,6 +69,7 @@ class Quantiles:
         self._usual: Floats = np.full(len(PROBABILITIES), np.nan)
         self._kept = math.exp(-interval_s / _LOSS_S)
         self._loss, self._weight = np.zeros(len(METHODS)), np.zeros(len(METHODS))
+        self._told = np.ones(len(METHODS), dtype=bool)
 
     def after(self, demand: float) -> Floats:
         """(probabilities,) of demand ``lead`` steps after this one; rising."""
@@ -77,18 +82,20 @@ class Quantiles:
             self._usual = _by_rank(self._recent.last(self._count)[:, None])[0]
         points = self._points(demand)
         ahead = self._analogs.ahead(PROBABILITIES)
+        soft = self._soft
         each = np.vstack(
             [
-                points[:, None] * self._multiples,
+                np.maximum((points[:, None] + soft) * self._multiples - soft, 0.0),
                 np.maximum(points[:, None] + self._differences, 0.0),
                 self._usual,
                 np.full(len(PROBABILITIES), np.nan) if ahead is None else ahead,
             ]
         )
+        self._most = max(self._most, demand)
+        each = np.minimum(each, _MOST * self._most)
         self._pending.append((points, each))
-        weights = self.weights()
-        weights = np.where(np.isnan(each[:, 0]), 0.0, weights)
-        mixed: Floats = np.nansum(weights[:, None] * each, axis=0) / weights.sum()
+        self._told = ~np.isnan(each[:, 0])
+        mixed: Floats = np.nansum(self.weights()[:, None] * each, axis=0)
         return np.maximum.accumulate(mixed)
 
     def skip(self) -> None:
@@ -96,10 +103,11 @@ class Quantiles:
         if len(self._pending) == self._lead:
             self._pending.popleft()
         self._pending.append(None)
+        self._season.skip()
 
     def weights(self) -> Floats:
-        """(methods,) in the order of ``METHODS``; they sum up to one."""
-        known = self._weight > 0
+        """(methods,) in the order of ``METHODS``, of those that say something now; they sum up to one."""
+        known = (self._weight > 0) & self._told
         if not known.any():
             first = np.zeros(len(METHODS))
             first[0] = 1.0
@@ -139,12 +147,16 @@ class Quantiles:
         told = ~np.isnan(pinball)
         self._loss = self._kept * self._loss + np.where(told, pinball, 0.0)
         self._weight = self._kept * self._weight + told
-        soft = 1e-3 * self._mean + 1e-9
+        soft = self._soft
         self._errors.push([*np.log((demand + soft) / (points + soft)), *(demand - points)])
         if self._is_due(len(self._errors)):
             quantiles = _by_rank(self._errors.last(_ERRORS))
             self._multiples = np.exp(quantiles[: len(POINTS)])
             self._differences = quantiles[len(POINTS) :]
+
+    @property
+    def _soft(self) -> float:
+        return _SOFT * self._mean + 1e-9
 
     def _is_due(self, known: int) -> bool:
         """Quantiles of so many values are to be taken anew."""

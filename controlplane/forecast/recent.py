@@ -28,6 +28,9 @@ class Recent:
         self._rows[self._end] = row
         self._end += 1
 
+    def clear(self) -> None:
+        self._end = 0
+
     def last(self, count: int) -> Floats:
         """(at most count, ...)"""
         return self._rows[max(self._end - min(count, self._most), 0) : self._end]

@@ -14,6 +14,7 @@ _SHORTEST = 40
 """Steps; what is shorter, averages see."""
 _LOOK_ANEW = 500
 _CORRELATED = 0.3
+_NEARLY = 0.9
 _LEVEL_S = 120.0
 
 
@@ -35,15 +36,24 @@ class Season:
             self.period = period(self._demand.last(_STEPS_MOST))
         if self.period is None or self.period <= self._lead:
             return math.nan
-        past = self._demand.last(self.period + self._level)
-        level = past[: self._level].mean()
-        now = self._demand.last(self._level).mean()
-        then = past[self._level - 1 + self._lead]
+        steps = min(self._level, self.period)
+        past = self._demand.last(self.period + steps)
+        if len(past) < self.period + steps:
+            return math.nan
+        level, now = past[:steps].mean(), self._demand.last(steps).mean()
+        then = past[steps - 1 + self._lead]
         return float(then * now / level) if level > 0 else float(then)
+
+    def skip(self) -> None:
+        """A step without a reading: the season goes on."""
+        if len(self._demand):
+            self._demand.push(float(self._demand.last(1)[0]))
+            self._count += 1
 
 
 def period(demand: Floats) -> int | None:
-    """Steps after which a series is most like itself; None: it never is. Of at least two periods."""
+    """Steps after which a series is most like itself; None: it never is. Of at least two periods, and the
+    shortest of those that do nearly as well: a season's double is one too."""
     count = len(demand)
     apart = demand - demand.mean()
     power = float(apart @ apart)
@@ -54,4 +64,6 @@ def period(demand: Floats) -> int | None:
     alike = alike / power * count / (count - np.arange(len(alike)))
     peaks = np.flatnonzero((alike[1:-1] > alike[:-2]) & (alike[1:-1] >= alike[2:])) + 1
     peaks = peaks[(peaks >= _SHORTEST) & (alike[peaks] >= _CORRELATED)]
-    return int(peaks[alike[peaks].argmax()]) if peaks.size else None
+    if not peaks.size:
+        return None
+    return int(peaks[alike[peaks] >= _NEARLY * alike[peaks].max()][0])

@@ -13,7 +13,7 @@ from controlplane.forecast.analogs import Analogs
 from controlplane.forecast.quantiles import PROBABILITIES, Quantiles
 from controlplane.forecast.recent import Floats
 from controlplane.simulation.lines import Sample
-from controlplane.simulation.rivals import steps
+from controlplane.simulation.plant import lead_steps
 
 _FIRST = 40
 """Steps before which nobody's forecast is judged."""
@@ -25,17 +25,18 @@ _RISING, _RISING_STEPS = 1.02, 8
 class Forecast:
     sample: Sample
     quantiles: Floats | None
-    """(PROBABILITIES,) of demand a horizon later, requests/s; None: nothing is known yet."""
+    """(PROBABILITIES,) of demand a horizon after the last reading, requests/s; None: there was none yet."""
 
 
 def foreseen(samples: Iterable[Sample], horizon_s: float, interval_s: float) -> Iterator[Forecast]:
     """One for each sample, before the next one is asked for."""
-    lead = steps(horizon_s, interval_s)
+    lead = lead_steps(horizon_s, interval_s)
     analogs = Analogs(interval_s, lead)
     quantiles, last = Quantiles(interval_s, lead, analogs), None
     for sample in samples:
         if math.isnan(sample.rate):
             quantiles.skip()
+            analogs.skip()
         else:
             analogs.after(sample.rate)
             last = quantiles.after(sample.rate)
@@ -61,7 +62,7 @@ class Backtest:
 
 def judged(forecasts: Sequence[Forecast], horizon_s: float, interval_s: float) -> Backtest | None:
     """None: too few steps to judge."""
-    lead = steps(horizon_s, interval_s)
+    lead = lead_steps(horizon_s, interval_s)
     demand = np.array([forecast.sample.rate for forecast in forecasts], dtype=np.float64)
     told = np.array(
         [
@@ -70,11 +71,11 @@ def judged(forecasts: Sequence[Forecast], horizon_s: float, interval_s: float) -
         ]
     )
     at = np.arange(_FIRST + lead, len(demand) - lead)
-    at = at[~np.isnan(demand[at]) & ~np.isnan(demand[at + lead]) & ~np.isnan(told[at, 0])]
+    unmoved = _unmoved(demand, lead)
+    at = at[~np.isnan(demand[at + lead]) & ~np.isnan(told[at, 0]) & ~np.isnan(unmoved[at, 0])]
     if not at.size:
         return None
-    came, foretold = demand[at + lead], told[at]
-    unmoved = _unmoved(demand, lead)[at]
+    came, foretold, unmoved = demand[at + lead], told[at], unmoved[at]
     total = max(float(came.sum()), 1e-300)
     recent = np.lib.stride_tricks.sliding_window_view(demand, _RISING_STEPS).mean(axis=1)
     rising = demand[at] > _RISING * recent[at - _RISING_STEPS + 1]
@@ -96,11 +97,13 @@ def _unmoved(demand: Floats, lead: int) -> Floats:
     told = np.full((len(demand), len(PROBABILITIES)), np.nan)
     for begin in range(_FIRST + lead, len(demand), _ANEW):
         known = errors[max(lead, begin - _ERRORS) : begin + 1]
+        known = known[~np.isnan(known)]
         end = min(begin + _ANEW, len(demand))
-        told[begin:end] = demand[begin:end, None] + np.nanquantile(known, PROBABILITIES)
+        if known.size:
+            told[begin:end] = demand[begin:end, None] + np.quantile(known, PROBABILITIES)
     return told
 
 
 def _pinball(quantiles: Floats, came: Floats) -> float:
     missed = came[:, None] - quantiles
-    return float(np.nanmean(np.maximum(PROBABILITIES * missed, (PROBABILITIES - 1.0) * missed)))
+    return float(np.mean(np.maximum(PROBABILITIES * missed, (PROBABILITIES - 1.0) * missed)))

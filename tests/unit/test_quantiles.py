@@ -21,6 +21,7 @@ from controlplane.simulation import backtest
 from controlplane.simulation.backtest import Backtest
 from controlplane.simulation.lines import Sample
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 STEP_S, LEAD = 15.0, 4
 DAY = 400
 """Steps of a season."""
@@ -111,6 +112,22 @@ def test_a_season_is_found_and_only_where_there_is_one() -> None:
     assert period(np.arange(30.0)) is None
 
 
+def test_a_season_is_no_multiple_of_itself() -> None:
+    saw = np.arange(6000) % 43.0
+    assert {period(saw[:count]) for count in range(500, 6001, 500)} == {43}
+
+
+def test_a_season_longer_than_what_is_known_says_nothing() -> None:
+    """Steps so short that a level of two minutes is longer than the season."""
+    season, demand = Season(0.25, 30), 50.0 + 40.0 * np.sin(2 * np.pi * np.arange(1200) / 200)
+    ahead = [season.after(rate) for rate in demand.tolist()]
+    assert season.period == pytest.approx(200, abs=1)
+    assert ahead[-1] == pytest.approx(50.0 + 40.0 * math.sin(2 * math.pi * 1229 / 200), rel=0.1)
+    short = Season(0.1, 10)
+    for rate in np.tile([0.0] * 40 + [90.0] * 40, 15).tolist():
+        short.after(rate)
+
+
 def test_what_was_a_season_ago_comes_again_at_the_level_of_today() -> None:
     demand = seasons(6 * DAY)
     demand[5 * DAY :] *= 1.5
@@ -142,6 +159,35 @@ def test_from_the_first_line_on_there_are_quantiles_and_they_ascend() -> None:
     assert np.all(np.diff(rows, axis=1) >= 0)
     zero, _ = told(np.zeros(100))
     assert np.all(zero == 0)
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        np.arange(1600) % 48.0,
+        np.repeat(np.tile([0.0, 1000.0], 30), 25),
+        np.r_[np.zeros(400), np.full(400, 1000.0)],
+        np.r_[np.full(300, 80.0), np.zeros(50), np.full(300, 80.0)],
+    ],
+    ids=["saw", "on and off", "a start", "a reset"],
+)
+@pytest.mark.parametrize("lead", [4, 64])
+def test_quantiles_are_numbers_near_what_there_was(demand: Floats, lead: int) -> None:
+    rows, _ = told(demand, lead)
+    assert np.all(np.isfinite(rows))
+    assert np.all(np.diff(rows, axis=1) >= 0)
+    assert rows.max() <= module._MOST * demand.max()
+
+
+def test_who_says_nothing_now_has_no_weight() -> None:
+    """A perfect season whose period is no longer known leaves its weight to the others."""
+    demand = np.arange(1000) % 48.0
+    _, quantiles = told(demand)
+    assert weight(quantiles, "season", "season +", "analogs") > 0.9
+    quantiles._season.period = None
+    assert np.all(np.isfinite(quantiles.after(float(demand[40]))))
+    assert weight(quantiles, "season", "season +") == 0.0
+    assert quantiles.weights().sum() == pytest.approx(1.0)
 
 
 def test_steps_without_a_reading_are_steps() -> None:
@@ -207,6 +253,18 @@ def test_wrong_use_is_a_line(arguments: tuple[str, ...], said: str) -> None:
         assert isinstance(done.exception, OSError)  # main() makes a line of it
         return
     assert said in foreseen(*arguments, said="15,1\nno\n", code=2)
+
+
+def test_a_horizon_is_whole_steps_and_says_so(tmp_path: Path) -> None:
+    path = written(tmp_path / "trace.csv", walk(100))
+    last = json.loads(foreseen("--trace", str(path), "--horizon", "50", "--json").splitlines()[-1])
+    assert last["at"] - last["t"] == 60.0
+    assert "60 s ahead" in foreseen("--trace", str(path), "--horizon", "50")
+
+
+def test_nothing_is_judged_before_there_were_readings(tmp_path: Path) -> None:
+    path = written(tmp_path / "trace.csv", np.r_[np.full(90, np.nan), walk(300)])
+    assert "steps of 15 s" in foreseen("--trace", str(path), "--horizon", "60")
 
 
 def test_too_short_a_file_is_a_line(tmp_path: Path) -> None:

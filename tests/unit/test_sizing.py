@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -17,6 +18,7 @@ from controlplane.forecast.rules import Rules
 from controlplane.simulation import plant
 from controlplane.sizing import NAMES, STABLE_S, Sizing
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 CAPACITY, LEAD_S, STEP_S = 10.0, 60.0, 15.0
 STABLE = int(STABLE_S / STEP_S)
 
@@ -154,6 +156,34 @@ def test_a_group_of_any_size_is_sized() -> None:
     wanted = sized([10.0 * size for size in (1, 100_000, 1_000_000, 3, 3)])
     assert wanted[2] >= 1_000_000
     assert wanted[-1] <= 5_000_000
+
+
+def test_more_than_anybody_could_have_is_sized_too() -> None:
+    sizing = Sizing(1.0, 100_000.0, STEP_S)
+    wanted = [sizing.after(1e5 * at).wanted for at in range(10)]
+    assert wanted[-1] >= 900_000
+    assert np.all(np.isfinite(sizing._costs))
+
+
+def test_without_a_reading_nobody_is_let_go() -> None:
+    sizing = Sizing(CAPACITY, LEAD_S, STEP_S)
+    before = [sizing.after(rate).wanted for rate in [95.0] * 400 + [15.0] * 5]
+    blind = [sizing.after(math.nan) for _ in range(100)]
+    assert {size.wanted for size in blind} == {before[-1]}
+    assert blind[-1].reason == f"no reading: {before[-1]} as before"
+    for _ in range(4 * STABLE):
+        after = sizing.after(15.0)
+    assert after.wanted < before[-1]
+
+
+def test_the_rule_that_is_named_asks_for_what_is_wanted() -> None:
+    sizing = Sizing(CAPACITY, LEAD_S, STEP_S)
+    assert "nothing is known" in sizing.after(50.0).reason
+    for rate in np.random.default_rng(6).lognormal(4.0, 0.3, 500).tolist():
+        size = sizing.after(rate)
+        held = re.search(r"within 300 s, now (\d+):", size.reason)
+        asked = int(size.reason.rpartition(": ")[-1])
+        assert asked == (int(held[1]) if held else size.wanted)
 
 
 def test_a_reason_names_the_rule_and_what_is_held() -> None:
