@@ -21,7 +21,7 @@ READY := $(VENV)/ready-$(shell pwd | cksum | cut -d' ' -f1)
 
 export TRACE TARGET
 
-.PHONY: help setup demo test test-kernel fuzz lint bench lab format clean
+.PHONY: help setup demo test test-kernel fuzz score lint bench lab format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ test-kernel: setup build/kernel-packages ## the packet tests on Debian's stock k
 
 fuzz: setup ## 200 000 random frames, against the reference, as root
 	@$(BIN)/python -m tests.fuzz
+
+score: setup ## sizing against HPA on recorded load; TRACES="DIR ...", LEADS="30 60", SPEED=6
+	@$(BIN)/python -m tests.score $(TRACES) --lead $(or $(LEADS),60) --speed $(or $(SPEED),1)
 
 lint: setup ## ruff, mypy, import contracts, yamllint
 	@$(BIN)/ruff check .

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy led through a trace, and what became of its demand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from controlplane.simulation import plant, run
+from controlplane.simulation.lines import Sample
+from controlplane.simulation.rivals import TARGET, Rival
+from controlplane.simulation.run import Terms
+from controlplane.sizing import OVER_COST
+from tests.score.replay import STEP_S, TICK_S, TICKS, Trace
+
+PENUMBRA = "penumbra"
+POLICIES = (PENUMBRA, Rival.HPA.value, Rival.TREND.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    over: float
+    """Per cent of time in which demand exceeded what was ready."""
+    lost: float
+    """Per cent of demand above it."""
+    cost: float
+    """Endpoint-seconds as a multiple of the oracle's."""
+    starts: int
+    reversals: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def outcome(trace: Trace, lead_s: float, policy: str, over_cost: float = OVER_COST) -> Outcome:
+    """Each step is decided on the steps before it."""
+    initial = int(plant.needed(trace.seen[:1], trace.capacity * TARGET)[0])
+    terms = Terms(trace.capacity, lead_s, STEP_S, initial, over_cost)
+    samples = [Sample(STEP_S * at, rate) for at, rate in enumerate(trace.seen.tolist(), start=1)]
+    rival = None if policy == PENUMBRA else Rival(policy)
+    wanted = np.array([answer.in_force for answer in run.led(rival, terms, samples)])
+    by_tick = plant.score(np.repeat(wanted, TICKS), trace.demand, trace.capacity, lead_s, TICK_S)
+    by_step = plant.score(wanted, trace.seen, trace.capacity, lead_s, STEP_S)
+    return Outcome(100 * by_tick.over, 100 * by_tick.lost, by_tick.cost, by_step.starts, by_step.reversals)
