@@ -27,6 +27,8 @@ METHODS = (*POINTS, *(f"{point} +" for point in POINTS), "usual", "analogs")
 _USUAL, _LEARNED = len(METHODS) - 2, len(METHODS) - 1
 _ERRORS, _ERRORS_LEAST, _ANEW = 2000, 8, 16
 _USUAL_S = 14_400.0
+_STEPS_MOST = 16_384
+"""Of a window, however short a step is."""
 _AVERAGE_S = 300.0
 _GAIN_S = 60.0
 """Time constant of smoothing; Holt's level has it too."""
@@ -51,7 +53,7 @@ class Quantiles:
     def __init__(self, interval_s: float, lead: int, analogs: Analogs) -> None:
         """:param lead: steps of the horizon."""
         self._lead, self._analogs = max(lead, 1), analogs
-        self._average = Recent((), max(1, round(_AVERAGE_S / interval_s)))
+        self._average = Recent((), min(max(1, round(_AVERAGE_S / interval_s)), _STEPS_MOST))
         self._gain, self._trend_gain = -math.expm1(-interval_s / _GAIN_S), -math.expm1(-interval_s / _TREND_S)
         damping = math.exp(-interval_s / _DAMPING_S)
         self._reach = damping * (1.0 - damping**self._lead) / (1.0 - damping)
@@ -65,7 +67,8 @@ class Quantiles:
         self._errors = Recent((2 * len(POINTS),), _ERRORS)
         self._multiples: Floats = np.tile(_AT_FIRST, (len(POINTS), 1))
         self._differences: Floats = np.full((len(POINTS), len(PROBABILITIES)), np.nan)
-        self._recent = Recent((), max(_ERRORS_LEAST, round(_USUAL_S / interval_s)))
+        usual = min(round(_USUAL_S / interval_s), _STEPS_MOST)
+        self._recent = Recent((), max(_ERRORS_LEAST, usual))
         self._usual: Floats = np.full(len(PROBABILITIES), np.nan)
         self._kept = math.exp(-interval_s / _LOSS_S)
         self._loss, self._weight = np.zeros(len(METHODS)), np.zeros(len(METHODS))
