@@ -91,20 +91,33 @@ def score(
     interval_s: float,
 ) -> Score:
     """:param wanted: (steps,) in each step, decided before it. ``demand``: (steps,) requests/s."""
-    lead = min(lead_steps(lead_time_s, interval_s), len(wanted))
-    padded = np.concatenate([np.full(lead, wanted[0]), wanted])
-    ready = np.lib.stride_tricks.sliding_window_view(padded, lead + 1).min(axis=1)
-    excess = np.maximum(0.0, demand - ready * capacity * (1.0 + _ROUNDING))
+    lead = lead_steps(lead_time_s, interval_s)
+    unserved = excess(demand, ready(wanted, lead), capacity)
     total = float(demand.sum())
     least = oracle(needed(demand, capacity), lead)
     return Score(
-        over=float(np.mean(excess > 0)),
-        lost=float(excess.sum()) / total if total else 0.0,
+        over=float(np.mean(unserved > 0)),
+        lost=float(unserved.sum()) / total if total else 0.0,
         endpoint_s=float(wanted.sum()) * interval_s,
         cost=float(wanted.sum()) / float(least.sum()),
         starts=int(np.maximum(np.diff(wanted), 0).sum()),
         reversals=_reversals(wanted, steps(_REVERSAL_S, interval_s)),
     )
+
+
+def ready(wanted: npt.NDArray[np.int64], lead: int) -> npt.NDArray[np.int64]:
+    """(steps,) the least that was wanted in the last ``lead`` steps and now."""
+    lead = min(lead, len(wanted))
+    padded = np.concatenate([np.full(lead, wanted[0]), wanted])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, lead + 1)
+    return np.asarray(windows.min(axis=1), dtype=np.int64)
+
+
+def excess(
+    demand: npt.NDArray[np.float64], ready: npt.NDArray[np.int64], capacity: float
+) -> npt.NDArray[np.float64]:
+    """(steps,) demand above what is ready."""
+    return np.asarray(np.maximum(0.0, demand - ready * capacity * (1.0 + _ROUNDING)), dtype=np.float64)
 
 
 def _reversals(wanted: npt.NDArray[np.int64], within: int) -> int:

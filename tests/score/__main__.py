@@ -20,6 +20,7 @@ from tests.score.scores import POLICIES, Outcome, outcome
 
 SHIPPED = Path(__file__).with_name("traces")
 KEPT = Path("build/score.jsonl")
+COLUMNS = "over % (without jumps) / lost % / cost, starts, reversals within ten minutes"
 AZURE = "azure_llm"
 """An hour each: too little to learn from, so they are listed apart as well."""
 
@@ -31,9 +32,7 @@ def main() -> None:
     parser.add_argument("--speed", type=float, default=1.0, help="samples go by so many times faster")
     given = parser.parse_args()
     for lead_s in given.lead:
-        print(
-            f"\nlead {lead_s} s, speed {given.speed:g}: over % / lost % / cost, starts, reversals in 10 min"
-        )
+        print(f"\nlead {lead_s} s, speed {given.speed:g}: {COLUMNS}")
         found = {
             trace.name: scored(trace, lead_s, given.speed)
             for folder in given.folder
@@ -71,14 +70,19 @@ def version() -> str:
 
 
 def shown(policy: str, one: Outcome) -> str:
-    return f"{policy} {one.over:5.2f} / {one.lost:5.2f} / {one.cost:4.2f} {one.starts:6d} {one.reversals:5d}"
+    return (
+        f"{policy} {_losses(one.over, one.unexcused, one.lost, one.cost)} {one.starts:6d} {one.reversals:5d}"
+    )
 
 
 def mean(rows: dict[str, dict[str, Outcome]], policy: str) -> str:
-    values = np.mean(
-        [(row[policy].over, row[policy].lost, row[policy].cost) for row in rows.values()], axis=0
-    )
-    return f"{values[0]:.3f} / {values[1]:.3f} / {values[2]:.3f}"
+    outcomes = [row[policy] for row in rows.values()]
+    means = np.mean([(one.over, one.unexcused, one.lost, one.cost) for one in outcomes], axis=0)
+    return f"{_losses(*means.tolist())} {sum(one.starts for one in outcomes):6d} {'':5s}"
+
+
+def _losses(over: float, unexcused: float, lost: float, cost: float) -> str:
+    return f"{over:6.3f} ({unexcused:6.3f}) / {lost:6.3f} / {cost:5.3f}"
 
 
 if __name__ == "__main__":

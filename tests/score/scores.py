@@ -12,6 +12,7 @@ from controlplane.simulation.lines import Sample
 from controlplane.simulation.rivals import TARGET, Rival
 from controlplane.simulation.run import Terms
 from controlplane.sizing import OVER_COST
+from tests.score.jumps import jumps
 from tests.score.replay import STEP_S, TICK_S, TICKS, Trace
 
 PENUMBRA = "penumbra"
@@ -22,6 +23,8 @@ POLICIES = (PENUMBRA, Rival.HPA.value, Rival.TREND.value)
 class Outcome:
     over: float
     """Per cent of time in which demand exceeded what was ready."""
+    unexcused: float
+    """The same without jumps."""
     lost: float
     """Per cent of demand above it."""
     cost: float
@@ -40,6 +43,16 @@ def outcome(trace: Trace, lead_s: float, policy: str, over_cost: float = OVER_CO
     samples = [Sample(STEP_S * at, rate) for at, rate in enumerate(trace.seen.tolist(), start=1)]
     rival = None if policy == PENUMBRA else Rival(policy)
     wanted = np.array([answer.in_force for answer in run.led(rival, terms, samples)])
-    by_tick = plant.score(np.repeat(wanted, TICKS), trace.demand, trace.capacity, lead_s, TICK_S)
+    ticks = np.repeat(wanted, TICKS)
+    by_tick = plant.score(ticks, trace.demand, trace.capacity, lead_s, TICK_S)
     by_step = plant.score(wanted, trace.seen, trace.capacity, lead_s, STEP_S)
-    return Outcome(100 * by_tick.over, 100 * by_tick.lost, by_tick.cost, by_step.starts, by_step.reversals)
+    there = plant.ready(ticks, plant.lead_steps(lead_s, TICK_S))
+    over = plant.excess(trace.demand, there, trace.capacity) > 0
+    return Outcome(
+        over=100 * by_tick.over,
+        unexcused=100 * float(np.mean(over & ~jumps(trace, lead_s))),
+        lost=100 * by_tick.lost,
+        cost=by_tick.cost,
+        starts=by_step.starts,
+        reversals=by_step.reversals,
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from controlplane.simulation.rivals import Rival
 from tests.score.__main__ import SHIPPED
+from tests.score.jumps import jumps
 from tests.score.replay import TICKS, Trace, replayed, traces
 from tests.score.scores import PENUMBRA, Outcome, outcome
 
@@ -71,3 +72,14 @@ def test_a_trace_keeps_its_samples_and_gives_none_away() -> None:
     seconds = replayed("t", np.arange(30.0), 1.0)
     assert seconds.seen.tolist() == [7.0, 22.0]
     assert seconds.demand.tolist() == [2.0, 7.0, 12.0, 17.0, 22.0, 27.0]
+
+
+def test_a_jump_is_a_rise_by_two_that_the_day_before_did_not_know() -> None:
+    calm, often = np.full(2001, 5.5), np.tile(np.repeat([5.5, 8.5], 20), 48)
+    demand = np.concatenate([calm, np.full(30, 8.5), calm, often, calm])
+    found = np.flatnonzero(jumps(Trace("t", demand, demand.reshape(-1, TICKS).mean(axis=1), 1.0), LEAD_S))
+    # until what was ordered at its first tick serves
+    assert found[found < 4032].tolist() == list(range(2001, 2013))
+    # the same again is one until the day knows it
+    assert 4032 <= found[12] < 4032 + 40
+    assert found[-1] < 4032 + 400
