@@ -81,7 +81,7 @@ class Sizing:
         """(rules,) members that each asked for, of the last lead time: the least of them would be there."""
         self._needed: deque[float] = deque(maxlen=lead + 1)
         self._usual, self._steps = 0.0, 0
-        self._kept = 0.5 ** (interval_s / _HALF_LIFE_S)
+        self._remaining = 0.5 ** (interval_s / _HALF_LIFE_S)
         self._costs = np.zeros((len(NAMES), 1))
         """(rules, levels) of having more members than that, and of having no more when they were needed; in
         steps of the usual group."""
@@ -91,24 +91,27 @@ class Sizing:
     def after(self, demand: float) -> Size:
         """:param demand: requests/s, the mean of the step that has ended; NaN: no reading."""
         if math.isnan(demand):
-            return self._kept_blind()
+            return self._blind()
         need = demand / self._capacity
         if self._asked:
             self._settle(math.ceil(need - _ROUNDING))
         self._needed.append(need)
         self._steps += 1
         self._usual += (max(self._needed) - self._usual) / self._steps
-        usual = max(self._usual, _USUAL_LEAST)
         self._analogs.after(need)
         _, p50, p90, _ = (self._quantiles.after(need) * self._capacity).tolist()
         if self._foresees:
             self._ahead = p50, p90
-        held = np.concatenate([self._rules.of(need), self._analogs.held(usual)])
+        held = np.concatenate([self._rules.of(need), self._analogs.held(self._usual_members)])
         asked = np.clip(np.ceil(held - _ROUNDING), 1.0, _LEVELS[-2])
         self._asked.append(asked)
         return self._chosen(asked)
 
-    def _kept_blind(self) -> Size:
+    @property
+    def _usual_members(self) -> float:
+        return max(self._usual, _USUAL_LEAST)
+
+    def _blind(self) -> Size:
         """Nobody moves and nobody learns; what was asked for goes on to be."""
         self._quantiles.skip()
         self._analogs.skip()
@@ -119,11 +122,11 @@ class Sizing:
 
     def _settle(self, needed: int) -> None:
         """What the step that ended has cost each rule, had it been followed."""
-        usual = max(self._usual, _USUAL_LEAST)
+        usual = self._usual_members
         asked, there = self._asked[-1], np.minimum.reduce(self._asked)
-        self._whole *= self._kept
+        self._whole *= self._remaining
         self._whole += asked / usual + self._over_cost * (there < needed)
-        self._costs *= self._kept
+        self._costs *= self._remaining
         columns = self._costs.shape[1]
         levels = _LEVELS[:columns]
         self._costs += (asked[:, None] > levels) * (_WIDTHS[:columns] / usual)

@@ -13,15 +13,7 @@ import typer
 from controlplane.cli import recorded
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_USAGE, fail, rows, say
-from controlplane.cli.recorded import (
-    INTERVAL_HELP,
-    INTERVAL_LEAST_S,
-    INTERVAL_MOST_S,
-    STDIN,
-    STREAM_INTERVAL_S,
-    TRACE_HELP,
-    within,
-)
+from controlplane.cli.recorded import STDIN, Interval, Trace, within
 from controlplane.forecast.quantiles import PROBABILITIES
 from controlplane.simulation import backtest
 from controlplane.simulation.backtest import Forecast
@@ -33,9 +25,9 @@ NAMES = tuple(f"p{100 * probability:g}" for probability in PROBABILITIES)
 
 
 def forecast(
-    trace: Annotated[str, typer.Option(metavar="FILE|-", help=TRACE_HELP)],
+    trace: Trace,
     horizon: Annotated[float, typer.Option(help="seconds from a line to what is foreseen, 1 to 2000 steps")],
-    interval: Annotated[float | None, typer.Option(help=INTERVAL_HELP)] = None,
+    interval: Interval = None,
     as_json: AsJson = False,
 ) -> None:
     """Foresee recorded load step by step: how often it was right, and by how much wrong.
@@ -46,11 +38,9 @@ def forecast(
 
     Example: penumbra forecast --trace load.csv --horizon 60
     """
-    if interval is not None:
-        within("--interval", interval, INTERVAL_LEAST_S, INTERVAL_MOST_S)
     try:
         if trace == STDIN:
-            between = interval or STREAM_INTERVAL_S
+            between = recorded.stream_interval(interval)
             ahead_s = _ahead_s(horizon, between)
             for one in backtest.foreseen(recorded.stream(), ahead_s, between):
                 say(_told(one, ahead_s))

@@ -6,8 +6,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from controlplane.cli.output import EXIT_USAGE, fail, warn
 from controlplane.simulation import lines
@@ -16,14 +18,28 @@ from controlplane.simulation.lines import Sample
 STDIN = "-"
 STREAM_INTERVAL_S = 15.0
 INTERVAL_LEAST_S, INTERVAL_MOST_S = 1e-3, 1e7
-TRACE_HELP = "lines timestamp,value; value: requests/s"
-INTERVAL_HELP = "seconds of a step; default: what lies between a FILE's lines, of - 15"
+
+Trace = Annotated[str, typer.Option(metavar="FILE|-", help="lines timestamp,value; value: requests/s")]
+Interval = Annotated[
+    float | None,
+    typer.Option(help="seconds of a step; default: what lies between a FILE's lines, of - 15"),
+]
 
 
 def within(what: str, value: float, least: float, most: float) -> None:
     """Ends the command if it is not."""
     if not least <= value <= most:
         fail(f"{what} {value:g}: {least:g} to {most:g} is allowed", EXIT_USAGE)
+
+
+def stream_interval(interval: float | None) -> float:
+    """Seconds of a step of standard input. Ends the command if they are wrong."""
+    return STREAM_INTERVAL_S if interval is None else _checked(interval)
+
+
+def _checked(interval: float) -> float:
+    within("--interval", interval, INTERVAL_LEAST_S, INTERVAL_MOST_S)
+    return interval
 
 
 def stream() -> Iterator[Sample]:
@@ -35,6 +51,8 @@ def stream() -> Iterator[Sample]:
 
 def read(path: Path, interval: float | None) -> tuple[list[Sample], float]:
     """A file's samples, and the seconds of a step. Raises LineError."""
+    if interval is not None:
+        _checked(interval)
     try:
         with path.open(encoding="utf-8") as file:
             samples = list(lines.of(file, str(path)))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -16,15 +16,7 @@ import typer
 from controlplane.cli import recorded
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_USAGE, fail, rows, say
-from controlplane.cli.recorded import (
-    INTERVAL_HELP,
-    INTERVAL_LEAST_S,
-    INTERVAL_MOST_S,
-    STDIN,
-    STREAM_INTERVAL_S,
-    TRACE_HELP,
-    within,
-)
+from controlplane.cli.recorded import STDIN, Interval, Trace, within
 from controlplane.simulation import run
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.rivals import Rival
@@ -50,17 +42,14 @@ KNOWING = (Policy.STATIC, Policy.ORACLE)
 
 
 def simulate(
-    trace: Annotated[str, typer.Option(metavar="FILE|-", help=TRACE_HELP)],
+    trace: Trace,
     capacity: Annotated[float, typer.Option(help="requests/s of an endpoint")],
     lead_time: Annotated[float, typer.Option(min=0, help="seconds from an order until it serves")],
     policy: Annotated[
         list[Policy] | None,
         typer.Option(help="may be given several times, of a FILE; default: penumbra"),
     ] = None,
-    interval: Annotated[
-        float | None,
-        typer.Option(help=INTERVAL_HELP),
-    ] = None,
+    interval: Interval = None,
     initial: Annotated[
         int | None,
         typer.Option(min=1, max=MEMBERS_MOST, help="endpoints at first; default: what the first line needs"),
@@ -83,15 +72,14 @@ def simulate(
     within("--capacity", capacity, CAPACITY_LEAST, CAPACITY_MOST)
     within("--lead-time", lead_time, 0.0, LEAD_TIME_MOST_S)
     within("--over-cost", over_cost, OVER_COST_LEAST, OVER_COST_MOST)
-    if interval is not None:
-        within("--interval", interval, INTERVAL_LEAST_S, INTERVAL_MOST_S)
     policies = policy or [Policy.PENUMBRA]
-    terms = Terms(capacity, lead_time, interval or STREAM_INTERVAL_S, initial, over_cost)
     try:
         if trace == STDIN:
-            _stream(policies, terms)
+            between = recorded.stream_interval(interval)
+            _stream(policies, Terms(capacity, lead_time, between, initial, over_cost))
         else:
-            _file(Path(trace), policies, terms, interval, as_json)
+            samples, between = recorded.read(Path(trace), interval)
+            _file(samples, policies, Terms(capacity, lead_time, between, initial, over_cost), as_json)
     except LineError as error:
         fail(str(error), EXIT_USAGE)
 
@@ -103,9 +91,7 @@ def _stream(policies: list[Policy], terms: Terms) -> None:
         say(_told(answer))
 
 
-def _file(path: Path, policies: list[Policy], terms: Terms, interval: float | None, as_json: bool) -> None:
-    samples, between = recorded.read(path, interval)
-    terms = replace(terms, interval_s=between)
+def _file(samples: list[Sample], policies: list[Policy], terms: Terms, as_json: bool) -> None:
     for sample in samples:
         terms.checked(sample)
     if as_json:
@@ -113,7 +99,7 @@ def _file(path: Path, policies: list[Policy], terms: Terms, interval: float | No
             for answer in _led(policy, terms, samples):
                 say(_told(answer))
         return
-    say(f"{len(samples)} steps of {between:g} s")
+    say(f"{len(samples)} steps of {terms.interval_s:g} s")
     columns = ("policy", "over", "lost", "cost", "endpoint_s", "starts", "reversals")
     rows(columns, [_summary(policy, terms, samples) for policy in policies], as_json=False)
 

@@ -15,7 +15,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from controlplane.forecast.recent import Floats, Recent
+from controlplane.forecast.recent import Floats, Recent, steps, windows
 
 OVER_COSTS = (4, 8, 16, 32, 64, 128, 256, 512)
 """In seconds of the usual group: one rule each."""
@@ -46,14 +46,11 @@ class Analogs:
     def __init__(self, interval_s: float, lead: int) -> None:
         """:param lead: steps until what is ordered now serves, at least one."""
 
-        def steps(seconds: float) -> int:
-            return min(max(1, round(seconds / interval_s)), _MOMENTS)
-
         self._lead = max(lead, 1)
-        self._slopes = [steps(seconds) for seconds in _SLOPES_S]
-        self._volatility = np.array([*map(steps, _VOLATILITY_S)])
-        self._highest = np.array([*map(steps, _HIGHEST_S)])
-        self._means, self._lowest = np.array([*map(steps, _MEANS_S)]), steps(_LOWEST_S)
+        self._slopes = windows(_SLOPES_S, interval_s).tolist()
+        self._volatility = windows(_VOLATILITY_S, interval_s)
+        self._highest = windows(_HIGHEST_S, interval_s)
+        self._means, self._lowest = windows(_MEANS_S, interval_s), steps(_LOWEST_S, interval_s)
         longest = int(max(self._highest[-1], self._means[-1], self._lead + 2))
         self._need, self._logs, self._moves = Recent((), longest), Recent((), longest), Recent((), longest)
         self._mean, self._count = 0.0, 0
@@ -93,18 +90,19 @@ class Analogs:
     def _coming(self, sequel: int) -> Floats:
         """(neighbours,) ascending, what would come if it went on as after each of them."""
         near = np.empty(0) if self._near is None else self._near[:, sequel]
-        coming: Floats = np.maximum(np.exp(self._now + near) - self._soft, 0.0)
+        coming: Floats = np.maximum(np.exp(self._now + near) - self.soft, 0.0)
         coming.sort()
         return coming
 
     @property
-    def _soft(self) -> float:
+    def soft(self) -> float:
+        """What is added to demand before a logarithm is taken."""
         return _SOFT * self._mean + 1e-9
 
     def _observe(self, need: float) -> None:
         self._count += 1
         self._mean += (need - self._mean) / self._count
-        log = math.log(need + self._soft)
+        log = math.log(need + self.soft)
         self._moves.push(abs(log - self._logs.last(1)[0]) if len(self._logs) else 0.0)
         self._need.push(need)
         self._logs.push(log)

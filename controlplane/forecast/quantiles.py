@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane.forecast.analogs import Analogs
-from controlplane.forecast.recent import Floats, Recent
+from controlplane.forecast.recent import Floats, Recent, steps
 from controlplane.forecast.season import Season
 
 PROBABILITIES = np.array([0.1, 0.5, 0.9, 0.99])
@@ -27,8 +27,6 @@ METHODS = (*POINTS, *(f"{point} +" for point in POINTS), "usual", "analogs")
 _USUAL, _LEARNED = len(METHODS) - 2, len(METHODS) - 1
 _ERRORS, _ERRORS_LEAST, _ANEW = 2000, 8, 16
 _USUAL_S = 14_400.0
-_STEPS_MOST = 16_384
-"""Of a window, however short a step is."""
 _AVERAGE_S = 300.0
 _GAIN_S = 60.0
 """Time constant of smoothing; Holt's level has it too."""
@@ -39,8 +37,6 @@ _LOSS_S = 3600.0
 """Losses are forgotten with this time constant."""
 _SHARPNESS = 20.0
 """A tenth more loss than the best makes a method's weight this many tenths of e smaller."""
-_SOFT = 0.02
-"""Of the mean is added before a multiple is taken: demand may be zero."""
 _MOST = 3.0
 """No quantile is above so many times the highest demand so far: what followed a stop may be any multiple."""
 _AT_FIRST = np.array([0.5, 1.0, 1.6, 2.5])
@@ -53,22 +49,21 @@ class Quantiles:
     def __init__(self, interval_s: float, lead: int, analogs: Analogs) -> None:
         """:param lead: steps of the horizon."""
         self._lead, self._analogs = max(lead, 1), analogs
-        self._average = Recent((), min(max(1, round(_AVERAGE_S / interval_s)), _STEPS_MOST))
+        self._average = Recent((), steps(_AVERAGE_S, interval_s))
         self._gain, self._trend_gain = -math.expm1(-interval_s / _GAIN_S), -math.expm1(-interval_s / _TREND_S)
         damping = math.exp(-interval_s / _DAMPING_S)
         self._reach = damping * (1.0 - damping**self._lead) / (1.0 - damping)
         self._damping = damping
         self._season = Season(interval_s, self._lead)
         self._smooth = self._level = math.nan
-        self._trend = self._mean = self._most = 0.0
+        self._trend = self._most = 0.0
         self._count = 0
         self._pending: deque[tuple[Floats, Floats] | None] = deque()
         """Points, and quantiles of each method, of forecasts whose time is to come; None: there was none."""
         self._errors = Recent((2 * len(POINTS),), _ERRORS)
         self._multiples: Floats = np.tile(_AT_FIRST, (len(POINTS), 1))
         self._differences: Floats = np.full((len(POINTS), len(PROBABILITIES)), np.nan)
-        usual = min(round(_USUAL_S / interval_s), _STEPS_MOST)
-        self._recent = Recent((), max(_ERRORS_LEAST, usual))
+        self._recent = Recent((), max(_ERRORS_LEAST, steps(_USUAL_S, interval_s)))
         self._usual: Floats = np.full(len(PROBABILITIES), np.nan)
         self._kept = math.exp(-interval_s / _LOSS_S)
         self._loss, self._weight = np.zeros(len(METHODS)), np.zeros(len(METHODS))
@@ -77,7 +72,6 @@ class Quantiles:
     def after(self, demand: float) -> Floats:
         """(probabilities,) of demand ``lead`` steps after this one; rising."""
         self._count += 1
-        self._mean += (demand - self._mean) / self._count
         if len(self._pending) == self._lead and (forecast := self._pending.popleft()):
             self._settle(*forecast, demand)
         self._recent.push(demand)
@@ -85,7 +79,7 @@ class Quantiles:
             self._usual = _by_rank(self._recent.last(self._count)[:, None])[0]
         points = self._points(demand)
         ahead = self._analogs.ahead(PROBABILITIES)
-        soft = self._soft
+        soft = self._analogs.soft
         each = np.vstack(
             [
                 np.maximum((points[:, None] + soft) * self._multiples - soft, 0.0),
@@ -118,7 +112,7 @@ class Quantiles:
         mean = np.where(known, self._loss / np.maximum(self._weight, 1e-300), np.inf)
         if mean[_LEARNED] > mean[:_LEARNED].min():
             mean[_LEARNED] = np.inf
-        least = max(float(mean.min()), 1e-12 * self._mean + 1e-300)
+        least = max(float(mean.min()), 5e-11 * self._analogs.soft)
         weights = np.exp(-_SHARPNESS * np.minimum(mean / least - 1.0, 1e3))
         return np.asarray(weights / weights.sum(), dtype=np.float64)
 
@@ -150,16 +144,12 @@ class Quantiles:
         told = ~np.isnan(pinball)
         self._loss = self._kept * self._loss + np.where(told, pinball, 0.0)
         self._weight = self._kept * self._weight + told
-        soft = self._soft
+        soft = self._analogs.soft
         self._errors.push([*np.log((demand + soft) / (points + soft)), *(demand - points)])
         if self._is_due(len(self._errors)):
             quantiles = _by_rank(self._errors.last(_ERRORS))
             self._multiples = np.exp(quantiles[: len(POINTS)])
             self._differences = quantiles[len(POINTS) :]
-
-    @property
-    def _soft(self) -> float:
-        return _SOFT * self._mean + 1e-9
 
     def _is_due(self, known: int) -> bool:
         """Quantiles of so many values are to be taken anew."""

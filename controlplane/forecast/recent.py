@@ -3,10 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+
+STEPS_MOST = 16_384
+"""Of a window, however short a step is."""
+
+
+def steps(seconds: float, interval_s: float) -> int:
+    """Of a window of so many seconds."""
+    return min(max(1, round(seconds / interval_s)), STEPS_MOST)
+
+
+def windows(seconds: Sequence[int], interval_s: float) -> npt.NDArray[np.intp]:
+    """Steps of each."""
+    return np.array([steps(one, interval_s) for one in seconds])
 
 
 class Recent:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from controlplane.forecast.recent import Floats, Recent
+from controlplane.forecast.recent import Floats, Recent, steps, windows
 
 _HIGHEST_S = (30, 60, 120, 300, 600, 1200, 2400, 4800, 9600, 19_200, 57_600)
 _HIGHEST_TIMES = (1.0, 1.1, 1.25, 1.45, 1.7, 2.0, 2.5, 3.2)
@@ -19,22 +19,17 @@ _TREND_HIGHEST_S = (15, 120, 300, 1200)
 _TREND_MORE = (1.05, 1.2, 1.43, 1.8)
 _SPREAD_S = (300, 1200, 4800, 19_200)
 _SPREADS = (1.0, 2.0, 3.0, 4.5, 7.0)
-_STEPS_MOST = 16_384
-"""Of a window, however short a step is."""
 
 
 class Rules:
     """All of them, told the demand step by step."""
 
     def __init__(self, interval_s: float, lead_time_s: float) -> None:
-        def steps(seconds: float) -> int:
-            return min(max(1, round(seconds / interval_s)), _STEPS_MOST)
-
-        self._highest = np.array([*map(steps, _HIGHEST_S)])
-        self._trend_highest = np.array([*map(steps, _TREND_HIGHEST_S)])
-        self._spread = np.array([*map(steps, _SPREAD_S)])
-        self._level = steps(_LEVEL_S)
-        count = max(2, steps(_TREND_S))
+        self._highest = windows(_HIGHEST_S, interval_s)
+        self._trend_highest = windows(_TREND_HIGHEST_S, interval_s)
+        self._spread = windows(_SPREAD_S, interval_s)
+        self._level = steps(_LEVEL_S, interval_s)
+        count = max(2, steps(_TREND_S, interval_s))
         times = np.arange(count) - (count - 1) / 2
         self._slope = times / (times @ times) * (lead_time_s + interval_s) / interval_s
         """Dot the last demands: what the line through them gains until what is ordered now serves."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def scored(trace: Trace, lead_s: int, speed: float) -> dict[str, Outcome]:
             return {policy: Outcome(**kept[policy]) for policy in POLICIES}
     made = {policy: outcome(trace, float(lead_s), policy) for policy in POLICIES}
     with KEPT.open("a") as file:
-        file.write(json.dumps({"key": key} | {policy: one.as_dict() for policy, one in made.items()}) + "\n")
+        file.write(json.dumps({"key": key} | {policy: asdict(one) for policy, one in made.items()}) + "\n")
     return made
 
 

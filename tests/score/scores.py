@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,9 +31,6 @@ class Outcome:
     """Endpoint-seconds as a multiple of the oracle's."""
     starts: int
     reversals: int
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def outcome(trace: Trace, lead_s: float, policy: str, over_cost: float = OVER_COST) -> Outcome:
