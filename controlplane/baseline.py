@@ -19,13 +19,16 @@ _GAIN = 0.02
 """Memory of about 50 readings."""
 _LEARNED = 30
 """Readings until a deviation is believed."""
+_LASTING = 3
+"""Readings that have to deviate, one after another."""
 _CERTAIN = 6.0
 """Standard deviations that score 1; half of it is remarkable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """Scores 0..1 per group; 0.5 and above is remarkable."""
+    """Scores 0..1 per group, the least of the last readings: one alone is chance. 0.5 and above is
+    remarkable."""
 
     rate: Floats
     latency: Floats
@@ -46,13 +49,16 @@ class _Normal:
         self._variance = np.zeros(groups)
         self._count = np.zeros(groups)
         self._floor = floor
+        self._last = np.zeros((_LASTING, groups))
 
     def carry(self, other: _Normal, to: npt.NDArray[np.intp], source: npt.NDArray[np.intp]) -> None:
         for attribute in ("_mean", "_variance", "_count"):
             getattr(self, attribute)[to] = getattr(other, attribute)[source]
+        self._last[:, to] = other._last[:, source]
 
     def score(self, values: Floats, least_variance: Floats) -> Floats:
-        """How far above normal, 0..1; then learns. NaN: 0, nothing learned."""
+        """How far above normal the last readings all were, 0..1; then learns. NaN: nothing learned, nothing
+        changes."""
         read = np.isfinite(values)
         self._mean = np.where(read & np.isnan(self._mean), values, self._mean)
         mean = np.nan_to_num(self._mean)
@@ -66,7 +72,8 @@ class _Normal:
         self._mean = np.where(read, mean + gain * step, self._mean)
         self._variance = np.where(read, (1 - gain) * (self._variance + gain * step**2), self._variance)
         self._count += read
-        return np.asarray(score, dtype=np.float64)
+        self._last = np.where(read, np.vstack([score, self._last[:-1]]), self._last)
+        return np.asarray(self._last.min(axis=0), dtype=np.float64)
 
 
 class Baseline:

@@ -134,7 +134,6 @@ Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
-Share = Annotated[float, Strict(), Field(gt=0, lt=1)]
 HostAddress = Annotated[IPvAnyAddress, BeforeValidator(_text), AfterValidator(_host_address)]
 
 
@@ -159,16 +158,14 @@ class _Probe(_Section):
 
 class _Forecast(_Section):
     method: model.ForecastMethod | None = None
-    window: PositiveSeconds | None = None
-    level_gain: Share | None = None
-    trend_gain: Share | None = None
-    quantile: Share | None = None
 
 
 class _Shadows(_Section):
     target: Literal["netns", "docker"] | None = None
     hosts: tuple[Name, ...] | None = None
     max_per_endpoint: Count | None = None
+    standing: Annotated[bool, Strict()] | None = None
+    over_cost: Annotated[float, Strict(), Field(ge=0.001, le=1e6)] | None = None
     headroom: Annotated[float, Strict(), Field(ge=0, lt=1)] | None = None
     lead_time: PositiveSeconds | None = None
     warm_up: Seconds | None = None
@@ -424,7 +421,7 @@ def _service(name: str, service: _Service) -> model.Service:
         affinity=service.affinity,
         ring_size=service.ring_size,
         probe=model.Probe(**_given(service.probe, {"interval": "interval_s", "timeout": "timeout_s"})),
-        forecast=model.ForecastSettings(**_given(service.forecast, {"window": "window_s"})),
+        forecast=model.ForecastSettings(**_given(service.forecast, {})),
         shadows=model.ShadowSettings(**_given(service.shadows, _SHADOW_NAMES)),
         requests=service.requests,
         request_sample=service.request_sample,

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from controlplane import model, policy, shadows, weights
-from controlplane.baseline import Baseline, Deviation
-from controlplane.forecast import Forecaster, Prediction
 from controlplane.health import MemberHealth
 from controlplane.observe import rates
+from controlplane.outlook import Outlook
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
 from controlplane.roster import Roster
@@ -21,38 +20,17 @@ from controlplane.status import GroupStatus, ServiceStatus, ShadowStatus, known
 Floats = npt.NDArray[np.float64]
 
 _REMARKABLE = 0.5
+_LEARNED_STEPS = 100
+"""Of the past, that are learned from again in one tick: 50 ms."""
+_DEMAND = "demand:"
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
 _SLOW = 1.5
 """A shadow whose RTT is at least its parent's divided by this is as slow as it."""
 
 
-class _ServiceView:
-    """The arrays of one service; index = position of the live endpoint."""
-
-    def __init__(self, service: model.Service) -> None:
-        self.service = service
-        self.names = tuple(endpoint.name for endpoint in service.endpoints)
-        self.index = {name: i for i, name in enumerate(self.names)}
-        n = len(self.names)
-        self.forecaster = Forecaster(service.forecast, self.names)
-        self.baseline = Baseline(self.names)
-        self.demand: Floats = np.full(n, np.nan)
-        self.rtt_us: Floats = np.full(n, np.nan)
-        self.deviation = Deviation(np.zeros(n), np.zeros(n))
-        nothing = np.full(n, np.nan)
-        self.prediction = Prediction(0.0, nothing, nothing, nothing)
-
-    def regroup(self, service: model.Service) -> _ServiceView:
-        other = _ServiceView(service)
-        if service.forecast == self.service.forecast:
-            other.forecaster = self.forecaster.regroup(other.names)
-        other.baseline = self.baseline.regroup(other.names)
-        return other
-
-
 class Fleet:
     def __init__(self, config: model.Config) -> None:
-        self._views = {name: _ServiceView(service) for name, service in config.services.items()}
+        self._views = {name: Outlook(service, config.tick_s) for name, service in config.services.items()}
         self.health: dict[str, MemberHealth] = {}
         self._memories: dict[str, policy.Memory] = {}
         self._verdicts: dict[str, policy.Verdict] = {}
@@ -61,12 +39,16 @@ class Fleet:
         self._responses = Responses()
         self.fail_open: dict[str, bool] = {}
         self._unread = True
+        self._kept: dict[str, int] = {}
+        """Service -> step up to which its past is in the store."""
 
     def reconfigure(self, config: model.Config) -> None:
         views = {}
         for name, service in config.services.items():
             before = self._views.get(name)
-            views[name] = before.regroup(service) if before else _ServiceView(service)
+            views[name] = (
+                before.regroup(service, config.tick_s) if before else Outlook(service, config.tick_s)
+            )
         self._views = views
 
     # ---- readings ---------------------------------------------------------------------------
@@ -95,7 +77,9 @@ class Fleet:
         view = self._views.get(owner.service) if owner else None
         return view.service.probe if view else None
 
-    def observe_counters(self, before: Counters | None, after: Counters, roster: Roster) -> bool:
+    def observe_counters(
+        self, before: Counters | None, after: Counters, roster: Roster, now_unix_s: float
+    ) -> bool:
         """True if there are rates to go by."""
         names = [name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED]
         found = rates(before, after, names)
@@ -107,9 +91,8 @@ class Fleet:
             reading = rates(before, after, view.names)
             if reading is None:
                 continue
-            view.demand, view.rtt_us = reading.completed, reading.rtt_us
-            view.deviation = view.baseline.update(reading.completed, reading.rtt_us, reading.over_s)
-            view.forecaster.update(reading.completed, after.at_s)
+            is_up = {name: self.is_up(name, True) for name in view.names}
+            view.take(reading, is_up, after.at_s, now_unix_s)
         return True
 
     def told(self, roster: Roster) -> tuple[str, ...]:
@@ -144,7 +127,34 @@ class Fleet:
         if not fresh or self._unread:
             return
         for name, view in self._views.items():
-            view.prediction = view.forecaster.predict(horizons_s[name], now_s)
+            view.forecast(horizons_s[name], now_s)
+        behind = [v.foresight for v in self._views.values() if v.foresight and v.foresight.is_learning]
+        for foresight in behind:
+            foresight.learn_again(max(1, _LEARNED_STEPS // len(behind)))
+
+    # ---- what was learned -------------------------------------------------------------------
+
+    def recall(self, now_unix_s: float, get: Callable[[str], str | None]) -> list[str]:
+        """Learns from what was kept of the past. What is wrong with it.
+
+        :param get: of the store."""
+        wrong = []
+        for name, view in self._views.items():
+            if view.foresight is not None:
+                faults = view.foresight.recall(now_unix_s, lambda chunk: get(f"{_DEMAND}{name}:{chunk}"))  # noqa: B023
+                wrong += [f"{name}: {fault}" for fault in faults]
+                self._kept[name] = view.foresight.past.end
+        return wrong
+
+    def to_keep(self) -> Iterator[tuple[str, str | None]]:
+        """Keys and values for the store of what came since it was asked last; None: to be forgotten."""
+        for name, view in self._views.items():
+            if view.foresight is None:
+                continue
+            past = view.foresight.past
+            for chunk, text in past.chunks(self._kept.get(name, past.begin)):
+                yield f"{_DEMAND}{name}:{chunk}", text
+            self._kept[name] = past.end
 
     # ---- verdicts ---------------------------------------------------------------------------
 
@@ -201,6 +211,7 @@ class Fleet:
         view = self._views[service.name]
         i = view.index[endpoint.name]
         own = roster.of(endpoint.name)
+        sized = view.sized(i)
         rtts = [self._shadow_rates.get(s.name, (0.0, np.nan))[1] for s in own]
         return policy.Group(
             name=endpoint.name,
@@ -208,7 +219,7 @@ class Fleet:
             level=float(view.prediction.level[i]),
             high=float(view.prediction.high[i]),
             horizon_s=horizon_s,
-            quantile=service.forecast.quantile,
+            quantile=view.forecaster.quantile,
             fresh=fresh
             and bool(np.isfinite(view.demand[i]))
             and self.answers_are_fresh(endpoint, roster, now_s),
@@ -220,6 +231,8 @@ class Fleet:
             rate_deviates=bool(view.deviation.rate[i] >= _REMARKABLE),
             latency_deviates=bool(view.deviation.latency[i] >= _REMARKABLE),
             shadow_slow=any(rtt * _SLOW >= view.rtt_us[i] for rtt in rtts if np.isfinite(rtt)),
+            sized=sized.wanted,
+            sized_reason=sized.reason,
         )
 
     def decide(self, service: model.Service, group: policy.Group, now_unix_s: float) -> policy.Verdict:
@@ -259,7 +272,7 @@ class Fleet:
 
     def _group_status(
         self,
-        view: _ServiceView,
+        view: Outlook,
         endpoint: model.Endpoint,
         roster: Roster,
         installed: model.Steering,
@@ -269,6 +282,7 @@ class Fleet:
     ) -> GroupStatus:
         i = view.index[endpoint.name]
         health = self.health.get(endpoint.name, MemberHealth())
+        sized = view.sized(i)
         verdict = self._verdicts.get(endpoint.name, policy.Verdict(policy.Act.HOLD, "no tick yet"))
         member = installed.members.get(endpoint.name)
         return GroupStatus(
@@ -286,6 +300,9 @@ class Fleet:
             rtt_us=known(view.rtt_us[i]),
             rate_deviation=round(float(view.deviation.rate[i]), 3),
             latency_deviation=round(float(view.deviation.latency[i]), 3),
+            p50=known(sized.p50),
+            p90=known(sized.p90),
+            standing=sized.standing,
             wanted=verdict.wanted,
             reason=verdict.reason,
             health_reason=health.reason,
@@ -293,7 +310,7 @@ class Fleet:
             requests=self._responses.status(endpoint.name),
         )
 
-    def _shadow_status(self, view: _ServiceView, shadow: model.Shadow, now_unix_s: float) -> ShadowStatus:
+    def _shadow_status(self, view: Outlook, shadow: model.Shadow, now_unix_s: float) -> ShadowStatus:
         up = self.is_up(shadow.name, False)
         return ShadowStatus(
             name=shadow.name,

@@ -27,6 +27,7 @@ from controlplane.ports import (
     Prober,
     Provisioner,
     Store,
+    StoreError,
 )
 from controlplane.roster import Roster
 from controlplane.status import Status, samples
@@ -37,6 +38,7 @@ _T = TypeVar("_T")
 
 _STALE_TICKS = 3.0
 _DIRECT_S = 30.0
+_KEEP_S = 60.0
 
 
 class Controller:
@@ -86,6 +88,8 @@ class Controller:
         self._overruns = 0
         self._steps = 0
         self._status: Status | None = None
+        self._keep_due_s = clock.now_s() + _KEEP_S
+        self._guarded("learned", self._recall)
 
     def run(self) -> None:
         """Ticks until ``stop``. Keeps the cadence; after an overrun it goes on from now.
@@ -146,6 +150,7 @@ class Controller:
         self._guarded("apply", self._apply)
         self._guarded("provisioning", lambda: self._roster.start_runs(self._installed.members))
         self._guarded("probes", self._watch)
+        self._guarded("learned", self._keep)
         self._guarded("say", lambda: self._publish(self._clock.now_s() - started_s))
 
     def react(self) -> None:
@@ -170,6 +175,20 @@ class Controller:
             return None
         self._journal.well(part)
         return result
+
+    # ---- what was learned ---------------------------------------------------------------
+
+    def _recall(self) -> None:
+        wrong = self._fleet.recall(self._clock.record_s(), self._store.get)
+        if wrong:
+            raise StoreError(f"what was learned can't be read, it is learned anew: {'; '.join(wrong)}")
+
+    def _keep(self) -> None:
+        """What came since the last time, so that a crash costs little of what was learned."""
+        if self._clock.now_s() >= self._keep_due_s:
+            self._keep_due_s = self._clock.now_s() + _KEEP_S
+            for key, value in self._fleet.to_keep():
+                self._store.put(key, value)
 
     # ---- observe ------------------------------------------------------------------------
 
@@ -206,7 +225,7 @@ class Controller:
         self._guarded("hops", self._dataplane.renew_hops)
         self._guarded("addresses", self._read_own_addresses)
         before, self._counters = self._counters, self._dataplane.counters()
-        if self._fleet.observe_counters(before, self._counters, self._roster):
+        if self._fleet.observe_counters(before, self._counters, self._roster, self._clock.record_s()):
             self._fresh_s = self._clock.now_s()
         after = self._counters
         self._guarded("requests told", lambda: self._observe_requests(before, after))

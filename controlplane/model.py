@@ -75,9 +75,8 @@ class ProbeKind(Enum):
 
 
 class ForecastMethod(Enum):
-    MOVING_AVERAGE = "moving-average"
-    SIMPLE = "simple"
-    HOLT = "holt"
+    AUTO = "auto"
+    """All that there are, weighed by what came."""
     NONE = "none"
     """No forecast: the present demand is all that is known (reactive)."""
 
@@ -111,15 +110,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class ForecastSettings:
-    method: ForecastMethod = ForecastMethod.HOLT
-    window_s: float = 10.0
-    """Moving average's window."""
-    level_gain: float = 0.07
-    """Smoothing of the level per tick of 1 s, 0..1."""
-    trend_gain: float = 0.02
-    """Holt's smoothing of the trend per tick of 1 s, 0..1."""
-    quantile: float = 0.9
-    """The quantile of demand that is compared with capacity."""
+    method: ForecastMethod = ForecastMethod.AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +122,18 @@ class ShadowSettings:
     hosts: tuple[str, ...] = ()
     """Hosts that may carry them, best first; empty: none may be made."""
     max_per_endpoint: int = 4
-    headroom: float = 0.2
-    """The share of capacity kept free."""
+    standing: bool = True
+    """Whether members may stand by for what is not forecast, if that pays."""
+    over_cost: float = 6.0
+    """What a second over capacity costs, in seconds of the usual group."""
+    headroom: float = 0.0
+    """The share of capacity that is never counted on."""
     lead_time_s: float = 10.0
     """Assumed until provisioning was measured."""
     warm_up_s: float = 2.0
     """From healthy until it may take its full share."""
     min_life_s: float = 60.0
-    idle_s: float = 30.0
+    idle_s: float = 300.0
     """How long it must be unwanted before it is drained."""
     drain_s: float = 30.0
     """Deadline for its old flows, after which they are cut."""

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many members a group should have: add, hold, drain, remove, with the reason in a sentence.
 
-Pure: (settings, group, memory, now) -> (verdict, memory). What is on order counts as capacity, unless it is
-late or failed; prediction only ever adds; what is unwanted goes only after an idle period, a minimum
-life, and on fresh readings.
+Pure: (settings, group, memory, now) -> (verdict, memory). How many pay in the long run is told by
+``sizing.py``, step by step; between its steps the demand that is seen coming, and the demand that is there
+(a burst that nobody foresaw), add more. What is on order counts as capacity, unless it is late or failed;
+prediction only ever adds; what is unwanted goes only after an idle period, a minimum life, and on fresh
+readings.
 """
 
 from __future__ import annotations
@@ -16,8 +18,6 @@ from controlplane.model import Shadow, ShadowSettings, ShadowState
 
 _LATE = 1.5
 """An order older than its p95 lead time times this is not counted on."""
-_RELEASE = 0.85
-"""A member is unwanted when the others would stay below this part of the threshold for adding."""
 _NEAR = 0.85
 """A rate that deviates from normal adds the first shadow already at this part of the threshold."""
 _LONGEST_PAUSE_S = 300.0
@@ -48,6 +48,8 @@ class Verdict:
     """Which one; None for ADD and HOLD."""
     wanted: int = 1
     """Members that the group should have, the live one included."""
+    count: int = 1
+    """Of an ADD: so many at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Memory:
     short_since: tuple[float | None, ...] = ()
     """Index n - 1: since when (Unix seconds) n members have been too few; None: they are enough."""
     fits_since: tuple[float | None, ...] = ()
-    """Index n - 1: since when n members would be enough with a margin; None: they would not."""
+    """Index n - 1: since when n members would be enough; None: they would not."""
     latency_answered: bool = False
     """A shadow was ordered for slow answers; not again until they are normal."""
 
@@ -67,9 +69,9 @@ class Memory:
         return 1 + sum(lasted_s is not None and lasted_s >= _CONFIRM_S for lasted_s in lasted)
 
     def learn(self, need: float, usable: float, most: int, fresh: bool, now_unix_s: float) -> Memory:
-        """:param most: members a group may have. Without fresh readings nothing fits."""
+        """:param most: members that are told apart. Without fresh readings nothing fits."""
         short = [need > usable * n for n in range(1, most + 1)]
-        fits = [fresh and need <= _RELEASE * usable * n for n in range(1, most + 1)]
+        fits = [fresh and not too_few for too_few in short]
         return replace(
             self,
             short_since=_since(self.short_since, short, now_unix_s),
@@ -118,6 +120,9 @@ class Group:
     """Another live endpoint of the service is healthy and takes over when this one is down."""
     shadow_slow: bool = False
     """A shadow is as slow: a common cause, cloning does not help."""
+    sized: int = 1
+    """Members that pay in the long run, those included that were wanted not long ago."""
+    sized_reason: str = ""
 
 
 def pause_s(settings: ShadowSettings, attempts: int) -> float:
@@ -163,10 +168,14 @@ def decide(
 
     usable = group.capacity * (1.0 - settings.headroom)
     need = max(group.high, group.level) if math.isfinite(group.level) else group.high
-    memory = memory.learn(need, usable, settings.max_per_endpoint + 1, group.fresh, now_unix_s)
+    memory = memory.learn(need, usable, len(group.shadows) + 2, group.fresh, now_unix_s)
     there = counted(group, now_unix_s)
     members = int(group.live_up) + len(there)
     cause = _cause(settings, group, members, usable, need)
+    if members and members < min(group.sized, settings.max_per_endpoint + 1):
+        few = "1 member is" if members == 1 else f"{members} members are"
+        why = cause or f"{group.sized} wanted and {few} there: {group.sized_reason}"
+        return _grow(settings, group, why, group.sized, now_unix_s, group.sized - members), memory
     if not group.latency_deviates:
         memory = replace(memory, latency_answered=False)
     if cause is not None:
@@ -197,8 +206,10 @@ def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, 
     return None
 
 
-def _grow(settings: ShadowSettings, group: Group, cause: str, needed: int, now_unix_s: float) -> Verdict:
-    """One more member, if that can help. Late and failed orders don't count, but what exists is bounded:
+def _grow(
+    settings: ShadowSettings, group: Group, cause: str, needed: int, now_unix_s: float, missing: int = 1
+) -> Verdict:
+    """More members, if that can help. Late and failed orders don't count, but what exists is bounded:
     one more than needed, so that each trouble is answered by one replacement and then by patience."""
     for shadow in group.shadows:
         if shadow.state is ShadowState.DRAINING and shadow.name in group.up and not shadow.by_hand:
@@ -218,7 +229,8 @@ def _grow(settings: ShadowSettings, group: Group, cause: str, needed: int, now_u
             left = min(pause_s(settings, s.attempts) - (now_unix_s - s.changed_unix_s) for s in failed)
             reason += f", {failed[0].name} failed ({failed[0].reason}), next try in {left:.0f} s"
         return Verdict(Act.HOLD, reason, None, needed)
-    return Verdict(Act.ADD, f"shadow {group.name} +1: {cause}", None, needed)
+    count = min(missing, most - len(group.shadows))
+    return Verdict(Act.ADD, f"shadow {group.name} +{count}: {cause}", None, needed, count)
 
 
 def _is_silent(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
@@ -265,14 +277,16 @@ def _shrink(
     lasted_s = _lasted_s(memory.fits_since, len(serving), now_unix_s)
     if not ours or not group.fresh or lasted_s is None or lasted_s < settings.idle_s:
         return hold
+    if group.sized > len(serving):
+        return replace(hold, reason=f"{group.name}: {group.sized} wanted: {group.sized_reason}")
     if draining and now_unix_s - max(draining) < _SETTLE_S:
         return hold
     youngest = max(ours, key=lambda s: (s.ready_unix_s or s.changed_unix_s, s.name))
     if now_unix_s - (youngest.ready_unix_s or youngest.changed_unix_s) < settings.min_life_s:
         return hold
     reason = (
-        f"shadow {youngest.name} drains: p{group.quantile * 100:.0f} demand {need:.0f}/s < "
-        f"{_RELEASE} x {usable * len(serving):.0f}/s for {lasted_s:.0f} s"
+        f"shadow {youngest.name} drains: p{group.quantile * 100:.0f} demand {need:.0f}/s <= "
+        f"{usable * len(serving):.0f}/s for {lasted_s:.0f} s"
     )
     return Verdict(Act.DRAIN, reason, youngest.name, len(serving))
 

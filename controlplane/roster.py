@@ -196,7 +196,9 @@ class Roster:
     ) -> None:
         now = self._clock.record_s()
         if verdict.act is policy.Act.ADD:
-            self.order(endpoint.name, verdict.reason, inputs=inputs)
+            one = verdict.reason.replace(f"{endpoint.name} +{verdict.count}", f"{endpoint.name} +1")
+            for _ in range(verdict.count):
+                self.order(endpoint.name, one, inputs=inputs)
             return
         if verdict.shadow is None:
             return

@@ -71,6 +71,11 @@ class GroupStatus:
     rtt_us: float | None
     rate_deviation: float
     latency_deviation: float
+    p50: float | None
+    """Quantiles of demand a lead time from now, foreseen step by step."""
+    p90: float | None
+    standing: int
+    """Members that stand by for more than that."""
     wanted: int
     reason: str
     health_reason: str
@@ -185,6 +190,9 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
         "endpoint_healthy": None if group.up is None else float(group.up),
         "rate_deviation": group.rate_deviation,
         "latency_deviation": group.latency_deviation,
+        "forecast_p50_flows_per_second": group.p50,
+        "forecast_p90_flows_per_second": group.p90,
+        "members_standing": float(group.standing),
         "members_wanted": float(group.wanted),
     }
     yield from (Sample(name, labels, value) for name, value in values.items() if value is not None)

@@ -20,6 +20,7 @@ def config(endpoints: int = 1, mode: model.Mode = model.Mode.ACT, **shadow_setti
     settings = replace(
         model.ShadowSettings(
             hosts=("host-a", "host-b"),
+            headroom=0.2,
             lead_time_s=4.0,
             warm_up_s=1.0,
             min_life_s=20.0,

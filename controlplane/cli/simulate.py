@@ -17,11 +17,11 @@ from controlplane.cli import recorded
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_USAGE, fail, rows, say
 from controlplane.cli.recorded import STDIN, Interval, Trace, within
+from controlplane.model import ShadowSettings
 from controlplane.simulation import run
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.rivals import Rival
 from controlplane.simulation.run import MEMBERS_MOST, Answer, Terms
-from controlplane.sizing import OVER_COST
 
 LEAD_TIME_MOST_S = 1e7
 CAPACITY_LEAST, CAPACITY_MOST = 1e-9, 1e15
@@ -59,7 +59,7 @@ def simulate(
         typer.Option(
             help="what a second over capacity costs, in seconds of the usual group (penumbra), 0.001 to 1e6"
         ),
-    ] = OVER_COST,
+    ] = ShadowSettings().over_cost,
     as_json: AsJson = False,
 ) -> None:
     """Replay recorded load against scaling policies: a line for each step, or a summary of each policy.
@@ -73,13 +73,14 @@ def simulate(
     within("--lead-time", lead_time, 0.0, LEAD_TIME_MOST_S)
     within("--over-cost", over_cost, OVER_COST_LEAST, OVER_COST_MOST)
     policies = policy or [Policy.PENUMBRA]
+    settings = ShadowSettings(over_cost=over_cost, max_per_endpoint=MEMBERS_MOST - 1)
     try:
         if trace == STDIN:
             between = recorded.stream_interval(interval)
-            _stream(policies, Terms(capacity, lead_time, between, initial, over_cost))
+            _stream(policies, Terms(capacity, lead_time, between, initial, settings))
         else:
             samples, between = recorded.read(Path(trace), interval)
-            _file(samples, policies, Terms(capacity, lead_time, between, initial, over_cost), as_json)
+            _file(samples, policies, Terms(capacity, lead_time, between, initial, settings), as_json)
     except LineError as error:
         fail(str(error), EXIT_USAGE)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Online forecasts of noisy rates, vectorised over groups.
 
-Simple exponential smoothing and Holt's linear trend: Holt, "Forecasting seasonals and trends by
+Of what comes within seconds, tick by tick; what comes in the long run is ``quantiles.py``'s and
+``sizing.py``'s. Holt's linear trend: Holt, "Forecasting seasonals and trends by
 exponentially weighted moving averages", ONR 52/1957. Counts per second are noisy, and a trend multiplied
 by the horizon multiplies the noise. So Holt's gains are small, its trend is shrunk by what noise alone
 would make of it (positive-part James-Stein, 1961), and what it is too slow for is found by a generalised
@@ -21,10 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane.forecast.onset import Onset
-from controlplane.model import ForecastMethod, ForecastSettings
+from controlplane.model import ForecastMethod
 
 Floats = npt.NDArray[np.float64]
 
+_LEVEL_GAIN, _TREND_GAIN = 0.07, 0.02
+"""Holt's smoothing per second."""
+_PRESENT_GAIN = 0.3
+"""Without a forecast the level is all that there is: it follows readings sooner."""
 _TREND_DOUBT = 2.0
 """Holt's trend below so many standard deviations of what noise makes of it counts as none."""
 _NOISE_GAIN = 0.03
@@ -46,16 +51,18 @@ class Prediction:
     horizon_s: float
     point: Floats
     high: Floats
-    """The settings' quantile of demand at the horizon; never below 0."""
+    """The quantile of demand at the horizon; never below 0."""
     level: Floats
     """Demand now, smoothed."""
 
 
 class Forecaster:
-    """All groups of one service: same settings, same horizon. State is arrays of shape (groups,)."""
+    """All groups of one service: same method, same horizon. State is arrays of shape (groups,)."""
 
-    def __init__(self, settings: ForecastSettings, names: Sequence[str]) -> None:
-        self.settings = settings
+    def __init__(self, method: ForecastMethod, quantile: float, names: Sequence[str]) -> None:
+        """:param quantile: that is told as the high one, 0..1."""
+        self.method, self.quantile = method, quantile
+        self._level_gain = _LEVEL_GAIN if method is ForecastMethod.AUTO else _PRESENT_GAIN
         self.names = tuple(names)
         n = len(self.names)
         self._level = np.full(n, np.nan)
@@ -76,15 +83,14 @@ class Forecaster:
         self._onset = Onset(n)
         self._fit_level = np.full(n, np.nan)
         self._fit_trend = np.zeros(n)
-        self._window: deque[tuple[float, Floats]] = deque()
         self._pending: deque[tuple[float, float, Floats]] = deque()
         self._errors = np.full((_ERRORS, n), np.nan)
         self._next_error = 0
-        self._trend_noise = _trend_noise(settings.level_gain, settings.trend_gain)
+        self._trend_noise = _trend_noise(self._level_gain, _TREND_GAIN)
 
     def regroup(self, names: Sequence[str]) -> Forecaster:
         """The same knowledge for another set of groups; new ones start without any."""
-        other = Forecaster(self.settings, names)
+        other = Forecaster(self.method, self.quantile, names)
         old = {name: i for i, name in enumerate(self.names)}
         pairs = [(i, old[name]) for i, name in enumerate(other.names) if name in old]
         to, source = (
@@ -117,7 +123,6 @@ class Forecaster:
         other._onset = self._onset.regroup(carried)
         other._errors[:, to] = self._errors[:, source]
         other._next_error = self._next_error
-        other._window.extend((at, carried(row)) for at, row in self._window)
         other._pending.extend((due, made, carried(row)) for due, made, row in self._pending)
         return other
 
@@ -141,33 +146,22 @@ class Forecaster:
         self._smooth(values, np.where(known, gap_s, 1.0), known)
         self._fit(before, values, gap_s)
         self._seen_s[read] = now_s
-        self._window.append((now_s, values))
-        while self._window[0][0] <= now_s - self.settings.window_s:
-            self._window.popleft()
-        if self.settings.method is ForecastMethod.MOVING_AVERAGE:
-            rows = np.stack([row for _, row in self._window])
-            count = np.sum(~np.isnan(rows), axis=0)
-            mean = np.nansum(rows, axis=0) / np.maximum(count, 1)
-            self._level = np.where(count > 0, mean, self._level)
-            self._fit_level = self._level.copy()
         self._observe_errors(now_s, read)
 
     def predict(self, horizon_s: float, now_s: float) -> Prediction:
         """Demand at ``now_s + horizon_s``. Call it once per tick: the errors are observed of it."""
         level = self._fit_level.copy()
-        if self.settings.method is ForecastMethod.NONE:
+        if self.method is ForecastMethod.NONE:
             return Prediction(horizon_s, level, level, level)
-        point = level
-        if self.settings.method is ForecastMethod.HOLT:
-            point = np.maximum(level + self._fit_trend * np.minimum(horizon_s, self._reach_s), 0.0)
+        point = np.maximum(level + self._fit_trend * np.minimum(horizon_s, self._reach_s), 0.0)
         self._pending.append((now_s + horizon_s, now_s, point.copy()))
         high = np.maximum(point + self._margin(horizon_s), self._climb_high(horizon_s))
         return Prediction(horizon_s, point, np.maximum(high, 0.0), level)
 
     def _smooth(self, values: Floats, gap_s: Floats, known: npt.NDArray[np.bool_]) -> None:
         # The first readings are averaged alike: else the very first one would weigh for long.
-        gain = np.maximum(1.0 - (1.0 - self.settings.level_gain) ** gap_s, 1.0 / (self._count + 1.0))
-        trend = self._sure_trend() if self.settings.method is ForecastMethod.HOLT else 0.0
+        gain = np.maximum(1.0 - (1.0 - self._level_gain) ** gap_s, 1.0 / (self._count + 1.0))
+        trend = self._sure_trend() if self.method is ForecastMethod.AUTO else 0.0
         expected = self._level + trend * gap_s
         # The innovation's own variance, at least that of counting: a rate over dt has variance rate / dt.
         noise_gain = 1.0 - (1.0 - _NOISE_GAIN) ** gap_s
@@ -177,7 +171,7 @@ class Forecaster:
         variance = self._variance + noise_gain * (surprise - self._variance)
         variance = np.maximum(variance, np.maximum(expected, 1.0) / np.maximum(gap_s, 1.0))
         level = expected + gain * (values - expected)
-        trend_gain = 1.0 - (1.0 - self.settings.trend_gain) ** gap_s
+        trend_gain = 1.0 - (1.0 - _TREND_GAIN) ** gap_s
         new_trend = self._trend + trend_gain * ((level - self._level) / gap_s - self._trend)
         self._variance = np.where(known, variance, self._variance)
         self._trend = np.where(known, new_trend, self._trend)
@@ -187,10 +181,10 @@ class Forecaster:
         """Level and trend now: Holt's, or the onset's where there was one."""
         self._fit_level = self._level.copy()
         self._fit_trend = np.zeros_like(self._level)
-        if self.settings.method is not ForecastMethod.HOLT:
+        if self.method is ForecastMethod.NONE:
             return
         self._fit_trend = self._sure_trend()
-        gain = self.settings.level_gain
+        gain = self._level_gain
         # Of few readings the level was less certain than smoothing makes it in the long run.
         noise: Floats = np.maximum(gain / (2.0 - gain), 1.0 / np.maximum(self._count - 1.0, 1.0))
         found = self._onset.update(before, values, gap_s, self._variance, noise)
@@ -226,8 +220,8 @@ class Forecaster:
     def _margin(self, horizon_s: float) -> Floats:
         """From point to the high quantile: observed errors, while there are few those of counting noise;
         and after an onset what the few readings since then leave open about its trend."""
-        quantile = self.settings.quantile
-        gain = self.settings.level_gain
+        quantile = self.quantile
+        gain = self._level_gain
         expected = NormalDist().inv_cdf(quantile) * np.sqrt(2.0 * self._variance * gain / (2.0 - gain))
         missing = np.isnan(self._errors)
         count = len(self._errors) - np.sum(missing, axis=0)
@@ -243,9 +237,9 @@ class Forecaster:
         return whole
 
     def _climb_high(self, horizon_s: float) -> Floats:
-        """Demand, if what looks like a step is a climb, that is exceeded as rarely as the settings say when
+        """Demand, if what looks like a step is a climb, that is exceeded as rarely as the quantile says when
         the probability of a climb is reckoned with; -inf where it is less than that anyway."""
-        beyond = (1.0 - self.settings.quantile) / np.maximum(self._climb_share, 1e-9)
+        beyond = (1.0 - self.quantile) / np.maximum(self._climb_share, 1e-9)
         reach_s = np.minimum(horizon_s, self._climb_s)
         doubt = np.array([-NormalDist().inv_cdf(share) if share < 1.0 else -np.inf for share in beyond])
         deviation = (self._climb_s + reach_s) * np.sqrt(self._climb_noise)

@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--forecast",
         choices=[method.value for method in ForecastMethod],
-        default=ForecastMethod.HOLT.value,
+        default=ForecastMethod.AUTO.value,
         help="Penumbra's method; with none it is frozen, and the promises break",
     )
     made.add_argument("--duration", type=float, default=demo_setting.DURATION_S, metavar="SECONDS")

@@ -61,7 +61,7 @@ class Setting:
     topology: Topology
     course: trace.Trace
     target: str = "netns"
-    forecast: str = "holt"
+    forecast: str = "auto"
     """Penumbra's forecast method."""
 
     @property
@@ -73,8 +73,7 @@ class Setting:
         """The configuration of one run. ``host_variables``: what playbooks need besides the usual."""
         methods: dict[Kind, dict[str, object]] = {
             Kind.NONE: {},
-            # Without a forecast the present level is all there is, so it follows readings at once.
-            Kind.REACTIVE: {"method": "none", "level_gain": 0.3},
+            Kind.REACTIVE: {"method": "none"},
             Kind.PENUMBRA: {"method": self.forecast},
         }
         choices = Choices(

@@ -12,13 +12,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from controlplane.model import ShadowSettings
 from controlplane.simulation import plant
+from controlplane.simulation.controlled import Controlled
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.plant import Plant, Score
 from controlplane.simulation.rivals import TARGET, Rival, scaler
-from controlplane.sizing import OVER_COST, Size, Sizing
+from controlplane.sizing import Size
 
-MEMBERS_MOST = 1_000_000
+MEMBERS_MOST = 10_000
+_UNLIMITED = ShadowSettings(max_per_endpoint=MEMBERS_MOST - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,8 @@ class Terms:
     """Of a step."""
     initial: int | None = None
     """Members that are ready at first; None: as many as the first sample needs at 70 % use."""
-    over_cost: float = OVER_COST
-    """What a second over capacity costs Penumbra, in seconds of the usual group."""
+    shadows: ShadowSettings = _UNLIMITED
+    """Penumbra's: what a second over capacity costs, how long a member stays, limits."""
 
     def checked(self, sample: Sample) -> Sample:
         """LineError: it would need more members than anybody has."""
@@ -72,7 +75,7 @@ class Answer:
 
 class Policy(Protocol):
     def after(self, rate: float, ready: int) -> Size:
-        """What is wanted from now on. ``rate``: requests/s, the mean of the last step; NaN: no reading."""
+        """Members from now on. ``rate``: requests/s, the mean of the last step; NaN: no reading."""
         ...
 
 
@@ -85,7 +88,7 @@ def led(rival: Rival | None, terms: Terms, samples: Iterable[Sample]) -> Iterato
     if first is None:
         return
     wanted = terms.first(first.rate)
-    policy: Policy = _Reactive(rival, terms, wanted) if rival else _Foreseeing(terms, wanted)
+    policy: Policy = _Reactive(rival, terms, wanted) if rival else _controlled(terms, wanted)
     there = terms.plant(wanted)
     for sample in chain((first,), coming):
         in_force, over = wanted, there.is_over(sample.rate)
@@ -107,14 +110,8 @@ class _Reactive:
         return Size(self._wanted, f"{rate:.6g}/s, {TARGET:g} x {self._terms.capacity:.6g}/s each")
 
 
-class _Foreseeing:
-    def __init__(self, terms: Terms, initial: int) -> None:
-        self._sizing = Sizing(
-            terms.capacity, terms.lead_time_s, terms.interval_s, initial, over_cost=terms.over_cost
-        )
-
-    def after(self, rate: float, ready: int) -> Size:
-        return self._sizing.after(rate)
+def _controlled(terms: Terms, initial: int) -> Controlled:
+    return Controlled(terms.shadows, terms.capacity, terms.lead_time_s, terms.interval_s, initial)
 
 
 def foreseen(terms: Terms, samples: Sequence[Sample], *, static: bool) -> Iterator[Answer]:

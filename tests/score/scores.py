@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from controlplane.simulation import plant, run
 from controlplane.simulation.lines import Sample
 from controlplane.simulation.rivals import TARGET, Rival
 from controlplane.simulation.run import Terms
-from controlplane.sizing import OVER_COST
 from tests.score.jumps import jumps
 from tests.score.replay import STEP_S, TICK_S, TICKS, Trace
 
@@ -33,10 +32,12 @@ class Outcome:
     reversals: int
 
 
-def outcome(trace: Trace, lead_s: float, policy: str, over_cost: float = OVER_COST) -> Outcome:
+def outcome(trace: Trace, lead_s: float, policy: str, over_cost: float | None = None) -> Outcome:
     """Each step is decided on the steps before it."""
     initial = int(plant.needed(trace.seen[:1], trace.capacity * TARGET)[0])
-    terms = Terms(trace.capacity, lead_s, STEP_S, initial, over_cost)
+    terms = Terms(trace.capacity, lead_s, STEP_S, initial)
+    if over_cost is not None:
+        terms = replace(terms, shadows=replace(terms.shadows, over_cost=over_cost))
     samples = [Sample(STEP_S * at, rate) for at, rate in enumerate(trace.seen.tolist(), start=1)]
     rival = None if policy == PENUMBRA else Rival(policy)
     wanted = np.array([answer.in_force for answer in run.led(rival, terms, samples)])

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 from controlplane.forecast import Forecaster
-from controlplane.model import ForecastMethod, ForecastSettings
+from controlplane.model import ForecastMethod
 
 SEEDS = 200
 CAPACITY = 100.0
+QUANTILE = 0.9
 
 
 def first_order_s(
-    rates: Sequence[float], lead_s: float, capacity: float, method: ForecastMethod = ForecastMethod.HOLT
+    rates: Sequence[float], lead_s: float, capacity: float, method: ForecastMethod = ForecastMethod.AUTO
 ) -> np.ndarray:
     random = np.random.default_rng(7)
-    forecaster = Forecaster(ForecastSettings(method=method), [str(k) for k in range(SEEDS)])
+    forecaster = Forecaster(method, QUANTILE, [str(k) for k in range(SEEDS)])
     first = np.full(SEEDS, np.inf)
     for second, rate in enumerate(rates, 1):
         forecaster.update(random.poisson(rate, SEEDS).astype(float), float(second))
@@ -90,7 +91,7 @@ def test_a_climb_that_begins_with_a_jump_is_not_taken_for_a_step_for_long():
 def test_missing_readings_delay_a_forecast_by_little(missing):
     def most_order_s(missing: float) -> float:
         random = np.random.default_rng(7)
-        forecaster = Forecaster(ForecastSettings(), [str(k) for k in range(SEEDS)])
+        forecaster = Forecaster(ForecastMethod.AUTO, QUANTILE, [str(k) for k in range(SEEDS)])
         first = np.full(SEEDS, np.inf)
         for second, rate in enumerate(demo_ramp(100.0, 18.0), 1):
             readings = random.poisson(rate, SEEDS).astype(float)
@@ -105,7 +106,7 @@ def test_missing_readings_delay_a_forecast_by_little(missing):
 
 def test_a_fall_is_seen_within_a_few_readings():
     random = np.random.default_rng(7)
-    forecaster = Forecaster(ForecastSettings(), [str(k) for k in range(SEEDS)])
+    forecaster = Forecaster(ForecastMethod.AUTO, QUANTILE, [str(k) for k in range(SEEDS)])
     for second in range(66):
         rate = 120.0 if second < 60 else 30.0
         forecaster.update(random.poisson(rate, SEEDS).astype(float), float(second))
@@ -119,7 +120,7 @@ def test_negative_control_present_demand_alone_is_late_for_the_same_ramp():
 
 
 def test_gaps_and_nonsense_change_nothing():
-    forecaster = Forecaster(ForecastSettings(), ["a", "b"])
+    forecaster = Forecaster(ForecastMethod.AUTO, QUANTILE, ["a", "b"])
     for second in range(40):
         forecaster.update(np.array([20.0, 30.0]), float(second))
     before = forecaster.predict(5.0, 39.0)
@@ -130,7 +131,7 @@ def test_gaps_and_nonsense_change_nothing():
 
 
 def test_regrouping_carries_what_is_known_and_new_groups_start_unknown():
-    forecaster = Forecaster(ForecastSettings(), ["a", "b"])
+    forecaster = Forecaster(ForecastMethod.AUTO, QUANTILE, ["a", "b"])
     for second in range(40):
         forecaster.update(np.array([20.0, 30.0]), float(second))
     level = forecaster.regroup(["b", "c"]).predict(5.0, 40.0).level
@@ -143,7 +144,7 @@ def test_a_climb_that_has_ended_is_not_extrapolated_for_long():
     groups, end = 200, 64
     rate = np.interp(np.arange(end + 12), [0, 40, end], [50, 50, 200])
     readings = np.random.default_rng(5).poisson(rate[:, None], (rate.size, groups)).astype(float)
-    forecaster = Forecaster(ForecastSettings(), [str(k) for k in range(groups)])
+    forecaster = Forecaster(ForecastMethod.AUTO, QUANTILE, [str(k) for k in range(groups)])
     over = []
     for second, row in enumerate(readings):
         forecaster.update(row, float(second))

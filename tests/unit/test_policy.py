@@ -15,7 +15,7 @@ from controlplane.policy import Act, Group, Memory, Verdict
 
 NOW = 10_000.0
 SETTINGS = ShadowSettings(
-    hosts=("a", "b"), min_life_s=20.0, idle_s=10.0, drain_s=10.0, retries=2, retry_after_s=5.0
+    hosts=("a", "b"), headroom=0.2, min_life_s=20.0, idle_s=10.0, drain_s=10.0, retries=2, retry_after_s=5.0
 )
 HORIZON_S = 5.0
 
@@ -114,7 +114,14 @@ ROWS = {
         group(0.0, shadow(1, DRAINING, 60.0, by_hand=True), live_up=False), Act.ADD),
     "unneeded for long: drain": (group(30.0, shadow(1, READY, OLD)), Act.DRAIN),
     "unneeded, but young: hold": (group(30.0, shadow(1, READY, 15.0)), Act.HOLD),
-    "unneeded, but without a margin: hold": (group(70.0, shadow(1, READY, OLD)), Act.HOLD),
+    "unneeded now, but it pays: hold": (group(30.0, shadow(1, READY, OLD), sized=2), Act.HOLD),
+    "more pay than the forecast asks for: add": (group(30.0, sized=2), Act.ADD),
+    "as many as pay are on order: hold": (group(30.0, shadow(1, ON_ORDER), sized=2), Act.HOLD),
+    "more pay, but the order is late: one replacement": (
+        group(30.0, shadow(1, ON_ORDER, LATE_S), sized=2), Act.ADD),
+    "more pay than a group may have: hold": (
+        group(30.0, *(shadow(k, READY, OLD) for k in range(1, 5)), sized=9), Act.HOLD),
+    "more pay, and one drains: kept": (group(30.0, shadow(1, DRAINING), sized=2), Act.KEEP),
     "unneeded on stale readings: hold": (group(30.0, shadow(1, READY, OLD), fresh=False), Act.HOLD),
     "unneeded, but by hand: hold": (group(30.0, shadow(1, READY, OLD, by_hand=True)), Act.HOLD),
     "two unneeded, the first drains since just now: hold": (
@@ -172,6 +179,14 @@ def test_pauses_double_and_end_at_five_minutes():
     settings = replace(SETTINGS, retries=20)
     assert [policy.pause_s(settings, n) for n in (1, 2, 3, 4, 10)] == [5.0, 10.0, 20.0, 40.0, 300.0]
     assert policy.pause_s(SETTINGS, 3) == 300.0
+
+
+def test_as_many_as_pay_are_ordered_at_once_and_no_more_than_allowed():
+    assert decided(group(30.0, sized=3)).count == 2
+    assert decided(group(30.0, shadow(1, ON_ORDER), sized=4)).count == 2
+    assert decided(group(30.0, sized=9)).count == SETTINGS.max_per_endpoint
+    reason = decided(group(30.0, sized=3, sized_reason="it pays")).reason
+    assert reason == "shadow web +2: 3 wanted and 1 member is there: it pays"
 
 
 def test_every_reason_is_a_sentence_with_its_numbers():

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a service will need: its demand, gathered into steps, and what ``sizing.py`` makes of them.
+
+A step is a quarter of the lead time, 5 to 15 s. When the lead time that is measured, or the capacity,
+turns out to be another one, everything is learned again from the past, a little in each tick; until that
+is done what was learned before goes on to decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from controlplane.model import ShadowSettings
+from controlplane.past import Past
+from controlplane.sizing import Size, Sizing
+
+_STEP_LEAST_S, _STEP_MOST_S = 5.0, 15.0
+_STEPS_OF_LEAD = 4
+_SHORT_S = 30.0
+"""Who can have more within less than this looks ahead less far: all times are taken shorter in proportion."""
+_OTHER = 1.25
+"""A lead time is another one when it is so many times the one that was reckoned with, or less by that."""
+_AT_ONCE = 60
+"""Steps that are learned from before the first decision."""
+_ROUNDING_S = 1e-6
+_READ_LEAST = 0.5
+"""A step of which less was read is one without a reading."""
+
+
+def step_s(lead_time_s: float, tick_s: float) -> float:
+    """Of a service with this lead time; a whole number of ticks."""
+    wanted_s = min(max(lead_time_s / _STEPS_OF_LEAD, _STEP_LEAST_S), _STEP_MOST_S)
+    return tick_s * max(1, math.floor(wanted_s / tick_s + 1e-9))
+
+
+class Foresight:
+    """Of one service: told its demand tick by tick."""
+
+    def __init__(
+        self,
+        step_s: float,
+        lead_time_s: float,
+        capacity: float,
+        settings: ShadowSettings,
+        initial: int = 1,
+    ) -> None:
+        """:param capacity: flows/s that its live endpoints can serve together. ``settings``: costs, and how
+        long a member stays after it was wanted last. ``initial``: members that there are."""
+        self._step_s, self._settings = step_s, settings
+        self._lead_time_s, self._capacity, self._initial = lead_time_s, capacity, initial
+        self.past = Past(step_s)
+        self._sizing = self._new()
+        self._next: Sizing | None = None
+        self._next_step = 0
+        self._number: int | None = None
+        """Of the step that goes on."""
+        self._sum, self._read_s = 0.0, 0.0
+        self.size: Size | None = None
+        """Members for each live endpoint with its capacity's share of the demand; None: not known yet."""
+
+    def _new(self) -> Sizing:
+        stretch = max(1.0, _SHORT_S / max(self._lead_time_s, self._step_s))
+        return Sizing(
+            self._capacity,
+            self._lead_time_s * stretch,
+            self._step_s * stretch,
+            self._initial,
+            over_cost=self._settings.over_cost,
+            stable_s=self._settings.idle_s * stretch,
+            standing=self._settings.standing,
+        )
+
+    def recall(self, now_unix_s: float, read: Callable[[int], str | None]) -> list[str]:
+        """Learns from what was kept of the past, the last of it now and all of it by ``learn_again``. What
+        is wrong with it.
+
+        :param read: the text of a chunk of it."""
+        wrong = self.past.recall(self.past.number(now_unix_s), read)
+        self._start_anew()
+        return wrong
+
+    def resume(self, other: Foresight) -> None:
+        """Learns from the past of another one with the same steps."""
+        self.past = other.past
+        self._number, self._sum, self._read_s = other._number, other._sum, other._read_s
+        self._start_anew()
+
+    def reckon(self, lead_time_s: float, capacity: float) -> None:
+        """With these from now on, if they are others."""
+        apart = max(lead_time_s, self._lead_time_s) / max(min(lead_time_s, self._lead_time_s), 1e-9)
+        if apart >= _OTHER or capacity != self._capacity:
+            self._lead_time_s, self._capacity = lead_time_s, capacity
+            self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._sizing = self._new()
+        recent = self.past.since(self.past.end - _AT_ONCE)
+        for demand in recent:
+            self.size = self._sizing.after(demand)
+        is_all = self.past.end - self.past.begin == len(recent)
+        self._next, self._next_step = (None, 0) if is_all else (self._new(), self.past.begin)
+
+    @property
+    def is_learning(self) -> bool:
+        """There is more in the past than was learned from."""
+        return self._next is not None
+
+    def learn_again(self, steps: int) -> None:
+        """From so many of the past; each takes half a millisecond."""
+        if self._next is None:
+            return
+        coming, size = self.past.since(self._next_step), self.size
+        for demand in coming[:steps]:
+            size = self._next.after(demand)
+        self._next_step = max(self._next_step, self.past.begin) + min(len(coming), steps)
+        if self._next_step == self.past.end:
+            self._sizing, self._next, self.size = self._next, None, size
+
+    def observe(self, demand: float, over_s: float, now_unix_s: float) -> bool:
+        """True if a step has ended.
+
+        :param demand: flows/s, the mean of the ``over_s`` that end now; NaN: no reading."""
+        if self._number is None:
+            self._number = self.past.number(now_unix_s - over_s / 2)
+        if not math.isnan(demand):
+            self._sum += demand * over_s
+            self._read_s += over_s
+        following = self.past.number(now_unix_s + _ROUNDING_S)
+        if following <= self._number:
+            return False
+        was_read = self._read_s >= _READ_LEAST * self._step_s
+        end = self.past.end
+        self.past.add(self._number, self._sum / self._read_s if was_read else math.nan)
+        if following - self._number > 1:
+            self.past.add(following - 1, math.nan)  # nobody told of the steps between
+        for mean in self.past.since(max(end, self.past.end - _AT_ONCE)):
+            self.size = self._sizing.after(mean)
+        self._number, self._sum, self._read_s = following, 0.0, 0.0
+        return True

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ticks become steps, what was learned is learned again from the past, who comes back soon stays longer."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from controlplane.foresight import Foresight, step_s
+from controlplane.hold import Hold
+from controlplane.model import ShadowSettings
+from controlplane.past import MOST, Past
+
+CAPACITY, LEAD_S, STEP_S = 10.0, 60.0, 15.0
+SETTINGS = ShadowSettings()
+BEGIN_S = 1.5e9
+
+
+def load(steps: int, seed: int = 1) -> list[float]:
+    """Flows/s with bursts, a little random."""
+    random = np.random.default_rng(seed)
+    rate = np.where(np.arange(steps) % 120 < 20, 70.0, 25.0)
+    return (rate * random.lognormal(0.0, 0.1, steps)).tolist()
+
+
+def fed(demand: list[float], foresight: Foresight | None = None, begin_s: float = BEGIN_S) -> Foresight:
+    foresight = foresight or Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    for step, rate in enumerate(demand, 1):
+        foresight.observe(rate, STEP_S, begin_s + step * STEP_S)
+    return foresight
+
+
+def kept(past: Past) -> dict[int, str]:
+    rows: dict[int, str] = {}
+    for chunk, text in past.chunks(past.begin):
+        if text is None:
+            rows.pop(chunk, None)
+        else:
+            rows[chunk] = text
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("lead_s", "tick_s", "step"), [(3.0, 1.0, 5.0), (30.0, 1.0, 7.0), (600.0, 1.0, 15.0), (30.0, 60.0, 60.0)]
+)
+def test_a_step_is_a_quarter_of_the_lead_time_within_bounds_and_whole_ticks(lead_s, tick_s, step):
+    assert step_s(lead_s, tick_s) == step
+
+
+def test_ticks_are_gathered_into_the_mean_of_their_step():
+    foresight = Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    ended = [foresight.observe(float(tick), 1.0, BEGIN_S + tick + 1) for tick in range(30)]
+    assert [at for at, one in enumerate(ended) if one] == [14, 29]
+    assert foresight.past.since(0) == [7.0, 22.0]
+
+
+def test_a_step_of_which_little_was_read_and_steps_without_a_tick_had_no_reading():
+    foresight = Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    for tick in range(15):
+        foresight.observe(20.0 if tick < 7 else math.nan, 1.0, BEGIN_S + tick + 1)
+    foresight.observe(20.0, 1.0, BEGIN_S + 46)
+    assert np.isnan(foresight.past.since(0)).tolist() == [True, True, True]
+    assert foresight.size is not None
+    assert foresight.size.reason == "no reading: 1 as before"
+
+
+def test_after_a_crash_the_same_is_known_but_for_what_was_not_kept_yet():
+    demand = load(700)
+    before = fed(demand)
+    rows = kept(before.past)
+    after = Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    assert after.recall(BEGIN_S + 700 * STEP_S, rows.get) == []
+    assert after.size is not None, "there is an answer at once"
+    while after.is_learning:
+        after.learn_again(50)
+    assert after.size == before.size
+    more = load(60, seed=2)
+    assert fed(more, after, BEGIN_S + 700 * STEP_S).size == fed(more, before, BEGIN_S + 700 * STEP_S).size
+
+
+def test_negative_control_without_what_was_kept_it_is_not_the_same():
+    demand = load(700)
+    assert fed(demand).size != fed(demand[-3:]).size
+
+
+def test_another_lead_time_is_learned_from_the_same_past():
+    demand = load(400)
+    foresight = fed(demand)
+    foresight.reckon(LEAD_S * 1.1, CAPACITY)
+    assert not foresight.is_learning, "nearly the same is the same"
+    foresight.reckon(2 * LEAD_S, CAPACITY)
+    while foresight.is_learning:
+        foresight.learn_again(50)
+    other = Foresight(STEP_S, 2 * LEAD_S, CAPACITY, SETTINGS)
+    assert foresight.size == fed(demand, other).size
+
+
+def test_the_past_ends_with_what_is_kept_and_old_chunks_are_forgotten():
+    past = Past(STEP_S)
+    rows: dict[int, str | None] = {}
+    end = 0
+    for step in range(2 * MOST):
+        past.add(step, 1.0)
+        if step % 100 == 99:
+            rows.update(past.chunks(end))
+            end = past.end
+    there = {chunk for chunk, text in rows.items() if text is not None}
+    assert len(there) == MOST // 240 + 1
+    assert len(past.since(0)) < 2 * MOST
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"step_s": 15.0, "begin": 0}', '{"step_s": 15.0, "begin": 0, "demand": ["x"]}',
+     '{"step_s": 15.0, "begin": 0, "demand": [-1]}', '{"step_s": 15.0, "begin": 0, "demand": [NaN]}'],
+)  # fmt: skip
+def test_what_was_kept_and_is_damaged_is_said_and_left_out(text):
+    past = Past(STEP_S)
+    good = json.dumps({"step_s": STEP_S, "begin": 240, "demand": [1.0, None, 3.0]})
+    wrong = past.recall(300, {0: text, 1: good}.get)
+    assert len(wrong) == 1
+    assert "chunk 0" in wrong[0]
+    assert past.begin == 240
+    assert past.since(0)[::2] == [1.0, 3.0]
+
+
+def test_what_was_kept_of_other_steps_says_nothing():
+    past = Past(STEP_S)
+    other = json.dumps({"step_s": 5.0, "begin": 0, "demand": [1.0]})
+    assert past.recall(300, {0: other}.get) == []
+    assert past.since(0) == []
+
+
+def test_a_member_stays_for_its_hold_and_twice_as_long_when_it_comes_back_soon():
+    hold = Hold(steps=10, most=40, initial=0)
+
+    def stays() -> int:
+        assert hold.after(1) == 1
+        return next(step for step in range(1, 200) if hold.after(0) == 0)
+
+    assert [stays() for _ in range(4)] == [10, 20, 40, 40]
+    for _ in range(200):
+        hold.after(0)
+    assert stays() == 10
+
+
+def test_a_hold_is_of_each_member_and_never_less_than_is_wanted():
+    hold = Hold(steps=5, most=5, initial=3)
+    random = np.random.default_rng(4)
+    wanted = random.integers(0, 30, 400).tolist()
+    there = [hold.after(one) for one in wanted]
+    assert there[4:] == [max(wanted[at - 4 : at + 1]) for at in range(4, 400)]
