@@ -11,7 +11,7 @@ import numpy.typing as npt
 from controlplane import model, policy, shadows, weights
 from controlplane.health import MemberHealth
 from controlplane.observe import rates
-from controlplane.outlook import Outlook
+from controlplane.outlook import REMARKABLE, Outlook
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
 from controlplane.roster import Roster
@@ -19,7 +19,6 @@ from controlplane.status import GroupStatus, ServiceStatus, ShadowStatus, known
 
 Floats = npt.NDArray[np.float64]
 
-_REMARKABLE = 0.5
 _LEARNED_STEPS = 100
 """Of the past, that are learned from again in one tick: 50 ms."""
 _DEMAND = "demand:"
@@ -87,12 +86,12 @@ class Fleet:
         if found is None:
             return False
         self._shadow_rates = {n: (float(found.flows[i]), float(found.rtt_us[i])) for i, n in enumerate(names)}
+        down = self._down()
         for view in self._views.values():
             reading = rates(before, after, view.names)
             if reading is None:
                 continue
-            is_up = {name: self.is_up(name, True) for name in view.names}
-            view.take(reading, is_up, after.at_s, now_unix_s)
+            view.take(reading, down, after.at_s, now_unix_s)
         return True
 
     def told(self, roster: Roster) -> tuple[str, ...]:
@@ -159,11 +158,15 @@ class Fleet:
     # ---- verdicts ---------------------------------------------------------------------------
 
     def is_up(self, name: str, default: bool) -> bool:
-        up = self.health.get(name, MemberHealth()).up
-        return default if up is None else up
+        health = self.health.get(name)
+        return default if health is None or health.up is None else health.up
+
+    def _down(self) -> frozenset[str]:
+        return frozenset(name for name, health in self.health.items() if health.up is False)
 
     def back_s(self, name: str) -> float | None:
-        return self.health.get(name, MemberHealth()).back_s
+        health = self.health.get(name)
+        return None if health is None else health.back_s
 
     def shadow_health(self, roster: Roster) -> dict[str, bool]:
         """Health of the shadows that are probed; what is known of others is forgotten: a shadow
@@ -198,6 +201,24 @@ class Fleet:
         i = view.index[endpoint.name]
         return float(np.fmax(view.prediction.high[i], view.prediction.level[i]))
 
+    def busy(self, roster: Roster) -> list[tuple[model.Service, model.Endpoint]]:
+        """Live endpoints about which there may be something to decide: they have shadows, are down, or their
+        load may want more. The others, thousands of them, hold."""
+        down, found = self._down(), []
+        parents = {shadow.parent for shadow in roster.shadows.values()}
+        for view in self._views.values():
+            wants = view.busy()
+            if wants.any() or not parents.isdisjoint(view.names) or not down.isdisjoint(view.names):
+                found += [
+                    (view.service, endpoint)
+                    for endpoint, one in zip(view.service.endpoints, wants.tolist(), strict=True)
+                    if one or endpoint.name in parents or endpoint.name in down
+                ]
+        names = {endpoint.name for _, endpoint in found}
+        self._memories = {name: one for name, one in self._memories.items() if name in names}
+        self._verdicts = {name: one for name, one in self._verdicts.items() if name in names}
+        return found
+
     def group(
         self,
         service: model.Service,
@@ -228,11 +249,14 @@ class Fleet:
             shadows=own,
             up=frozenset(s.name for s in own if self.is_up(s.name, False)),
             flows={s.name: flows[s.name] for s in own if s.name in flows},
-            rate_deviates=bool(view.deviation.rate[i] >= _REMARKABLE),
-            latency_deviates=bool(view.deviation.latency[i] >= _REMARKABLE),
+            rate_deviates=bool(view.deviation.rate[i] >= REMARKABLE),
+            latency_deviates=bool(view.deviation.latency[i] >= REMARKABLE),
             shadow_slow=any(rtt * _SLOW >= view.rtt_us[i] for rtt in rtts if np.isfinite(rtt)),
             sized=sized.wanted,
             sized_reason=sized.reason,
+            standing=sized.standing,
+            p50=sized.p50,
+            p90=sized.p90,
         )
 
     def decide(self, service: model.Service, group: policy.Group, now_unix_s: float) -> policy.Verdict:
@@ -283,7 +307,9 @@ class Fleet:
         i = view.index[endpoint.name]
         health = self.health.get(endpoint.name, MemberHealth())
         sized = view.sized(i)
-        verdict = self._verdicts.get(endpoint.name, policy.Verdict(policy.Act.HOLD, "no tick yet"))
+        verdict = self._verdicts.get(endpoint.name) or policy.at_rest(
+            endpoint.name, endpoint.capacity, self.high(endpoint)
+        )
         member = installed.members.get(endpoint.name)
         return GroupStatus(
             name=endpoint.name,
@@ -302,7 +328,9 @@ class Fleet:
             latency_deviation=round(float(view.deviation.latency[i]), 3),
             p50=known(sized.p50),
             p90=known(sized.p90),
+            sized=sized.wanted,
             standing=sized.standing,
+            sized_reason=sized.reason,
             wanted=verdict.wanted,
             reason=verdict.reason,
             health_reason=health.reason,

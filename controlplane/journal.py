@@ -40,12 +40,14 @@ class Journal:
         else:
             self.well("decision log")
 
-    def once(self, subject: str, action: str, reason: str) -> None:
+    def once(
+        self, subject: str, action: str, reason: str, inputs: Mapping[str, float | str] | None = None
+    ) -> None:
         """Says it unless it said so last, numbers aside."""
         gist = _NUMBER.sub("#", reason)
         if self._said.get((subject, action)) != gist:
             self._said[subject, action] = gist
-            self.say(subject, action, reason)
+            self.say(subject, action, reason, inputs)
 
     def forget(self, subject: str, action: str) -> None:
         """It is over: the next ``once`` is news again."""

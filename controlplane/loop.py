@@ -297,36 +297,35 @@ class Controller:
         self._fleet.forecast(horizons, self._clock.now_s(), self._fresh)
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
         flows = self._dataplane.active_flows(draining) if draining else {}
-        for service in self._config.services.values():
-            for endpoint in service.endpoints:
-                group = self._fleet.group(
-                    service,
-                    endpoint,
-                    self._roster,
-                    flows,
-                    horizons[service.name],
-                    self._fresh,
-                    self._clock.now_s(),
-                )
-                verdict = self._fleet.decide(service, group, self._clock.record_s())
-                self._act(endpoint, group, verdict)
+        for service, endpoint in self._fleet.busy(self._roster):
+            group = self._fleet.group(
+                service,
+                endpoint,
+                self._roster,
+                flows,
+                horizons[service.name],
+                self._fresh,
+                self._clock.now_s(),
+            )
+            verdict = self._fleet.decide(service, group, self._clock.record_s())
+            self._act(endpoint, group, verdict)
 
     def _act(self, endpoint: model.Endpoint, group: policy.Group, verdict: policy.Verdict) -> None:
         by_command = verdict.act in (policy.Act.REMOVE, policy.Act.RETRY) and any(
             shadow.name == verdict.shadow and shadow.by_hand for shadow in group.shadows
         )
+        now_unix_s = self._clock.record_s()
+        if verdict.act is policy.Act.HOLD and verdict.wanted <= len(policy.counted(group, now_unix_s)) + 1:
+            return
+        inputs = group.inputs(self._config.services[endpoint.service].shadows, now_unix_s)
         if verdict.act is policy.Act.HOLD:
-            if verdict.wanted > len(policy.counted(group, self._clock.record_s())) + 1:
-                self._journal.once(endpoint.name, "hold", verdict.reason)
+            self._journal.once(endpoint.name, "hold", verdict.reason, inputs)
             return
         if self._config.mode is model.Mode.FORECAST_ONLY and not by_command:
             return
         if not self._automatic and not by_command:
-            self._journal.once(endpoint.name, "advise", f"would do: {verdict.reason}")
+            self._journal.once(endpoint.name, "advise", f"would do: {verdict.reason}", inputs)
             return
-        inputs = {"level": group.level, "high": group.high, "horizon_s": group.horizon_s}
-        if group.capacity is not None:
-            inputs["capacity"] = group.capacity
         self._roster.obey(endpoint, verdict, inputs)
 
     # ---- plan, apply, say ----------------------------------------------------------------

@@ -8,7 +8,7 @@ a minute; while few flows tell of them, they are those of the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from controlplane.observe import Rates
 
 Floats = npt.NDArray[np.float64]
 
+REMARKABLE = 0.5
+"""A deviation that is not chance."""
 _SHARES_S = 60.0
 """Time constant of measured shares."""
 _TELLING = 30.0
@@ -61,6 +63,7 @@ class Outlook:
         method = service.forecast.method
         self.foresight: Foresight | None = None
         self._capacity = _capacities(service)
+        self._has_capacity = np.array([endpoint.capacity is not None for endpoint in service.endpoints])
         if method is model.ForecastMethod.AUTO and not np.isnan(self._capacity).any():
             self.foresight = Foresight(
                 self.step_s,
@@ -99,12 +102,12 @@ class Outlook:
             other.foresight.resume(self.foresight)
         return other
 
-    def take(self, reading: Rates, is_up: Mapping[str, bool], now_s: float, now_unix_s: float) -> None:
-        """:param is_up: whose share is not that of others. ``now_s``: when it was read."""
+    def take(self, reading: Rates, down: Set[str], now_s: float, now_unix_s: float) -> None:
+        """:param down: whose share others have. ``now_s``: when it was read."""
         self.demand, self.rtt_us = reading.completed, reading.rtt_us
         self.deviation = self.baseline.update(reading.completed, reading.rtt_us, reading.over_s)
         self.forecaster.update(reading.completed, now_s)
-        self._share(reading, np.array([is_up.get(name, True) for name in self.names]))
+        self._share(reading, np.array([name not in down for name in self.names]))
         if self.foresight is not None:
             self.foresight.observe(float(reading.completed.sum()), reading.over_s, now_unix_s)
 
@@ -121,6 +124,18 @@ class Outlook:
         self.prediction = self.forecaster.predict(horizon_s, now_s)
         if self.foresight is not None:
             self.foresight.reckon(horizon_s, float(self._capacity.sum()))
+
+    def busy(self) -> npt.NDArray[np.bool_]:
+        """(groups,) who may want more than the live endpoint: for what is coming, is there, deviates, or pays.
+        Who has no capacity does not."""
+        need = np.fmax(self.prediction.high, self.prediction.level)
+        wants = ~(need <= self._capacity)
+        wants |= (self.deviation.rate >= REMARKABLE) | (self.deviation.latency >= REMARKABLE)
+        if self.foresight is not None and self.foresight.size is not None:
+            size = self.foresight.size
+            load = self._shares * self._capacity.sum() / self._capacity
+            wants |= np.where(np.abs(load - 1.0) < _ALIKE, float(size.wanted), size.exact * load) > 1.0
+        return np.asarray(wants & self._has_capacity, dtype=np.bool_)
 
     def sized(self, i: int) -> Sized:
         """Of the group with this index."""

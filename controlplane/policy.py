@@ -123,6 +123,42 @@ class Group:
     sized: int = 1
     """Members that pay in the long run, those included that were wanted not long ago."""
     sized_reason: str = ""
+    standing: int = 0
+    """Of them, those that stand by for more than the forecast's ninth decile."""
+    p50: float = math.nan
+    """Quantiles of demand a lead time from now by all of the past; NaN: not known."""
+    p90: float = math.nan
+
+    def inputs(self, settings: ShadowSettings, now_unix_s: float) -> dict[str, float]:
+        """What a decision is made of, in numbers; those that are known."""
+        there = counted(self, now_unix_s)
+        numbers = {
+            "level": self.level,
+            "high": self.high,
+            "horizon_s": self.horizon_s,
+            "quantile": self.quantile,
+            "p50": self.p50,
+            "p90": self.p90,
+            "capacity": math.nan if self.capacity is None else self.capacity,
+            "headroom": settings.headroom,
+            "members": float(int(self.live_up) + len(there)),
+            "on_order": float(sum(shadow.state in _ORDERED for shadow in there)),
+            "sized": float(self.sized),
+            "standing": float(self.standing),
+            "fresh": float(self.fresh),
+            "rate_deviates": float(self.rate_deviates),
+            "latency_deviates": float(self.latency_deviates),
+        }
+        return {name: round(value, 4) for name, value in numbers.items() if math.isfinite(value)}
+
+
+def at_rest(name: str, capacity: float | None, need: float) -> Verdict:
+    """Of a live endpoint that is up, without shadows, whose load wants none."""
+    if capacity is None:
+        return Verdict(Act.HOLD, f"{name}: capacity is not known, no shadows are ordered")
+    if not math.isfinite(need):
+        return Verdict(Act.HOLD, f"{name}: no reading of demand yet")
+    return Verdict(Act.HOLD, f"{name}: demand {need:.0f}/s fits 1 member")
 
 
 def pause_s(settings: ShadowSettings, attempts: int) -> float:
@@ -161,11 +197,8 @@ def decide(
     for shadow in group.shadows:
         if shadow.by_hand and shadow.state is ShadowState.FAILED and _is_due(settings, shadow, now_unix_s):
             return Verdict(Act.RETRY, f"shadow {shadow.name} again: by command", shadow.name), memory
-    if group.capacity is None:
-        return Verdict(Act.HOLD, f"{group.name}: capacity is not known, no shadows are ordered"), memory
-    if not math.isfinite(group.high):
-        return Verdict(Act.HOLD, f"{group.name}: no reading of demand yet"), memory
-
+    if group.capacity is None or not math.isfinite(group.high):
+        return at_rest(group.name, group.capacity, group.high), memory
     usable = group.capacity * (1.0 - settings.headroom)
     need = max(group.high, group.level) if math.isfinite(group.level) else group.high
     memory = memory.learn(need, usable, len(group.shadows) + 2, group.fresh, now_unix_s)

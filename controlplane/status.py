@@ -74,8 +74,11 @@ class GroupStatus:
     p50: float | None
     """Quantiles of demand a lead time from now, foreseen step by step."""
     p90: float | None
+    sized: int
+    """Members that pay in the long run."""
     standing: int
-    """Members that stand by for more than that."""
+    """Of them, those that stand by for more than the p90."""
+    sized_reason: str
     wanted: int
     reason: str
     health_reason: str
@@ -192,6 +195,7 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
         "latency_deviation": group.latency_deviation,
         "forecast_p50_flows_per_second": group.p50,
         "forecast_p90_flows_per_second": group.p90,
+        "members_sized": float(group.sized),
         "members_standing": float(group.standing),
         "members_wanted": float(group.wanted),
     }

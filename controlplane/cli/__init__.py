@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from controlplane.cli import actions, capture, control, forecast, lab, maps, simulate, trace_packet
+from controlplane.cli import actions, capture, control, explain, forecast, lab, maps, simulate, trace_packet
 from controlplane.cli.output import EXIT_USAGE, fail
 from controlplane.config import ConfigError
 from controlplane.ports import DataplaneError, StoreError
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 control.register(app)
+explain.register(app)
 actions.register(app)
 trace_packet.register(app)
 capture.register(app)

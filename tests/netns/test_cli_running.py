@@ -110,6 +110,19 @@ def test_status_is_a_table_and_json_with_what_is_forecast_and_decided(
     assert 'penumbra_shadows{endpoint="web-1",service="web",state="ready"} 1.0' in site.metrics()
 
 
+def test_explain_says_why_in_words_and_numbers_and_names_what_it_does_not_know(site: Steered) -> None:
+    text = site.asked("explain", "web-1")
+    for part in ("web-1 of service web", "decided", "foreseen", "pays", "capacity", "web-1-s1", "horizon_s"):
+        assert part in text, (part, text)
+    assert "+1 on" in site.asked("explain", "web-1-s1"), "why it was ordered"
+    found = json.loads(site.asked("explain", "--json", "--decisions", "5"))
+    assert found["groups"][0]["name"] == "web-1"
+    assert len(found["decisions"]) == 5
+    wrong = site.penumbra("explain", "nobody", "--instance", site.instance)
+    assert wrong.returncode == 2
+    assert "nobody: no endpoint" in wrong.stderr
+
+
 def test_drain_gives_an_endpoint_no_new_flows_and_undrain_gives_them_again(
     site: Steered, traffic: Traffic
 ) -> None:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``penumbra explain``: why there are so many members, and why each came or went."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from controlplane import model
+from controlplane.adapters import status_file
+from controlplane.adapters.sqlite import DECISIONS_KEPT
+from controlplane.cli import instance as instances
+from controlplane.cli import output
+from controlplane.cli.options import AsJson, InstanceName
+from controlplane.cli.output import EXIT_USAGE, fail, say
+
+_ANY_SHADOW = re.compile(r"-s\d+\Z")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(explain)
+
+
+def explain(
+    name: Annotated[str | None, typer.Argument(help="an endpoint or a shadow, one that is gone too")] = None,
+    decisions: Annotated[int, typer.Option(min=0, help="so many of the last ones, with their numbers")] = 10,
+    instance: InstanceName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why there are so many members: what is seen coming, what pays, and each decision with its numbers.
+
+    Example: penumbra explain web-1
+    """
+    at = instances.find(instance)
+    text = status_file.read(at.name)
+    status: dict[str, Any] = json.loads(text) if text else {}
+    groups = [
+        {"service": service["name"], "horizon_s": service["lead_time_s"], **group}
+        for service in status.get("services", ())
+        for group in service["groups"]
+    ]
+    about = [group for group in groups if name is None or _is_about(group, name)]
+    rows = [one for one in at.store().decisions(DECISIONS_KEPT) if name is None or _names(one, name)]
+    if name is not None and not about and not rows:
+        known = ", ".join(group["name"] for group in groups) or "not known, no controller has decided yet"
+        fail(f"{name}: no endpoint, and no shadow that was decided about; endpoints: {known}", EXIT_USAGE)
+    rows = rows[:decisions]
+    if as_json:
+        output.document({"groups": about, "decisions": [output.plain(one) for one in rows]})
+        return
+    for group in about:
+        for line in _of_group(group):
+            say(line)
+        say("")
+    _say_decisions(rows)
+
+
+def _is_about(group: Mapping[str, Any], name: str) -> bool:
+    return group["name"] == name or any(shadow["name"] == name for shadow in group["shadows"])
+
+
+def _names(decision: model.Decision, name: str) -> bool:
+    """Of the endpoint or shadow itself, or of one of the endpoint's shadows."""
+    return decision.subject == name or _ANY_SHADOW.sub("", decision.subject) == name
+
+
+def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
+    serving = sum(shadow["state"] == model.ShadowState.READY.value for shadow in group["shadows"])
+    yield (
+        f"{group['name']} of service {group['service']}: {output.counted(group['wanted'], 'member')} wanted, "
+        f"itself and {output.counted(serving, 'shadow')} serve"
+    )
+    yield f"  decided    {group['reason']}"
+    yield f"  demand     {_rate(group['demand'])} in the last tick, {_rate(group['level'])} smoothed"
+    yield (
+        f"  seen       {_rate(group['point'])} in {group['horizon_s']:.0f} s by the last readings, "
+        f"{_rate(group['high'])} at most"
+    )
+    yield f"  foreseen   {_rate(group['p50'])} (p50), {_rate(group['p90'])} (p90) by all of the past"
+    if group["capacity"] is None:
+        yield "  capacity   not known: no shadows are ordered"
+    else:
+        yield f"  capacity   {_rate(group['capacity'])} each"
+    why = group["sized_reason"] or "nothing is known yet"
+    yield (
+        f"  pays       {output.counted(group['sized'], 'member')}, of them {group['standing']} standing by for "
+        f"more than the p90: {why}"
+    )
+    yield f"  weights    {group['spill']:.0%} of its new flows spill; {group['ring_weight']:g} in the ring"
+    yield (
+        f"  deviation  request rate {group['rate_deviation']:g}, RTT {group['latency_deviation']:g} "
+        f"(0: normal, 0.5: remarkable, 1: most)"
+    )
+    for shadow in group["shadows"]:
+        up = "healthy" if shadow["up"] else "not healthy"
+        yield f"  shadow     {shadow['name']} on {shadow['host']}: {shadow['state']}, {up}: {shadow['reason']}"
+
+
+def _rate(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4g}/s"
+
+
+def _say_decisions(rows: Sequence[model.Decision]) -> None:
+    for one in reversed(rows):
+        say(f"{output.clock_time(one.at_unix_s)}  {one.action:10} {one.reason}")
+        if one.inputs:
+            numbers = (f"{key} {_number(value)}" for key, value in one.inputs.items())
+            say(f"{'':20}{', '.join(numbers)}")
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
