@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from controlplane.cli import actions, capture, control, forecast, lab, maps, simulate, trace_packet
+from controlplane.cli import actions, capture, control, detect, forecast, lab, maps, simulate, trace_packet
 from controlplane.cli.output import EXIT_USAGE, fail
 from controlplane.config import ConfigError
 from controlplane.ports import DataplaneError, StoreError
@@ -24,6 +24,7 @@ trace_packet.register(app)
 capture.register(app)
 simulate.register(app)
 forecast.register(app)
+detect.register(app)
 app.add_typer(maps.app, name="maps")
 app.add_typer(lab.app, name="lab")
 
