@@ -18,14 +18,14 @@ from controlplane.deviation.window import Window
 
 REMARKABLE = 0.5
 """The score from which on a deviation is one."""
-_DECADES = 3.2
+_DECADES = 3.3
 """That score it: of novelty, and with less weight of all other signs."""
 _OTHERS = 0.12
 _REST = 150
 """Readings after a deviation, for which only what is worse is news."""
 _WORSE = 1.1
 _SAID = 2.0
-"""Decades of a sign that is told."""
+"""Decades of a lesser sign that is told."""
 VALUE_MOST = 1e300
 """Above, differences are no numbers any more."""
 MEMORY = 20_000
@@ -42,8 +42,22 @@ class Score:
     """How rare it all is, news or not."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Signs:
+    new: Look
+    few: float
+    """Decades, as all that follow. Little has no room to be far from the rest: its rank says it."""
+    hour: float
+    spread: float
+    roughness: float
+
+    @property
+    def decades(self) -> float:
+        return self.new.decades + _OTHERS * (self.few + self.hour + self.spread + self.roughness)
+
+
 class Detector:
-    """Of one series. Bounded: ``memory`` readings, each of which takes some 250 bytes."""
+    """Of one series. Bounded: ``memory`` readings, each of which takes some 120 bytes."""
 
     def __init__(self, memory: int = MEMORY, day_s: float = DAY_S) -> None:
         self._usual, self._window = Usual(day_s), Window()
@@ -53,41 +67,38 @@ class Detector:
 
     def after(self, at_s: float, value: float) -> Score:
         """The deviation of a reading, which is then learned. NaN: there was none, and nothing is."""
-        if not math.isfinite(value):
+        if not (math.isfinite(value) and math.isfinite(at_s)):
             return Score(0.0, "", 0.0)
         value = min(max(value, -VALUE_MOST), VALUE_MOST)
         self._window.push(value)
         usual = self._usual.at(at_s)
-        new = self._values.look(value)
-        signs = (
-            self._by_time(usual.outside(value) if usual else 0.0),
-            self._by_spread(),
-            self._by_roughness(),
+        signs = _Signs(
+            self._values.look(value),
+            self._values.values.below(value),
+            self._by_hour(usual.outside(value) if usual else 0.0),
+            self._by_spread(self._window.spread),
+            self._by_roughness(self._window.roughness),
         )
-        decades = new.decades + _OTHERS * sum(signs)
-        score, reason = self._news(decades), ""
-        if score >= REMARKABLE:
-            reason = self._reason(value, new, usual, signs)
-        self._values.push(value, new)
+        score = self._news(signs.decades)
+        reason = self._reason(value, signs, usual) if score >= REMARKABLE else ""
+        self._values.push(value, signs.new)
         self._usual.push(at_s, value)
-        return Score(score, reason, decades)
+        return Score(score, reason, signs.decades)
 
-    def _by_time(self, outside: float) -> float:
-        look = self._outside.look(abs(outside))
-        decades = look.decades + self._outside.values.above(abs(outside))
-        self._outside.push(abs(outside), look)
+    def _by_hour(self, outside: float) -> float:
+        look = self._outside.look(outside)
+        decades = look.decades + self._outside.values.above(outside)
+        self._outside.push(outside, look)
         return decades
 
-    def _by_spread(self) -> float:
-        spread = self._window.spread
+    def _by_spread(self, spread: float) -> float:
         look, before = self._spread.look(spread), self._spread.values
         decades = look.decades + before.above(spread) + before.below(spread)
         self._spread.push(spread, look)
         return decades
 
-    def _by_roughness(self) -> float:
-        roughness = self._window.roughness
-        decades = self._roughness.above(roughness)
+    def _by_roughness(self, roughness: float) -> float:
+        decades = self._roughness.above(roughness) + self._roughness.below(roughness)
         self._roughness.push(roughness)
         return decades
 
@@ -98,17 +109,19 @@ class Detector:
         self._told, self._since = decades, 0
         return decades / (decades + _DECADES)
 
-    def _reason(self, value: float, new: Look, usual: Range | None, signs: tuple[float, float, float]) -> str:
-        before, (by_time, by_spread, _) = self._values.values, signs
-        if before.least <= value <= before.most:
-            said = [f"{value:.6g} is {new.distance:.4g} from the nearest of {len(before)} before"]
-        else:
-            end, how = (before.most, "above") if value > before.most else (before.least, "below")
-            said = [f"{value:.6g} is {new.distance:.4g} {how} all {len(before)} before, {end:.6g} the last"]
-        if usual and by_time >= _SAID:
-            said.append(
-                f"at this time of day {usual.least:.6g} to {usual.most:.6g} came on {usual.days} days"
-            )
-        if by_spread >= _SAID:
-            said.append(f"the last {self._window.size} vary by {self._window.spread:.4g}")
-        return "; ".join(said)
+    def _reason(self, value: float, signs: _Signs, usual: Range | None) -> str:
+        before, said = self._values.values, []
+        if signs.new.distance:
+            where = "above all" if value > before.most else "below all"
+            if before.least <= value <= before.most:
+                where = "from the nearest of"
+            said.append(f"{signs.new.distance:.4g} {where} {len(before)} before")
+        if usual and usual.outside(value):
+            said.append(f"at this time {usual.least:.6g} to {usual.most:.6g} is usual, on {usual.days} days")
+        for decades, what, now, history in (
+            (signs.spread, "vary by", self._window.spread, self._spread.values),
+            (signs.roughness, "move from one to the next by", self._window.roughness, self._roughness),
+        ):
+            if decades >= _SAID:
+                said.append(f"the last {self._window.size} {what} {now:.4g}, usually {history.median:.4g}")
+        return f"{value:.6g}: " + ("; ".join(said) or "rarely so little")

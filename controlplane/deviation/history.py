@@ -6,24 +6,24 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import deque
 from dataclasses import dataclass
 
 _FIRST = 20
 """Values before which nothing is rare."""
 _TAIL = 10
-"""Extremes that say how a tail goes on."""
+"""Extremes that tell how a tail goes on."""
 _BEYOND = 3.0
 """Decades for what is past a tail in which all are alike."""
+_DECADES_MOST = 300.0
+"""So that none of them is infinite."""
 
 
 class History:
     """The last values of a series, sorted. A value costs some microseconds, whatever their number."""
 
     def __init__(self, memory: int) -> None:
-        self._sorted = array("d")
-        self._order: deque[float] = deque()
-        self._memory = memory
+        self._sorted, self._order = array("d"), array("d")
+        self._oldest, self._memory = 0, memory
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -31,6 +31,10 @@ class History:
     @property
     def known(self) -> bool:
         return len(self._sorted) >= _FIRST
+
+    @property
+    def median(self) -> float:
+        return self._sorted[len(self._sorted) // 2]
 
     @property
     def least(self) -> float:
@@ -41,9 +45,12 @@ class History:
         return self._sorted[-1]
 
     def push(self, value: float) -> None:
-        if len(self._order) == self._memory:
-            del self._sorted[bisect_left(self._sorted, self._order.popleft())]
-        self._order.append(value)
+        if len(self._order) < self._memory:
+            self._order.append(value)
+        else:
+            del self._sorted[bisect_left(self._sorted, self._order[self._oldest])]
+            self._order[self._oldest] = value
+            self._oldest = (self._oldest + 1) % self._memory
         self._sorted.insert(bisect_right(self._sorted, value), value)
 
     def nearest(self, value: float) -> float:
@@ -70,7 +77,7 @@ class History:
 
     def _decades(self, value: float, beyond: int, tail: array[float]) -> float:
         """Of the rank, conformally: as if the value were one of them (Vovk, Algorithmic Learning in a Random
-        World, 2005). Out where ranks end, midway to what an exponential tail says (Siffer et al., KDD 2017).
+        World, 2005). Where ranks end, of an exponential tail (excesses as in Siffer et al., KDD 2017).
         """
         count = len(self._sorted)
         ranked = math.log10((count + 1) / (beyond + 1))
@@ -81,7 +88,7 @@ class History:
         mean = sum(abs(one - edge) for one in tail[:size]) / size
         if mean > 0:
             fitted = math.log10((count + 1) / (size + 1)) + abs(value - edge) / mean * math.log10(math.e)
-            return max(ranked, (ranked + fitted) / 2)
+            return min(max(ranked, fitted), _DECADES_MOST)
         return ranked if beyond else ranked + _BEYOND
 
 
@@ -105,5 +112,6 @@ class Novelty:
         return Look(distance, self._distances.above(distance))
 
     def push(self, value: float, look: Look) -> None:
+        if self.values.known:
+            self._distances.push(look.distance)
         self.values.push(value)
-        self._distances.push(look.distance)

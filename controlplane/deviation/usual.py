@@ -21,8 +21,8 @@ class Range:
     days: int
 
     def outside(self, value: float) -> float:
-        """By how much; above 0, below it negative."""
-        return max(value - self.most, 0.0) + min(value - self.least, 0.0)
+        """By how much."""
+        return max(value - self.most, self.least - value, 0.0)
 
 
 class Usual:
