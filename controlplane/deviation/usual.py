@@ -10,6 +10,7 @@ import numpy as np
 _DAYS = 14
 _PARTS = 48
 """Of a day: half hours. Beside the same one the ones before and after count."""
+_PARTS_MOST = 2.0**53
 _SEEN = 2
 """Days that make a habit."""
 
@@ -40,13 +41,13 @@ class Usual:
 
     def at(self, at_s: float) -> Range | None:
         """None: too few days were seen at this time."""
-        part = int(at_s // self._part_s)
+        part = self._part_of(at_s)
         if part != self._now:
             self._now, self._range = part, self._of(part)
         return self._range
 
     def push(self, at_s: float, value: float) -> None:
-        part = int(at_s // self._part_s)
+        part = self._part_of(at_s)
         slot = part % len(self._part)
         if self._part[slot] != part:
             self._part[slot] = part
@@ -54,6 +55,9 @@ class Usual:
         else:
             self._least[slot] = min(self._least[slot], value)
             self._most[slot] = max(self._most[slot], value)
+
+    def _part_of(self, at_s: float) -> int:
+        return int(min(max(at_s // self._part_s, -_PARTS_MOST), _PARTS_MOST))
 
     def _of(self, part: int) -> Range | None:
         wanted = part + self._before

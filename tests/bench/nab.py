@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The detector on the Numenta Anomaly Benchmark: ``python -m tests.bench.nab --corpus DIR``.
 
-DIR is a checkout of https://github.com/numenta/NAB: 58 series, others' data, not shipped. Scores are those of
-its own scorer (Lavin and Ahmad, ICMLA 2015): the first alarm in the window of an anomaly counts, the earlier the
-more; alarms outside cost; one threshold for all series, the one that does best on them. 0 is who never says
-anything, 100 who tells all at once and nothing else. ``--write`` leaves what NAB's run.py scores.
+DIR is a checkout of https://github.com/numenta/NAB: 58 series, others' data, not shipped. Scores are as NAB's
+own scorer has them (Lavin and Ahmad, ICMLA 2015): the first alarm in the window of an anomaly counts, the
+earlier the more; alarms outside cost; one threshold for all series, the one that does best on them. 0 is who
+never says anything, 100 who tells all at once and nothing else. ``--write`` leaves what NAB's run.py scores.
 """
 
 from __future__ import annotations
