@@ -19,7 +19,7 @@ _DECADES_MOST = 300.0
 
 
 class History:
-    """The last values of a series, sorted. A value costs some microseconds, whatever their number."""
+    """The last values of a series, sorted. A value costs microseconds, up to some 10 000 of them."""
 
     def __init__(self, memory: int) -> None:
         self._sorted, self._order = array("d"), array("d")
