@@ -5,7 +5,18 @@ from __future__ import annotations
 
 import typer
 
-from controlplane.cli import actions, capture, control, explain, forecast, lab, maps, simulate, trace_packet
+from controlplane.cli import (
+    actions,
+    capture,
+    control,
+    detect,
+    explain,
+    forecast,
+    lab,
+    maps,
+    simulate,
+    trace_packet,
+)
 from controlplane.cli.output import EXIT_USAGE, fail
 from controlplane.config import ConfigError
 from controlplane.ports import DataplaneError, StoreError
@@ -25,6 +36,7 @@ trace_packet.register(app)
 capture.register(app)
 simulate.register(app)
 forecast.register(app)
+detect.register(app)
 app.add_typer(maps.app, name="maps")
 app.add_typer(lab.app, name="lab")
 

@@ -87,8 +87,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"  capacity   {_rate(group['capacity'])} each"
     why = group["sized_reason"] or "nothing is known yet"
     yield (
-        f"  pays       {output.counted(group['sized'], 'member')}, of them {group['standing']} standing by for "
-        f"more than the p90: {why}"
+        f"  pays       {output.counted(group['sized'], 'member')}, {group['standing']} of them standing by "
+        f"for more than the p90: {why}"
     )
     yield f"  weights    {group['spill']:.0%} of its new flows spill; {group['ring_weight']:g} in the ring"
     yield (
@@ -97,7 +97,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
     )
     for shadow in group["shadows"]:
         up = "healthy" if shadow["up"] else "not healthy"
-        yield f"  shadow     {shadow['name']} on {shadow['host']}: {shadow['state']}, {up}: {shadow['reason']}"
+        at = f"{shadow['name']} on {shadow['host']}"
+        yield f"  shadow     {at}: {shadow['state']}, {up}: {shadow['reason']}"
 
 
 def _rate(value: float | None) -> str:

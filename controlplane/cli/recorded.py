@@ -13,7 +13,7 @@ import typer
 
 from controlplane.cli.output import EXIT_USAGE, fail, warn
 from controlplane.simulation import lines
-from controlplane.simulation.lines import Sample
+from controlplane.simulation.lines import Reading, Sample
 
 STDIN = "-"
 STREAM_INTERVAL_S = 15.0
@@ -47,6 +47,20 @@ def stream() -> Iterator[Sample]:
     if sys.stdin is None:
         fail("standard input is closed", EXIT_USAGE)
     return lines.of(sys.stdin, "standard input")
+
+
+def readings(trace: str) -> Iterator[Reading]:
+    """A FILE's or standard input's, any series, line by line. Raises LineError."""
+    try:
+        if trace == STDIN:
+            if sys.stdin is None:
+                fail("standard input is closed", EXIT_USAGE)
+            yield from lines.readings(sys.stdin, "standard input")
+        else:
+            with Path(trace).open(encoding="utf-8") as file:
+                yield from lines.readings(file, trace)
+    except UnicodeDecodeError:
+        fail(f"{'standard input' if trace == STDIN else trace}: it is not UTF-8 text", EXIT_USAGE)
 
 
 def read(path: Path, interval: float | None) -> tuple[list[Sample], float]:

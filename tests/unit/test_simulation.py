@@ -46,6 +46,11 @@ def test_a_line_is_a_sample_with_or_without_a_header() -> None:
     assert list(lines.samples(["", "Timestamp, Value", "15,1.5", "30,2"], "x")) == expected
 
 
+def test_a_timestamp_may_be_a_date_and_a_time() -> None:
+    said = ["1970-01-02 00:00:15,1", "1970-01-02T02:00:30+02:00,2"]
+    assert list(lines.samples(said, "x")) == [Sample(86_415.0, 1.0), Sample(86_430.0, 2.0)]
+
+
 @pytest.mark.parametrize("absent", ["", "nan", "NaN", "null"])
 def test_what_was_not_read_is_no_zero(absent: str) -> None:
     (sample,) = lines.samples([f"15,{absent}"], "x")
