@@ -126,7 +126,7 @@ class Outlook:
             self.foresight.reckon(horizon_s, float(self._capacity.sum()))
 
     def busy(self) -> npt.NDArray[np.bool_]:
-        """(groups,) who may want more than the live endpoint: for what is coming, is there, deviates, or pays.
+        """(groups,) who may want more than the live one: for what is coming, is there, deviates, or pays.
         Who has no capacity does not."""
         need = np.fmax(self.prediction.high, self.prediction.level)
         wants = ~(need <= self._capacity)
