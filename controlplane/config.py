@@ -164,6 +164,7 @@ class _Shadows(_Section):
     target: Literal["netns", "docker"] | None = None
     hosts: tuple[Name, ...] | None = None
     max_per_endpoint: Count | None = None
+    max_per_service: Count | None = None
     standing: Annotated[bool, Strict()] | None = None
     over_cost: Annotated[float, Strict(), Field(ge=0.001, le=1e6)] | None = None
     headroom: Annotated[float, Strict(), Field(ge=0, lt=1)] | None = None
@@ -230,6 +231,7 @@ class _Root(_Section):
     instance: Name = "default"
     mode: model.Mode = model.Mode.ACT
     tick: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.1, le=60)] = 1.0
+    max_shadows: Count | None = None
     interfaces: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=15)], ...], Field(min_length=1)]
     direct: tuple[Annotated[IPvAnyNetwork, BeforeValidator(_text), AfterValidator(_not_both)], ...] = ()
     sizes: _Sizes = _Sizes()
@@ -380,6 +382,7 @@ def _to_model(root: _Root) -> model.Config:
         hosts={name: model.Host(name, host.slots, host.variables) for name, host in root.hosts.items()},
         mode=root.mode,
         tick_s=root.tick,
+        max_shadows=root.max_shadows,
         direct=(*root.direct, *_host_addresses(root.hosts)),
         sizes=model.Sizes(**root.sizes.model_dump()),
         idle=model.Idle(**{f"{key}_s": value for key, value in root.idle.model_dump().items()}),

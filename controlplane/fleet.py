@@ -254,6 +254,7 @@ class Fleet:
             shadow_slow=any(rtt * _SLOW >= view.rtt_us[i] for rtt in rtts if np.isfinite(rtt)),
             sized=sized.wanted,
             sized_reason=sized.reason,
+            usual_s=roster.usual_lead_time_s(service.name),
             standing=sized.standing,
             p50=sized.p50,
             p90=sized.p90,

@@ -297,6 +297,7 @@ class Controller:
         self._fleet.forecast(horizons, self._clock.now_s(), self._fresh)
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
         flows = self._dataplane.active_flows(draining) if draining else {}
+        more: list[tuple[str, policy.Verdict, dict[str, float]]] = []
         for service, endpoint in self._fleet.busy(self._roster):
             group = self._fleet.group(
                 service,
@@ -308,25 +309,34 @@ class Controller:
                 self._clock.now_s(),
             )
             verdict = self._fleet.decide(service, group, self._clock.record_s())
-            self._act(endpoint, group, verdict)
+            if self._is_to_act(endpoint, group, verdict):
+                inputs = self._inputs(endpoint, group)
+                if verdict.act is policy.Act.ADD:
+                    more.append((endpoint.name, verdict, inputs))
+                else:
+                    self._roster.obey(verdict, inputs)
+        self._roster.order_fairly(more)
 
-    def _act(self, endpoint: model.Endpoint, group: policy.Group, verdict: policy.Verdict) -> None:
+    def _inputs(self, endpoint: model.Endpoint, group: policy.Group) -> dict[str, float]:
+        return group.inputs(self._config.services[endpoint.service].shadows, self._clock.record_s())
+
+    def _is_to_act(self, endpoint: model.Endpoint, group: policy.Group, verdict: policy.Verdict) -> bool:
+        """Else it is said, if that is news."""
         by_command = verdict.act in (policy.Act.REMOVE, policy.Act.RETRY) and any(
             shadow.name == verdict.shadow and shadow.by_hand for shadow in group.shadows
         )
         now_unix_s = self._clock.record_s()
-        if verdict.act is policy.Act.HOLD and verdict.wanted <= len(policy.counted(group, now_unix_s)) + 1:
-            return
-        inputs = group.inputs(self._config.services[endpoint.service].shadows, now_unix_s)
         if verdict.act is policy.Act.HOLD:
-            self._journal.once(endpoint.name, "hold", verdict.reason, inputs)
-            return
+            if verdict.wanted > len(policy.counted(group, now_unix_s)) + 1:
+                self._journal.once(endpoint.name, "hold", verdict.reason, self._inputs(endpoint, group))
+            return False
         if self._config.mode is model.Mode.FORECAST_ONLY and not by_command:
-            return
+            return False
         if not self._automatic and not by_command:
-            self._journal.once(endpoint.name, "advise", f"would do: {verdict.reason}", inputs)
-            return
-        self._roster.obey(endpoint, verdict, inputs)
+            would = f"would do: {verdict.reason}"
+            self._journal.once(endpoint.name, "advise", would, self._inputs(endpoint, group))
+            return False
+        return True
 
     # ---- plan, apply, say ----------------------------------------------------------------
 

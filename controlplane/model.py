@@ -122,6 +122,8 @@ class ShadowSettings:
     hosts: tuple[str, ...] = ()
     """Hosts that may carry them, best first; empty: none may be made."""
     max_per_endpoint: int = 4
+    max_per_service: int | None = None
+    """Of all its endpoints together; None: no more limit than theirs."""
     standing: bool = True
     """Whether members may stand by for what is not forecast, if that pays."""
     over_cost: float = 6.0
@@ -221,6 +223,8 @@ class Config:
     hosts: Mapping[str, Host] = field(default_factory=dict)
     mode: Mode = Mode.ACT
     tick_s: float = 1.0
+    max_shadows: int | None = None
+    """Of all services together; None: as many as hosts have slots."""
     direct: tuple[Network, ...] = ()
     """More destinations that endpoints answer as themselves."""
     sizes: Sizes = Sizes()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from controlplane.addresses import Address, of_one_host, with_port
-from controlplane.model import Endpoint, Host, Service, Shadow
+from controlplane.model import Config, Endpoint, Host, Service, Shadow
 
 
 def choose(
@@ -31,6 +31,17 @@ def choose(
         if name in hosts and sum(shadow.host == name for shadow in held) < hosts[name].slots
     ]
     return min(free, key=cost, default=None)
+
+
+def full(config: Config, shadows: Iterable[Shadow], parent: Endpoint) -> str | None:
+    """Why no more are allowed, however many slots are free; None: more are."""
+    held = list(shadows)
+    most = config.services[parent.service].shadows.max_per_service
+    if most is not None and sum(shadow.service == parent.service for shadow in held) >= most:
+        return f"its service {parent.service} has {most} shadows, max_per_service"
+    if config.max_shadows is not None and len(held) >= config.max_shadows:
+        return f"there are {len(held)} shadows in all, max_shadows"
+    return None
 
 
 def name(parent: str, taken: Iterable[str]) -> str:

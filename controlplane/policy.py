@@ -17,7 +17,7 @@ from enum import Enum
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 
 _LATE = 1.5
-"""An order older than its p95 lead time times this is not counted on."""
+"""An order older than the p95 of those that were ready, times this, is not counted on."""
 _NEAR = 0.85
 """A rate that deviates from normal adds the first shadow already at this part of the threshold."""
 _LONGEST_PAUSE_S = 300.0
@@ -123,6 +123,8 @@ class Group:
     sized: int = 1
     """Members that pay in the long run, those included that were wanted not long ago."""
     sized_reason: str = ""
+    usual_s: float | None = None
+    """p95 lead time of the orders that were ready in the end; None: the horizon."""
     standing: int = 0
     """Of them, those that stand by for more than the forecast's ninth decile."""
     p50: float = math.nan
@@ -174,7 +176,8 @@ def _is_due(settings: ShadowSettings, failed: Shadow, now_unix_s: float) -> bool
 
 
 def is_late(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
-    return shadow.state in _ORDERED and now_unix_s - shadow.requested_unix_s > _LATE * group.horizon_s
+    usual_s = group.horizon_s if group.usual_s is None else group.usual_s
+    return shadow.state in _ORDERED and now_unix_s - shadow.requested_unix_s > _LATE * usual_s
 
 
 def counted(group: Group, now_unix_s: float) -> list[Shadow]:

@@ -3,22 +3,21 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from enum import Enum
 from ipaddress import IPv4Address
 
-from controlplane import census, model, placement, policy, shadows
+from controlplane import census, lead_times, model, placement, policy, shadows
 from controlplane.addresses import Address
 from controlplane.journal import Journal
+from controlplane.lead_times import LeadTimes
 from controlplane.model import RunState, Shadow, ShadowState
 from controlplane.ports import Clock, DamagedRecordsError, Provisioner, Store
 
 _LEAD_TIMES = "lead_times:"
 _WRITTEN = "written"
-_MEASURED = 50
-"""Lead times kept per service."""
 _SURVEY_S = 300.0
 _SURVEY_AGAIN_S = 30.0
 """When something could not be asked."""
@@ -58,7 +57,9 @@ class Roster:
         self.shadows: dict[str, Shadow] = {}
         self._shadows_of: dict[str, dict[str, None]] = {}
         """Parent -> names of its shadows."""
-        self._measured: dict[str, list[float]] = {}
+        self._lead_times: dict[str, LeadTimes] = {}
+        self._lead_times_s: dict[str, tuple[LeadTimes, model.ShadowSettings, float, float]] = {}
+        """What was made of them: asked for each service in each tick."""
         self._records_read = False
         """Until then nothing is written over them, and nothing is started."""
         self._damaged: frozenset[str] = frozenset()
@@ -76,8 +77,8 @@ class Roster:
         before, self._config = self._config, config
         self.endpoints = {e.name: e for service in config.services.values() for e in service.endpoints}
         for service in config.services:
-            if service not in self._measured:
-                self._measured[service] = self._read_lead_times(service)
+            if service not in self._lead_times:
+                self._lead_times[service] = self._read_lead_times(service)
         for shadow in list(self.shadows.values()):
             if shadow.state is ShadowState.FAILED and _orders_otherwise(before, config, shadow.service):
                 self._put(replace(shadow, attempts=1))  # what failed so often is not what is tried next
@@ -92,15 +93,15 @@ class Roster:
             and (why := placement.unusable(shadow, config.services, (), self._own_addresses)) is not None
         ]
 
-    def _read_lead_times(self, service: str) -> list[float]:
+    def _read_lead_times(self, service: str) -> LeadTimes:
         try:
             text = self._store.get(_LEAD_TIMES + service)
-            times = [float(v) for v in json.loads(text)] if text else []
+            times = lead_times.parse(text) if text else LeadTimes()
             self._journal.well("lead times")
             return times
         except Exception as error:  # they are measured anew
             self._journal.trouble("lead times", f"{service}: {error}")
-            return []
+            return LeadTimes()
 
     def _read_records(self) -> None:
         """What is known already stays, unless where it is was not known."""
@@ -113,8 +114,8 @@ class Roster:
             self._journal.trouble("records", f"shadows' records can't be read, tried again: {error}")
             return
         self._records_read = True
-        for service, times in self._measured.items():
-            self._measured[service] = times or self._read_lead_times(service)
+        for service, known in self._lead_times.items():
+            self._lead_times[service] = known if known.times else self._read_lead_times(service)
         for name, shadow in stored.items():
             if name not in self.shadows or not self.shadows[name].host:
                 self._know(shadows.not_after(shadow, self._clock.record_s()))
@@ -145,8 +146,8 @@ class Roster:
             self._store.forget_shadow(name)
         if lost or strange:
             self._unsaved |= lost
-            for service, times in self._measured.items():
-                self._store.put(_LEAD_TIMES + service, json.dumps(times))
+            for service, known in self._lead_times.items():
+                self._store.put(_LEAD_TIMES + service, known.text())
             names = ", ".join(sorted(lost | strange))
             self._journal.say(
                 "store", "restore", f"records in the store were not ours, written anew: {names}"
@@ -159,10 +160,22 @@ class Roster:
         return tuple(self.shadows[name] for name in self._shadows_of.get(parent, ()))
 
     def lead_time_s(self, service: str) -> float:
-        return shadows.lead_time_s(self._measured[service], self._config.services[service].shadows)
+        return self._reckoned(service)[0]
+
+    def usual_lead_time_s(self, service: str) -> float:
+        """Of those orders that were ready in the end."""
+        return self._reckoned(service)[1]
+
+    def _reckoned(self, service: str) -> tuple[float, float]:
+        known, settings = self._lead_times[service], self._config.services[service].shadows
+        before = self._lead_times_s.get(service)
+        if before is None or before[0] is not known or before[1] is not settings:
+            before = known, settings, known.p95_s(settings), known.usual_s(settings)
+            self._lead_times_s[service] = before
+        return before[2:]
 
     def measured(self, service: str) -> int:
-        return len(self._measured[service])
+        return self._lead_times[service].measured
 
     # ---- what is decided ------------------------------------------------------------------
 
@@ -173,15 +186,18 @@ class Roster:
         host: str | None = None,
         by_hand: bool = False,
         inputs: Mapping[str, float | str] | None = None,
-    ) -> None:
+    ) -> bool:
+        """False: there is no room for it."""
         endpoint = self.endpoints[parent]
         settings = self._config.services[endpoint.service].shadows
         allowed = settings.hosts if host is None else (host,)
         chosen = placement.choose(self._config.hosts, allowed, self.shadows.values(), endpoint)
+        full = None if by_hand else placement.full(self._config, self.shadows.values(), endpoint)
         if chosen is None:
-            among = ", ".join(allowed) or "none is configured"
-            self._journal.once(parent, "hold", f"{reason}, but no host has a free slot ({among})")
-            return
+            full = f"no host has a free slot ({', '.join(allowed) or 'none is configured'})"
+        if chosen is None or full is not None:
+            self._journal.once(parent, "hold", f"{reason}, but {full}")
+            return False
         name = placement.name(parent, self.shadows.keys() | self.endpoints.keys() | self._damaged)
         sentence = reason.replace(f"{parent} +1", f"{parent} +1 on {chosen}")
         if sentence == reason:
@@ -190,16 +206,21 @@ class Roster:
         self._put(shadows.requested(name, endpoint, chosen, settings, now, by_hand, sentence))
         self._journal.say(name, "add", sentence, inputs)
         self._journal.forget(parent, "hold")
+        return True
 
-    def obey(
-        self, endpoint: model.Endpoint, verdict: policy.Verdict, inputs: Mapping[str, float | str]
-    ) -> None:
+    def order_fairly(self, wanted: Iterable[tuple[str, policy.Verdict, Mapping[str, float | str]]]) -> None:
+        """One after another to the parent that has the fewest: slots may not suffice for all."""
+        left = {parent: (verdict.count, verdict.reason, inputs) for parent, verdict, inputs in wanted}
+        while left:
+            parent = min(left, key=lambda name: len(self.of(name)))
+            count, reason, inputs = left.pop(parent)
+            one = re.sub(rf"\b{re.escape(parent)} \+\d+", f"{parent} +1", reason, count=1)
+            if self.order(parent, one, inputs=inputs) and count > 1:
+                left[parent] = count - 1, reason, inputs
+
+    def obey(self, verdict: policy.Verdict, inputs: Mapping[str, float | str]) -> None:
+        """All but an ADD."""
         now = self._clock.record_s()
-        if verdict.act is policy.Act.ADD:
-            one = verdict.reason.replace(f"{endpoint.name} +{verdict.count}", f"{endpoint.name} +1")
-            for _ in range(verdict.count):
-                self.order(endpoint.name, one, inputs=inputs)
-            return
         if verdict.shadow is None:
             return
         shadow = self.shadows[verdict.shadow]
@@ -451,13 +472,19 @@ class Roster:
         if before.state is not after.state or before.attempts != after.attempts:
             action = "fail" if after.state is ShadowState.FAILED else after.state.value
             self._journal.say(after.name, action, f"shadow {after.name} {after.state.value}: {after.reason}")
+        coming = before.state in (ShadowState.PROVISIONING, ShadowState.WARMING)
+        if coming and after.state is ShadowState.FAILED and before.service in self._lead_times:
+            tried_s = self._clock.record_s() - before.requested_unix_s
+            self._take_lead_time(before.service, tried_s, ready=False)
 
     def _measure(self, shadow: Shadow) -> None:
-        times = self._measured[shadow.service]
-        times.append(round(max((shadow.ready_unix_s or 0.0) - shadow.requested_unix_s, 0.0), 3))
-        del times[:-_MEASURED]
-        self._journal.say(shadow.name, "measure", f"shadow {shadow.name}: lead time {times[-1]:.1f} s")
-        self._store.put(_LEAD_TIMES + shadow.service, json.dumps(times))
+        seconds = max((shadow.ready_unix_s or 0.0) - shadow.requested_unix_s, 0.0)
+        self._journal.say(shadow.name, "measure", f"shadow {shadow.name}: lead time {seconds:.1f} s")
+        self._take_lead_time(shadow.service, seconds, ready=True)
+
+    def _take_lead_time(self, service: str, seconds: float, *, ready: bool) -> None:
+        known = self._lead_times[service] = self._lead_times[service].with_one(seconds, ready)
+        self._store.put(_LEAD_TIMES + service, known.text())
 
     def _forget(self, shadow: Shadow) -> None:
         self._store.forget_shadow(shadow.name)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from controlplane.model import Endpoint, RunResult, RunState, Shadow, ShadowSettings, ShadowState
@@ -12,8 +10,6 @@ from controlplane.model import Endpoint, RunResult, RunState, Shadow, ShadowSett
 INSTALLED = frozenset({ShadowState.WARMING, ShadowState.READY, ShadowState.DRAINING})
 """States in which a shadow is known to the data plane and probed."""
 
-_TRUSTED = 3
-"""From so many measured lead times on the configured one no longer counts."""
 _UNHEALTHY_S = 60.0
 """A ready shadow that stays unhealthy for so long has failed."""
 
@@ -113,11 +109,3 @@ def after_probe(shadow: Shadow, up: bool, settings: ShadowSettings, now_unix_s: 
         if now_unix_s - shadow.changed_unix_s > _UNHEALTHY_S:
             return failed(shadow, now_unix_s, f"unhealthy for {_UNHEALTHY_S:.0f} s")
     return shadow
-
-
-def lead_time_s(measured: Sequence[float], settings: ShadowSettings) -> float:
-    """p95 of measured lead times, warm-up included; the configured one counts until there are some."""
-    times = list(measured)
-    if len(times) < _TRUSTED:
-        times.append(settings.lead_time_s + settings.warm_up_s)
-    return float(sorted(times)[math.ceil(0.95 * (len(times) - 1))])  # numpy's takes 50 us, for each service

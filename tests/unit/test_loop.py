@@ -704,3 +704,57 @@ def test_at_the_start_of_a_controller_nobody_warms_up():
     world.restart()
     world.ticks(8, 30.0)
     assert not any(isinstance(step, model.SetSlots | model.SetSpill) for step in world.dataplane.steps)
+
+
+# ---- hosts are shared ---------------------------------------------------------------------
+
+
+def of_each(world: World) -> dict[str, int]:
+    parents = [shadow.parent for shadow in world.store.records.values()]
+    return {name: parents.count(name) for name in ("web-1", "web-2", "web-3")}
+
+
+def crowded(slots: int, **limits: object) -> World:
+    """Three endpoints that need two shadows each or more, at once: nobody was allowed to act before."""
+    fresh = config(endpoints=3, **limits)
+    world = World(replace(fresh, hosts={name: replace(h, slots=slots) for name, h in fresh.hosts.items()}))
+    world.ticks(40, 100.0)
+    requests.request_freeze(world.store, True)
+    world.ticks(60, 620.0)
+    requests.request_freeze(world.store, False)
+    world.ticks(10, 620.0)
+    return world
+
+
+def test_slots_that_do_not_suffice_are_shared_and_who_gets_none_says_so():
+    world = crowded(slots=2)
+    assert sorted(of_each(world).values()) == [1, 1, 2]
+    assert any("no host has a free slot" in row.reason for row in world.store.rows)
+
+
+def test_a_service_gets_no_more_than_it_may_and_they_are_shared():
+    world = crowded(slots=9, max_per_service=3)
+    assert of_each(world) == {"web-1": 1, "web-2": 1, "web-3": 1}
+    assert any("max_per_service" in row.reason for row in world.store.rows)
+
+
+def test_all_services_together_get_no_more_than_they_may():
+    world = World(replace(config(), max_shadows=1))
+    world.ticks(25, 40.0)
+    world.ticks(60, 300.0)
+    assert world.orders() == ["web-1-s1"]
+    assert any("max_shadows" in row.reason for row in world.store.rows)
+    # By hand it is allowed: who asks for it knows.
+    requests.request_shadow_add(world.store, "web-1", "host-a")
+    world.ticks(3, 300.0)
+    assert world.orders() == ["web-1-s1", "web-1-s2"]
+
+
+def test_negative_control_first_come_first_served_leaves_some_without(monkeypatch):
+    def greedy(roster, wanted):
+        for parent, verdict, inputs in wanted:
+            for _ in range(verdict.count):
+                roster.order(parent, verdict.reason, inputs=inputs)
+
+    monkeypatch.setattr("controlplane.roster.Roster.order_fairly", greedy)
+    assert 0 in of_each(crowded(slots=2)).values()
