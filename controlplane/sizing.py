@@ -46,6 +46,8 @@ _WHOLE = 0.05
 _WANTING, _KEEPING = 0.5, 0.4
 """The part of the weight that has to ask for a member that is not there, and for one that is: opinions that
 part at a threshold neither start nor stop anything."""
+_LEARNED = 40
+"""Steps until members may stand by: before, nobody knows whether that pays."""
 _USUAL_LEAST = 0.3
 _APART = 1.03
 _MEMBERS_MOST = 1e7
@@ -167,7 +169,7 @@ class Sizing:
         fewer = float(_LEVELS[level - 1]) if level else 0.0
         exact = min(max(_median(held, column), math.nextafter(fewer, math.inf)), float(_LEVELS[level]))
         size = Size(int(_LEVELS[level]), self._reason(asked, column, level), exact, *self._ahead)
-        if not self._standing:
+        if not self._standing or self._steps < _LEARNED:
             size = self._not_standing(size)
             level = int(np.searchsorted(_LEVELS, size.wanted))
         return self._held(size, level)
@@ -177,7 +179,8 @@ class Sizing:
         most = max(1, math.ceil(forecast - _ROUNDING))
         if size.wanted <= most:
             return size
-        reason = f"{most} for the ninth decile of what is coming, as none may stand by: {size.reason}"
+        why = "too little is known for more to stand by" if self._standing else "none may stand by"
+        reason = f"{most} for the ninth decile of what is coming, as {why}: {size.reason}"
         return replace(size, wanted=most, exact=min(size.exact, max(forecast, _ROUNDING)), reason=reason)
 
     def _reason(self, asked: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], level: int) -> str:

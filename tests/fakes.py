@@ -316,8 +316,10 @@ class FakeProvisioner:
                 ended.append(RunResult(name, RunState.DONE))
             else:
                 self.exists.add(name)
-                address, port = self.answer or (IPv4Address("10.9.0.1") + int(name.rsplit("s", 1)[1]), 8080)
                 order = self._asked[name]
+                parent = 256 * (int(order.parent.address) % 256 - 1)
+                its_own = IPv4Address("10.9.0.1") + parent + int(name.rsplit("s", 1)[1])
+                address, port = self.answer or (its_own, 8080)
                 self.found[name, order.host.name] = model.Found(
                     name, order.host.name, order.target, order.service, order.parent.name, address, port
                 )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller and what it acts upon, as one loop: what it does changes what it reads next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from controlplane import model
+from controlplane.fleet import Fleet
+from controlplane.ports import Counters
+from tests.world import CAPACITY, World, config
+
+SETTLED, STEADY = 600, 1800
+"""Ticks until what came while nothing was known is gone, and half an hour."""
+
+
+def steady(share: float, endpoints: int = 1, given: float = 1.0, late_s: int = 0) -> tuple[World, np.ndarray]:
+    """The world after half an hour of constant demand, and (ticks, endpoints) its spill in that time.
+
+    :param share: of what its endpoints can serve. ``given``: the configured capacity, as a part of the real
+        one. ``late_s``: readings are so old.
+    """
+    whole = config(endpoints=endpoints, idle_s=300.0)
+    web = whole.services["web"]
+    told = tuple(replace(one, capacity=CAPACITY * given) for one in web.endpoints)
+    world = World(replace(whole, services={"web": replace(web, endpoints=told)}), seed=round(100 * share))
+    if late_s:
+        read, seen = world.dataplane.counters, []
+
+        def counters() -> Counters:
+            seen.append(read())
+            return seen[max(0, len(seen) - 1 - late_s)]
+
+        world.dataplane.counters = counters
+    demand = share * CAPACITY * endpoints
+    world.ticks(SETTLED, demand)
+    before = list(world.provisioner.orders)
+    spill = np.zeros((STEADY, endpoints))
+    for tick in range(STEADY):
+        world.tick(demand)
+        spill[tick] = [world.dataplane.members[one.name].spill for one in told]
+    assert world.provisioner.orders == before, "nothing starts or stops"
+    assert world.controller.status().troubles == {}
+    return world, spill
+
+
+@pytest.mark.parametrize(
+    ("share", "endpoints", "given", "late_s"),
+    [
+        (0.5, 1, 1.0, 0),
+        (0.9, 3, 1.0, 0),
+        (1.0, 1, 1.0, 3),
+        (1.0, 1, 1.3, 0),
+        (0.9, 1, 0.7, 0),
+        (1.5, 1, 1.0, 0),
+    ],
+)
+def test_at_constant_demand_spill_is_constant_and_nothing_starts_or_stops(share, endpoints, given, late_s):
+    _, spill = steady(share, endpoints, given, late_s)
+    assert spill.std(axis=0).max() <= 0.02
+
+
+def test_negative_control_demand_read_after_spill_swings(monkeypatch):
+    """What the live endpoint itself is given looks like falling load as soon as its shadow serves."""
+    observe = Fleet.observe_counters
+
+    def after_spill(fleet: Fleet, before: Counters | None, after: Counters, *more: object) -> bool:
+        def fed_back(one: Counters) -> Counters:
+            return replace(one, completed=one.completed - np.minimum(one.spilled, one.completed))
+
+        return observe(fleet, None if before is None else fed_back(before), fed_back(after), *more)
+
+    monkeypatch.setattr(Fleet, "observe_counters", after_spill)
+    with pytest.raises(AssertionError, match="nothing starts or stops"):
+        steady(0.9, 3)
+
+
+def test_a_flood_of_spoofed_syns_starts_nothing():
+    world = World(config())
+    world.ticks(300, 40.0)
+    row = world.dataplane.rows["web-1"]
+    for _ in range(60):
+        world.dataplane.count["offered"][row] += np.uint64(100_000)
+        world.tick(40.0)
+    assert world.orders() == []
+
+
+def test_slow_answers_are_found_and_cloned_once_and_a_common_cause_no_more():
+    world = World(config(idle_s=300.0))
+    world.ticks(300, 40.0)
+    world.dataplane.rtt_us = dict.fromkeys([f"web-1{s}" for s in ("", "-s1", "-s2", "-s3")], 5000.0)
+    world.ticks(30, 40.0)
+    assert world.orders() == ["web-1-s1"], "found within 30 s"
+    assert any("slower than normal" in row.reason for row in world.store.rows)
+    world.ticks(300, 40.0)
+    assert world.orders() == ["web-1-s1"], "it is as slow: a common cause"
+
+
+def test_a_drain_never_brings_the_live_one_above_capacity():
+    world = World(config(idle_s=60.0, min_life_s=20.0))
+    world.ticks(60, 40.0)
+    world.ticks(120, 150.0)
+    assert world.states().count(model.ShadowState.READY) >= 1
+    draining = 0
+    for tick in range(900):
+        demand = max(150.0 - 0.25 * tick, 20.0)
+        world.tick(demand, noisy=False)
+        draining += model.ShadowState.DRAINING in world.states()
+        assert world.dataplane.served["web-1"] <= CAPACITY, f"at {demand}/s"
+    assert draining > 0
+    assert world.states() == []
