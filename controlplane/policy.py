@@ -72,11 +72,11 @@ class Memory:
         """:param most: members that are told apart. Without fresh readings nothing fits."""
         short = [need > usable * n for n in range(1, most + 1)]
         fits = [fresh and not too_few for too_few in short]
-        return replace(
-            self,
-            short_since=_since(self.short_since, short, now_unix_s),
-            fits_since=_since(self.fits_since, fits, now_unix_s),
-        )
+        short_since = _since(self.short_since, short, now_unix_s)
+        fits_since = _since(self.fits_since, fits, now_unix_s)
+        if (short_since, fits_since) == (self.short_since, self.fits_since):
+            return self
+        return replace(self, short_since=short_since, fits_since=fits_since)
 
 
 def _since(
@@ -212,7 +212,7 @@ def decide(
         few = "1 member is" if members == 1 else f"{members} members are"
         why = cause or f"{group.sized} wanted and {few} there: {group.sized_reason}"
         return _grow(settings, group, why, group.sized, now_unix_s, group.sized - members), memory
-    if not group.latency_deviates:
+    if memory.latency_answered and not group.latency_deviates:
         memory = replace(memory, latency_answered=False)
     if cause is not None:
         needed = max(memory.sure_need(now_unix_s), members + 1)

@@ -130,7 +130,7 @@ class Quantiles:
         return np.array(
             [
                 demand,
-                self._average.last(self._count).mean(),
+                self._average.mean(self._count),
                 self._smooth,
                 max(level + self._reach * self._trend, 0.0),
                 self._season.after(demand),

@@ -50,6 +50,11 @@ class Recent:
         """(at most count, ...)"""
         return self._rows[max(self._end - min(count, self._most), 0) : self._end]
 
+    def mean(self, count: int) -> float:
+        """Of the last so many numbers; what numpy's own mean does besides takes longer than the sum."""
+        rows = self.last(count)
+        return float(np.add.reduce(rows)) / len(rows)
+
     def highest(self, steps: npt.NDArray[np.intp]) -> Floats:
         """(windows, ...) of the last so many rows each; ``steps`` ascend."""
         return _nested(np.maximum, self.last(int(steps[-1])), steps)

@@ -46,7 +46,7 @@ class Rules:
         gain = 0.0
         if len(self._demand) >= len(self._slope):
             gain = max(0.0, float(self._slope @ last(len(self._slope))))
-        self._trend.push(last(self._level).mean() + gain * np.array(_TREND_TIMES))
+        self._trend.push(self._demand.mean(self._level) + gain * np.array(_TREND_TIMES))
         self._squares.push(demand * demand)
         highest = self._demand.highest(self._highest)
         trend = self._trend.highest(self._trend_highest)
