@@ -176,7 +176,8 @@ class Sizing:
 
     def _not_standing(self, size: Size) -> Size:
         forecast = self._needed[-1] if size.p90 is None else max(size.p90 / self._capacity, self._needed[-1])
-        most = max(1, math.ceil(forecast - _ROUNDING))
+        enough = int(np.searchsorted(_LEVELS, max(1, math.ceil(forecast - _ROUNDING))))
+        most = int(_LEVELS[min(enough, len(_LEVELS) - 1)])
         if size.wanted <= most:
             return size
         why = "too little is known for more to stand by" if self._standing else "none may stand by"
