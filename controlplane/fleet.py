@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,20 @@ _DEMAND = "demand:"
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
 _SLOW = 1.5
 """A shadow whose RTT is at least its parent's divided by this is as slow as it."""
+
+
+class Members(Protocol):
+    """Who there is; the roster, in the loop."""
+
+    @property
+    def endpoints(self) -> Mapping[str, model.Endpoint]: ...
+
+    @property
+    def shadows(self) -> Mapping[str, model.Shadow]: ...
+
+    def of(self, parent: str) -> tuple[model.Shadow, ...]: ...
+
+    def usual_lead_time_s(self, service: str) -> float: ...
 
 
 class Fleet:
@@ -58,7 +73,7 @@ class Fleet:
             if member.name not in self.health:
                 self.health[member.name] = MemberHealth(up=not member.down)
 
-    def observe_health(self, answer: model.Health, roster: Roster) -> str | None:
+    def observe_health(self, answer: model.Health, roster: Members) -> str | None:
         """Takes a probe's answer; a sentence if health changed."""
         probe = self._probe(answer.member, roster)
         if probe is None:
@@ -71,13 +86,13 @@ class Fleet:
             return f"{answer.member} is healthy after {after.successes} good probes"
         return f"{answer.member} is unhealthy after {after.failures} failed probes: {after.reason}"
 
-    def _probe(self, member: str, roster: Roster) -> model.Probe | None:
+    def _probe(self, member: str, roster: Members) -> model.Probe | None:
         owner = roster.endpoints.get(member) or roster.shadows.get(member)
         view = self._views.get(owner.service) if owner else None
         return view.service.probe if view else None
 
     def observe_counters(
-        self, before: Counters | None, after: Counters, roster: Roster, now_unix_s: float
+        self, before: Counters | None, after: Counters, roster: Members, now_unix_s: float
     ) -> bool:
         """True if there are rates to go by."""
         names = [name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED]
@@ -94,7 +109,7 @@ class Fleet:
             view.take(reading, down, after.at_s, now_unix_s)
         return True
 
-    def told(self, roster: Roster) -> tuple[str, ...]:
+    def told(self, roster: Members) -> tuple[str, ...]:
         """Members whose services have their requests told."""
         names: list[str] = []
         for service, view in self._views.items():
@@ -168,7 +183,7 @@ class Fleet:
         health = self.health.get(name)
         return None if health is None else health.back_s
 
-    def shadow_health(self, roster: Roster) -> dict[str, bool]:
+    def shadow_health(self, roster: Members) -> dict[str, bool]:
         """Health of the shadows that are probed; what is known of others is forgotten: a shadow
         made again under its name starts unknown."""
         probed = {name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED}
@@ -176,7 +191,7 @@ class Fleet:
             del self.health[name]
         return {name: self.is_up(name, False) for name in probed}
 
-    def answers_are_fresh(self, endpoint: model.Endpoint, roster: Roster, now_s: float) -> bool:
+    def answers_are_fresh(self, endpoint: model.Endpoint, roster: Members, now_s: float) -> bool:
         """The probes of an endpoint and of its serving shadows answer, well or badly. Stale is not down."""
         probe = self._views[endpoint.service].service.probe
         asked = [s.name for s in roster.of(endpoint.name) if s.state in _SERVING]
@@ -201,7 +216,7 @@ class Fleet:
         i = view.index[endpoint.name]
         return float(np.fmax(view.prediction.high[i], view.prediction.level[i]))
 
-    def busy(self, roster: Roster) -> list[tuple[model.Service, model.Endpoint]]:
+    def busy(self, roster: Members) -> list[tuple[model.Service, model.Endpoint]]:
         """Live endpoints about which there may be something to decide: they have shadows, are down, or their
         load may want more. The others, thousands of them, hold."""
         down, found = self._down(), []
@@ -223,7 +238,7 @@ class Fleet:
         self,
         service: model.Service,
         endpoint: model.Endpoint,
-        roster: Roster,
+        roster: Members,
         flows: Mapping[str, int],
         horizon_s: float,
         fresh: bool,

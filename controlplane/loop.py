@@ -29,6 +29,7 @@ from controlplane.ports import (
     Store,
     StoreError,
 )
+from controlplane.record import Recorder
 from controlplane.roster import Roster
 from controlplane.status import Status, samples
 from controlplane.wanted import wanted_steering
@@ -55,9 +56,11 @@ class Controller:
         metrics: Metrics,
         show: Callable[[str], None],
         load_config: Callable[[], model.Config] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """:param show: takes every tick's status, as JSON; may raise ``OSError``.
-        :param load_config: reads the configuration again; raises ``ValueError`` with every fault."""
+        :param load_config: reads the configuration again; raises ``ValueError`` with every fault.
+        :param recorder: takes what is read and decided."""
         self._config = config
         self._dataplane = dataplane
         self._prober = prober
@@ -89,6 +92,8 @@ class Controller:
         self._steps = 0
         self._status: Status | None = None
         self._keep_due_s = clock.now_s() + _KEEP_S
+        self._recorder = recorder
+        self._record(lambda recorder: recorder.configured())
         self._guarded("learned", self._recall)
 
     def run(self) -> None:
@@ -114,6 +119,15 @@ class Controller:
                     due_s = self._clock.now_s()
             self._clock.wait_until(due_s)
 
+    def _record(self, take: Callable[[Recorder], None]) -> None:
+        """A record that can't be written ends: with a gap it would tell nothing."""
+        if self._recorder is not None:
+            try:
+                take(self._recorder)
+            except OSError as error:
+                self._recorder = None
+                self._journal.trouble("record", f"it ends here: {error.strerror or error}")
+
     def stop(self) -> None:
         """The program goes on steering."""
         self._stopping = True
@@ -130,6 +144,7 @@ class Controller:
         self._config = config
         self._roster.reconfigure(config)
         self._fleet.reconfigure(config)
+        self._record(lambda recorder: recorder.configured())
         self._requests = replace(self._requests, serial="")  # what is asked for holds on, and is read anew
         self._journal.say("config", "reload", "configuration reloaded")
 
@@ -179,9 +194,17 @@ class Controller:
     # ---- what was learned ---------------------------------------------------------------
 
     def _recall(self) -> None:
-        wrong = self._fleet.recall(self._clock.record_s(), self._store.get)
+        now_unix_s = self._clock.record_s()
+        self._record(lambda recorder: recorder.begun(now_unix_s))
+        wrong = self._fleet.recall(now_unix_s, self._learned)
         if wrong:
             raise StoreError(f"what was learned can't be read, it is learned anew: {'; '.join(wrong)}")
+
+    def _learned(self, key: str) -> str | None:
+        text = self._store.get(key)
+        if text is not None:
+            self._record(lambda recorder: recorder.learned(key, text))
+        return text
 
     def _keep(self) -> None:
         """What came since the last time, so that a crash costs little of what was learned."""
@@ -221,13 +244,15 @@ class Controller:
         self._read_back = True
         self._roster.adopt_installed(self._installed)
         self._fleet.adopt_health(self._installed)
+        self._record(lambda recorder: recorder.installed(self._installed))
         self._take_answers()
         self._guarded("hops", self._dataplane.renew_hops)
         self._guarded("addresses", self._read_own_addresses)
         before, self._counters = self._counters, self._dataplane.counters()
-        if self._fleet.observe_counters(before, self._counters, self._roster, self._clock.record_s()):
+        after, now_unix_s = self._counters, self._clock.record_s()
+        self._record(lambda recorder: recorder.observed(after, self._roster.shadows, now_unix_s))
+        if self._fleet.observe_counters(before, after, self._roster, now_unix_s):
             self._fresh_s = self._clock.now_s()
-        after = self._counters
         self._guarded("requests told", lambda: self._observe_requests(before, after))
 
     def _observe_requests(self, before: Counters | None, after: Counters) -> None:
@@ -257,7 +282,9 @@ class Controller:
     def _take_answers(self) -> bool:
         """True if somebody's health changed."""
         changed = False
-        for answer in self._prober.results():
+        answers = self._prober.results()
+        self._record(lambda recorder: recorder.answered(answers))
+        for answer in answers:
             if said := self._fleet.observe_health(answer, self._roster):
                 self._journal.say(answer.member, "health", said)
                 changed = True
@@ -292,23 +319,21 @@ class Controller:
             self._roster.take_health(name, up)
 
     def _decide(self) -> None:
+        self._record(lambda recorder: recorder.probed(self._roster.shadows))
         self._take_shadow_health()
+        now_s, now_unix_s, fresh = self._clock.now_s(), self._clock.record_s(), self._fresh
+        there = dict(self._roster.shadows)
         horizons = {service: self._roster.lead_time_s(service) for service in self._config.services}
-        self._fleet.forecast(horizons, self._clock.now_s(), self._fresh)
+        self._fleet.forecast(horizons, now_s, fresh)
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
         flows = self._dataplane.active_flows(draining) if draining else {}
         more: list[tuple[str, policy.Verdict, dict[str, float]]] = []
+        verdicts: list[tuple[str, policy.Verdict]] = []
         for service, endpoint in self._fleet.busy(self._roster):
-            group = self._fleet.group(
-                service,
-                endpoint,
-                self._roster,
-                flows,
-                horizons[service.name],
-                self._fresh,
-                self._clock.now_s(),
-            )
-            verdict = self._fleet.decide(service, group, self._clock.record_s())
+            horizon_s = horizons[service.name]
+            group = self._fleet.group(service, endpoint, self._roster, flows, horizon_s, fresh, now_s)
+            verdict = self._fleet.decide(service, group, now_unix_s)
+            verdicts.append((endpoint.name, verdict))
             if self._is_to_act(endpoint, group, verdict):
                 inputs = self._inputs(endpoint, group)
                 if verdict.act is policy.Act.ADD:
@@ -316,6 +341,10 @@ class Controller:
                 else:
                     self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)
+        lead_times = {name: (p95_s, self._roster.usual_lead_time_s(name)) for name, p95_s in horizons.items()}
+        self._record(
+            lambda recorder: recorder.decided(now_s, now_unix_s, lead_times, flows, fresh, there, verdicts)
+        )
 
     def _inputs(self, endpoint: model.Endpoint, group: policy.Group) -> dict[str, float]:
         return group.inputs(self._config.services[endpoint.service].shadows, self._clock.record_s())

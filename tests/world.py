@@ -11,6 +11,7 @@ import numpy as np
 from controlplane import model
 from controlplane.loop import Controller
 from controlplane.model import ShadowState
+from controlplane.record import Recorder
 from tests.fakes import FakeClock, FakeDataplane, FakeMetrics, FakeProber, FakeProvisioner, FakeStore
 
 CAPACITY = 100.0
@@ -49,7 +50,10 @@ def config(endpoints: int = 1, mode: model.Mode = model.Mode.ACT, **shadow_setti
 class World:
     """A controller with its fakes; ``restart`` makes a new controller in the same world."""
 
-    def __init__(self, configuration: model.Config, seed: int = 1) -> None:
+    def __init__(self, configuration: model.Config, seed: int = 1, *, records: bool = False) -> None:
+        """:param records: into ``recorded``, with the configurations' numbers as their texts."""
+        self.records = records
+        self.configs: list[model.Config] = []
         self.config = configuration
         self.clock = FakeClock()
         self.dataplane = FakeDataplane(self.clock)
@@ -58,6 +62,7 @@ class World:
         self.provisioner = FakeProvisioner(self.clock)
         self.metrics = FakeMetrics()
         self.shown: list[str] = []
+        self.recorded: list[str] = []
         self.random = np.random.default_rng(seed)
         self.controller = self._controller()
 
@@ -72,7 +77,15 @@ class World:
             self.metrics,
             show=self.shown.append,
             load_config=lambda: self.config,
+            recorder=self.recorder() if self.records else None,
         )
+
+    def recorder(self) -> Recorder:
+        def text() -> str:
+            self.configs.append(self.config)
+            return str(len(self.configs) - 1)
+
+        return Recorder(self.recorded.append, text)
 
     def restart(self) -> None:
         """kill -9: runs under way end with the process."""

@@ -103,7 +103,13 @@ def unload(instance: InstanceName = None) -> None:
     say(f"instance {name} unloaded" if name in names else f"instance {name} was not loaded")
 
 
-def run(config_file: ConfigFile) -> None:
+def run(
+    config_file: ConfigFile,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="add all that is read and decided to it: simulate --replay FILE"),
+    ] = None,
+) -> None:
     """Run the controller; loads the program first if need be. Ctrl-C (SIGINT), SIGTERM or SIGHUP ends it,
     steering goes on.
 
@@ -111,7 +117,7 @@ def run(config_file: ConfigFile) -> None:
     """
     configured = _checked(config_file)
     wiring.prepare()
-    wiring.run(configured, config_file)
+    wiring.run(configured, config_file, record)
 
 
 def reload(instance: InstanceName = None) -> None:

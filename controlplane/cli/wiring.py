@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import TextIO
 
 from controlplane import bypass, config, model, plan, weights
 from controlplane.adapters import layout, libbpf, loader, pins, preflight, status_file
@@ -26,9 +27,10 @@ from controlplane.adapters.prometheus import PrometheusMetrics
 from controlplane.addresses import with_port
 from controlplane.cli.instance import Instance, clock_path, forget, hold_controller_lock, remember
 from controlplane.cli.instance import loaded as loaded_instances
-from controlplane.cli.output import fail
+from controlplane.cli.output import EXIT_USAGE, fail
 from controlplane.loop import Controller
 from controlplane.ports import DataplaneError
+from controlplane.record import Recorder
 
 UAPI_HEADER = Path("/usr/include/linux/types.h")
 """One of the headers that bpf/ includes."""
@@ -193,7 +195,7 @@ def mode_line(attachment: Attachment) -> str:
     )
 
 
-def run(configured: model.Config, path: Path) -> None:
+def run(configured: model.Config, path: Path, record: Path | None = None) -> None:
     """The controller, until SIGINT, SIGTERM or SIGHUP (its terminal is gone). Steering goes on."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     instance = Instance(configured.instance, path.resolve(), configured.state_dir)
@@ -208,7 +210,7 @@ def run(configured: model.Config, path: Path) -> None:
             raise
         for attachment in loaded.attachments:
             _log.info("%s", mode_line(attachment))
-        _run(configured, instance, closing)
+        _run(configured, instance, record, closing)
     finally:
         for close in reversed(closing):
             close()
@@ -217,6 +219,7 @@ def run(configured: model.Config, path: Path) -> None:
 def _run(
     configured: model.Config,
     instance: Instance,
+    record: Path | None,
     closing: list[Callable[[], None]],
 ) -> None:
     clock = MachineClock(clock_path(configured.instance))
@@ -248,7 +251,14 @@ def _run(
     def show(text: str) -> None:
         status_file.write(configured.instance, text)
 
-    controller = Controller(configured, dataplane, prober, provisioner, store, clock, metrics, show, again)
+    recorder = None
+    if record is not None:
+        lines = record_file(record)
+        closing.append(lines.close)
+        recorder = Recorder(lines.write, lambda: instance.config.read_text(encoding="utf-8"))
+    controller = Controller(
+        configured, dataplane, prober, provisioner, store, clock, metrics, show, again, recorder
+    )
 
     ended_by: list[int] = []
 
@@ -266,6 +276,15 @@ def _run(
     _log.info("%s: the controller ends, steering goes on", signal.Signals(ended_by[0]).name)
     for number in ending:  # it ends already: one more must not cut that short, nor change its exit status
         signal.signal(number, signal.SIG_IGN)
+
+
+def record_file(path: Path) -> TextIO:
+    """Lines are added to it, each written at once; nobody else may read it, as it holds the configuration."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        fail(f"--record {path}: {error.strerror}", EXIT_USAGE)
+    return os.fdopen(fd, "w", buffering=1, encoding="utf-8")
 
 
 def reread(instance: Instance) -> model.Config:

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decisions of ``penumbra run --record``, made again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from controlplane import config
+from controlplane.cli.output import EXIT_FAILED, EXIT_USAGE, clock_time, counted, fail, say
+from controlplane.record import RecordError, Redone, redone
+
+_HOLD = "hold"
+
+
+def replay(path: Path, *, as_json: bool) -> None:
+    """Prints what was decided, and what is now where that differs. Ends with 1 if anything does."""
+    total = other = 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for one in redone(lines, config.parse):
+                total, other = total + 1, other + (not one.is_same)
+                if as_json:
+                    say(json.dumps(_told(one)))
+                elif one.act != _HOLD or not one.is_same:
+                    say(f"{clock_time(one.unix_s)}  {one.act:8} {one.reason}{_difference(one)}")
+    except RecordError as error:
+        fail(f"--replay {path}: {error}", EXIT_USAGE)
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"--replay {path}: {error}", EXIT_USAGE)
+    if other:
+        fail(f"{other} of {counted(total, 'decision')} are not as they were recorded", EXIT_FAILED)
+    if not as_json:
+        say(f"{counted(total, 'decision')}, all as recorded")
+
+
+def _difference(one: Redone) -> str:
+    if one.is_same:
+        return ""
+    return "   (recorded: nothing)" if one.was is None else f"   (recorded: {one.was[0]} {one.was[2]})"
+
+
+def _told(one: Redone) -> dict[str, object]:
+    return {
+        "t": one.unix_s,
+        "endpoint": one.endpoint,
+        "act": one.act,
+        "shadow": one.shadow,
+        "reason": one.reason,
+        "same": one.is_same,
+    }

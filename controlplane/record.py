@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the controller read and decided, tick by tick, so that the same decisions can be made again elsewhere.
+
+A line of JSON each: the configuration's text when it is taken, what was learned before, then ticks. What did
+not change since the line before is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from ipaddress import ip_address
+from typing import Any
+
+import numpy as np
+
+from controlplane import model, policy
+from controlplane.addresses import Address
+from controlplane.fleet import Fleet
+from controlplane.health import MemberHealth
+from controlplane.ports import Counters
+
+VERSION = 1
+_COUNTED = ("completed", "flows", "rtt_count", "rtt_sum_us")
+"""What forecasts and policy go by."""
+_NOT_COUNTED = tuple(
+    field.name for field in fields(Counters) if field.name not in ("at_s", "rows", "requests_read", *_COUNTED)
+)
+
+
+class RecordError(ValueError):
+    """The record can't be made sense of; the message says where and why."""
+
+
+class Recorder:
+    def __init__(self, write: Callable[[str], object], config_text: Callable[[], str]) -> None:
+        """:param write: takes a line; may raise ``OSError``.
+        :param config_text: of the configuration as it is now."""
+        self._write, self._config_text = write, config_text
+        self._tick: dict[str, Any] = {}
+        self._shadows: dict[str, Any] | None = None
+        self._begins = True
+        """No line was written yet: a controller begins here."""
+        self._told: set[str] = set()
+        """Members whose health at first is told."""
+
+    def begun(self, now_unix_s: float) -> None:
+        """From then on it is recorded: what was learned is recalled."""
+        self._tick["begun_unix_s"] = now_unix_s
+
+    def configured(self) -> None:
+        self._line({"penumbra_record": VERSION, "config": self._config_text(), "begins": self._begins})
+        self._begins = False
+
+    def learned(self, key: str, text: str) -> None:
+        self._line({"key": key, "learned": text})
+
+    def installed(self, steering: model.Steering) -> None:
+        new = steering.members.keys() - self._told
+        self._told |= new
+        if new:
+            self._tick["down"] = {name: steering.members[name].down for name in sorted(new)}
+
+    def answered(self, answers: Iterable[model.Health]) -> None:
+        self._tick.setdefault("answers", []).extend(
+            [one.member, one.ok, one.at_s, one.latency_s, one.reason] for one in answers
+        )
+
+    def observed(self, counters: Counters, shadows: Mapping[str, model.Shadow], now_unix_s: float) -> None:
+        if "counters" in self._tick:  # a tick in which nothing could be decided
+            tick, self._tick = self._tick, {}
+            self._line(tick)
+        self._tick |= {"at_s": counters.at_s, "observed_unix_s": now_unix_s}
+        self._tick["counters"] = {
+            name: [int(getattr(counters, field)[row]) for field in _COUNTED]
+            for name, row in counters.rows.items()
+        }
+        self._take_shadows("observed_shadows", shadows)
+
+    def probed(self, shadows: Mapping[str, model.Shadow]) -> None:
+        self._take_shadows("probed_shadows", shadows)
+
+    def decided(
+        self,
+        now_s: float,
+        now_unix_s: float,
+        lead_times: Mapping[str, tuple[float, float]],
+        flows: Mapping[str, int],
+        fresh: bool,
+        shadows: Mapping[str, model.Shadow],
+        verdicts: Iterable[tuple[str, policy.Verdict]],
+    ) -> None:
+        """The tick is over. ``lead_times``: p95 of each service, and that of those that were ready."""
+        self._take_shadows("shadows", shadows)
+        self._tick |= {"now_s": now_s, "unix_s": now_unix_s, "fresh": fresh, "flows": dict(flows)}
+        self._tick["lead_times"] = {name: list(both) for name, both in lead_times.items()}
+        self._tick["verdicts"] = [[name, one.act.value, one.shadow, one.reason] for name, one in verdicts]
+        line, self._tick = self._tick, {}
+        self._line(line)
+
+    def _take_shadows(self, key: str, shadows: Mapping[str, model.Shadow]) -> None:
+        now = {name: _plain(shadow) for name, shadow in shadows.items()}
+        if now != self._shadows:
+            self._tick[key] = self._shadows = now
+
+    def _line(self, value: Mapping[str, Any]) -> None:
+        self._write(json.dumps(value) + "\n")
+
+
+def _plain(shadow: model.Shadow) -> dict[str, object]:
+    values = {field.name: getattr(shadow, field.name) for field in fields(shadow)}
+    return {
+        name: value.value if isinstance(value, Enum) else str(value) if isinstance(value, Address) else value
+        for name, value in values.items()
+    }
+
+
+def _counters(at_s: float, told: Mapping[str, list[int]]) -> Counters:
+    table = np.array([told[name] for name in told], dtype=np.uint64).reshape(-1, len(_COUNTED))
+    nothing = np.zeros(len(told), dtype=np.uint64)
+    columns: dict[str, Any] = dict.fromkeys(_NOT_COUNTED, nothing)
+    columns |= {field: table[:, at] for at, field in enumerate(_COUNTED)}
+    return Counters(at_s=at_s, rows={name: row for row, name in enumerate(told)}, **columns)
+
+
+def _shadow(raw: Mapping[str, Any]) -> model.Shadow:
+    shadow = model.Shadow(**raw)
+    address = None if shadow.address is None else ip_address(str(shadow.address))
+    return replace(shadow, state=model.ShadowState(shadow.state), address=address)
+
+
+@dataclass(frozen=True, slots=True)
+class Redone:
+    """One decision, made again."""
+
+    unix_s: float
+    endpoint: str
+    act: str
+    shadow: str | None
+    reason: str
+    was: tuple[str, str | None, str] | None
+    """Act, shadow and reason that are recorded; None: there was none."""
+
+    @property
+    def is_same(self) -> bool:
+        return self.was == (self.act, self.shadow, self.reason)
+
+
+class _Roster:
+    """What the fleet asks of the roster."""
+
+    def __init__(self) -> None:
+        self.endpoints: dict[str, model.Endpoint] = {}
+        self.shadows: dict[str, model.Shadow] = {}
+        self.lead_times: dict[str, list[float]] = {}
+
+    def of(self, parent: str) -> tuple[model.Shadow, ...]:
+        return tuple(shadow for shadow in self.shadows.values() if shadow.parent == parent)
+
+    def usual_lead_time_s(self, service: str) -> float:
+        return self.lead_times[service][1]
+
+
+def redone(lines: Iterable[str], parse: Callable[[str], model.Config]) -> Iterator[Redone]:
+    """The decisions of a record, made again by the code of now. Raises ``RecordError``.
+
+    :param parse: of a configuration's text.
+    """
+    replay: _Replay | None = None
+    for number, line in enumerate(lines, 1):
+        try:
+            raw = json.loads(line)
+            if "config" in raw:
+                if raw["penumbra_record"] != VERSION:
+                    raise ValueError(f"a record of version {VERSION} is allowed")
+                configured = parse(raw["config"])
+                anew = replay is None or raw["begins"]
+                replay = _Replay(configured) if anew or replay is None else replay.with_config(configured)
+                continue
+            if replay is None:
+                raise ValueError("a record begins with a configuration")
+            yield from replay.take(raw)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise RecordError(f"line {number}: {type(error).__name__}: {error}") from error
+
+
+class _Replay:
+    def __init__(self, configured: model.Config) -> None:
+        self._fleet, self._roster = Fleet(configured), _Roster()
+        self._learned: dict[str, str] | None = {}
+        self._counters: Counters | None = None
+        self._shadows: dict[str, model.Shadow] = {}
+        self.with_config(configured)
+
+    def with_config(self, configured: model.Config) -> _Replay:
+        if self._counters is not None:
+            self._fleet.reconfigure(configured)
+        self._roster.endpoints = {e.name: e for s in configured.services.values() for e in s.endpoints}
+        return self
+
+    def take(self, raw: Mapping[str, Any]) -> Iterator[Redone]:
+        if "learned" in raw:
+            if self._learned is None:
+                raise ValueError("what was learned stands before the first tick")
+            self._learned[raw["key"]] = raw["learned"]
+            return
+        fleet, roster = self._fleet, self._roster
+        if self._learned is not None:
+            fleet.recall(raw["begun_unix_s"], self._learned.get)
+            self._learned = None
+        self._set_shadows(raw.get("observed_shadows"))
+        for name, down in raw.get("down", {}).items():
+            fleet.health.setdefault(name, MemberHealth(up=not down))
+        for answer in raw.get("answers", ()):
+            fleet.observe_health(model.Health(*answer), roster)
+        if "counters" in raw:
+            counters = _counters(raw["at_s"], raw["counters"])
+            fleet.observe_counters(self._counters, counters, roster, raw["observed_unix_s"])
+            self._counters = counters
+        self._set_shadows(raw.get("probed_shadows"))
+        fleet.shadow_health(roster)
+        self._set_shadows(raw.get("shadows"))
+        if "verdicts" in raw:
+            yield from self._decide(raw)
+
+    def _set_shadows(self, raw: Mapping[str, Any] | None) -> None:
+        if raw is not None:
+            self._roster.shadows = {name: _shadow(one) for name, one in raw.items()}
+
+    def _decide(self, raw: Mapping[str, Any]) -> Iterator[Redone]:
+        fleet, roster = self._fleet, self._roster
+        roster.lead_times = raw["lead_times"]
+        horizons = {name: both[0] for name, both in roster.lead_times.items()}
+        fleet.forecast(horizons, raw["now_s"], raw["fresh"])
+        was = {name: (act, shadow, reason) for name, act, shadow, reason in raw["verdicts"]}
+        for service, endpoint in fleet.busy(roster):
+            group = fleet.group(
+                service, endpoint, roster, raw["flows"], horizons[service.name], raw["fresh"], raw["now_s"]
+            )
+            verdict = fleet.decide(service, group, raw["unix_s"])
+            found = was.pop(endpoint.name, None)
+            yield Redone(
+                raw["unix_s"], endpoint.name, verdict.act.value, verdict.shadow, verdict.reason, found
+            )
+        for name, found in was.items():
+            yield Redone(raw["unix_s"], name, "none", None, "nothing was to be decided", found)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was recorded is decided again, to the last word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controlplane import requests
+from controlplane.cli import replay
+from controlplane.record import RecordError, Redone, redone
+from tests.world import World, config
+
+
+def lively() -> World:
+    """Loads that come and go, a crash, a reload, a dead shadow, stale readings, an order that fails."""
+    world = World(config(endpoints=2, idle_s=30.0), records=True)
+    world.ticks(60, 80.0)
+    world.ticks(40, 250.0)
+    world.prober.dead.add("web-1-s1")
+    world.ticks(30, 250.0)
+    world.prober.dead.clear()
+    world.dataplane.still = True
+    world.ticks(10, 250.0)
+    world.dataplane.still = False
+    world.ticks(70, 200.0)
+    world.restart()
+    world.ticks(20, 250.0)
+    world.config = config(endpoints=3, idle_s=20.0)
+    requests.request_reload(world.store)
+    world.provisioner.fail = True
+    world.ticks(40, 420.0)
+    world.provisioner.fail = False
+    world.ticks(150, 60.0)
+    return world
+
+
+def again(world: World, lines: list[str]) -> list[Redone]:
+    return list(redone(lines, lambda number: world.configs[int(number)]))
+
+
+@pytest.fixture(scope="module")
+def recorded() -> World:
+    return lively()
+
+
+def test_the_same_is_decided_with_the_same_reasons(recorded):
+    decisions = again(recorded, recorded.recorded)
+    assert [one for one in decisions if not one.is_same] == []
+    acts = {one.act for one in decisions}
+    assert {"add", "hold", "retry", "drain", "remove"} <= acts
+
+
+def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
+    lines = []
+    for line in recorded.recorded:
+        raw = json.loads(line)
+        for counts in raw.get("counters", {}).values():
+            counts[0] *= 2
+        lines.append(json.dumps(raw))
+    assert any(not one.is_same for one in again(recorded, lines))
+
+
+@pytest.mark.parametrize(
+    ("cut", "why"),
+    [
+        (lambda lines: lines[1:], "line 1: .*begins with a configuration"),
+        (lambda lines: ["nonsense"], "line 1: "),
+        (
+            lambda lines: [lines[0].replace('"penumbra_record": 1', '"penumbra_record": 2')],
+            "version 1 is allowed",
+        ),
+        (lambda lines: [*lines[:20], lines[20][:50]], "line 21: "),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_an_error_that_says_where(recorded, cut, why):
+    with pytest.raises(RecordError, match=why):
+        again(recorded, cut(recorded.recorded))
+
+
+def test_a_record_that_can_not_be_written_ends_and_harms_nothing(monkeypatch):
+    written = []
+
+    def write(line: str) -> None:
+        if len(written) == 10:
+            raise OSError(28, "No space left on device")
+        written.append(line)
+
+    world = World(config())
+    world.recorded, world.records = written, True
+    monkeypatch.setattr(world, "recorder", lambda: type(World(config(), records=True).recorder())(write, str))
+    world.restart()
+    world.ticks(25, 40.0)
+    world.ticks(40, 110.0)
+    assert world.orders() != []
+    assert "No space left" in world.controller.status().troubles["record"]
+    assert len(written) == 10
+
+
+def test_replay_prints_what_was_decided_and_fails_where_it_is_not_the_same(
+    recorded, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("controlplane.config.parse", lambda number: recorded.configs[int(number)])
+    path = Path(tmp_path) / "record"
+    path.write_text("".join(recorded.recorded))
+    replay.replay(path, as_json=False)
+    said = capsys.readouterr().out
+    assert "shadow web-1 +1" in said
+    assert "all as recorded" in said
+    path.write_text("".join(recorded.recorded).replace("wanted and", "asked for and"))
+    with pytest.raises(SystemExit):
+        replay.replay(path, as_json=False)
+    failed = capsys.readouterr()
+    assert "(recorded: " in failed.out
+    assert "are not as they were recorded" in failed.err
