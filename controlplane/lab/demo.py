@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: one trace, played without shadows, with reactive ones, and with Penumbra, on this machine.
 
-Prints the runs side by side and writes demo.svg and demo.json. Exit 0: Penumbra kept its promises; 1: it did
-not, or something did not start; 2: wrong usage. Ctrl-C leaves nothing behind.
+Prints the runs side by side and writes demo.svg, demo.json and demo.jsonl (what was read and decided). Exit 0:
+Penumbra kept its promises; 1: it did not, or something did not start; 2: wrong usage. Ctrl-C leaves nothing
+behind.
 """
 
 from __future__ import annotations
@@ -166,7 +167,11 @@ def tell(console: Console, setting: Setting, recordings: Mapping[Kind, Recording
     picture.draw(plan, pictured, FLOWS_PER_REQUEST, out / "demo.svg")
     document = as_document(setting, runs, broken)
     (out / "demo.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    console.print(f"Written: {out / 'demo.svg'}, {out / 'demo.json'}", highlight=False)
+    written = ["demo.svg", "demo.json"]
+    if Kind.PENUMBRA in recordings:
+        (out / "demo.jsonl").write_text(recordings[Kind.PENUMBRA].decided, encoding="utf-8")
+        written.append("demo.jsonl")  # what was read and decided
+    console.print(f"Written: {', '.join(str(out / name) for name in written)}", highlight=False)
     return 1 if broken else 0
 
 

@@ -57,6 +57,8 @@ class Recording:
     seen: list[Observation] = field(default_factory=list)
     sentences: list[tuple[float, str]] = field(default_factory=list)
     """What the controller said, by seconds since the start of traffic."""
+    decided: str = ""
+    """What it read and decided: ``penumbra simulate --replay`` decides it again."""
 
     def requests(self) -> Requests:
         """In the order of their intended times."""
@@ -121,6 +123,7 @@ class _Run:
         self._traffic: subprocess.Popen[bytes] | None = None
         self._store: SqliteStore | None = None
         self._follower = Follower(lab.folder / "records")
+        self._record = lab.folder / "decided.jsonl"
         self._start_unix_s = 0.0
         self.recording = Recording(kind)
 
@@ -161,7 +164,8 @@ class _Run:
         traffic += ["--records", str(lab.folder / "records"), "--summary", str(lab.folder / "summary")]
         self._traffic = lab.popen(CLIENTS, traffic, label="traffic")
         self._wait(self._begun, "the traffic generator sends nothing", "traffic")
-        self._controller = lab.popen(AP, [PENUMBRA, "run", str(config)], label="controller")
+        run = [PENUMBRA, "run", "--record", str(self._record), str(config)]
+        self._controller = lab.popen(AP, run, label="controller")
         self._store = SqliteStore(state_dir, setting.topology.lab)
 
     def _begun(self) -> bool:
@@ -189,6 +193,8 @@ class _Run:
                 child.send_signal(signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(10)
+        if self._record.exists():
+            self.recording.decided = self._record.read_text(encoding="utf-8")
         if self._store is not None:
             self._store.close()
         if self._engines is not None:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.config import parse
 from controlplane.lab.demo import clear_remains
 from controlplane.lab.demo_ending import Ending
 from controlplane.lab.demo_setting import Setting, course_of
 from controlplane.lab.topology import Topology
 from controlplane.lab.trace import flat
+from controlplane.record import redone
 from tests.netns.remains import remains
 from tests.netns.steered import eventually
 
@@ -90,6 +92,10 @@ def test_with_a_forecast_the_shadow_is_ready_in_time_and_gone_at_the_end(demo: D
     for said in ("Kept:", "Lead time:", "decision to first byte", "web-1 +1 on host2"):
         assert said in demo.said()
     assert "<svg" in (demo.out / "demo.svg").read_text()
+    with (demo.out / "demo.jsonl").open() as lines:
+        decisions = list(redone(lines, parse))
+    assert sum(one.act == "add" for one in decisions) >= run["shadows"]
+    assert [one for one in decisions if not one.is_same] == []
 
 
 @pytest.mark.alone
