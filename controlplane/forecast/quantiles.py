@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from controlplane.forecast.analogs import Analogs
 from controlplane.forecast.recent import Floats, Recent, steps
-from controlplane.forecast.season import Season
+from controlplane.forecast.season import HoltWinters, Season
 
 PROBABILITIES = np.array([0.1, 0.5, 0.9, 0.99])
-POINTS = ("last value", "moving average", "smoothing", "damped trend", "season")
+POINTS = ("last value", "moving average", "smoothing", "damped trend", "season", "Holt-Winters")
 METHODS = (*POINTS, *(f"{point} +" for point in POINTS), "usual", "analogs")
 """Points by their errors as multiples and, +, as differences."""
 _USUAL, _LEARNED = len(METHODS) - 2, len(METHODS) - 1
@@ -55,6 +55,7 @@ class Quantiles:
         self._reach = damping * (1.0 - damping**self._lead) / (1.0 - damping)
         self._damping = damping
         self._season = Season(interval_s, self._lead)
+        self._seasonal = HoltWinters(self._season, self._lead, self._gain, self._trend_gain, damping)
         self._smooth = self._level = math.nan
         self._trend = self._most = 0.0
         self._count = 0
@@ -101,6 +102,7 @@ class Quantiles:
             self._pending.popleft()
         self._pending.append(None)
         self._season.skip()
+        self._seasonal.skip()
 
     def weights(self) -> Floats:
         """(methods,) in the order of ``METHODS``, of those that say something now; they sum up to one."""
@@ -134,6 +136,7 @@ class Quantiles:
                 self._smooth,
                 max(level + self._reach * self._trend, 0.0),
                 self._season.after(demand),
+                self._seasonal.after(demand),
             ]
         )
 

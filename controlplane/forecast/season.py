@@ -16,6 +16,8 @@ _LOOK_ANEW = 500
 _CORRELATED = 0.3
 _NEARLY = 0.9
 _LEVEL_S = 120.0
+_SEASON_GAIN = 0.3
+"""Of each phase, once in a period."""
 
 
 class Season:
@@ -44,11 +46,57 @@ class Season:
         then = past[steps - 1 + self._lead]
         return float(then * now / level) if level > 0 else float(then)
 
+    def last(self, count: int) -> Floats:
+        """(at most count,) the demand of the last steps."""
+        return self._demand.last(count).copy()
+
     def skip(self) -> None:
         """A step without a reading: the season goes on."""
         if len(self._demand):
             self._demand.push(float(self._demand.last(1)[0]))
             self._count += 1
+
+
+class HoltWinters:
+    """Level, damped trend and a season that is added, all smoothed; told demand step by step. Winters,
+    "Forecasting sales by exponentially weighted moving averages", Management Science 6, 1960."""
+
+    def __init__(self, season: Season, lead: int, gain: float, trend_gain: float, damping: float) -> None:
+        """:param season: told the same before. ``gain``: of the level, as ``trend_gain`` per step."""
+        self._its, self._lead = season, lead
+        self._gain, self._trend_gain, self._damping = gain, trend_gain, damping
+        self._reach = damping * (1.0 - damping**lead) / (1.0 - damping)
+        self._level = self._trend = 0.0
+        self._season: Floats = np.zeros(0)
+        """(period,) what each phase adds."""
+        self._phase = 0
+
+    def after(self, demand: float) -> float:
+        """Demand ``lead`` steps later; NaN without a season."""
+        period = self._its.period
+        if period is None or period <= self._lead:
+            return math.nan
+        if period != len(self._season):
+            past = self._its.last(period)
+            if len(past) < period:
+                return math.nan
+            self._level, self._trend, self._phase = float(past.mean()), 0.0, 0
+            self._season = past - self._level
+        usual = float(self._season[self._phase])
+        before, expected = self._level, self._level + self._damping * self._trend
+        self._level = expected + self._gain * (demand - usual - expected)
+        self._trend = self._damping * self._trend + self._trend_gain * (
+            self._level - before - self._damping * self._trend
+        )
+        self._season[self._phase] += _SEASON_GAIN * (demand - self._level - usual)
+        self._phase = (self._phase + 1) % period
+        then = float(self._season[(self._phase - 1 + self._lead) % period])
+        return max(self._level + self._reach * self._trend + then, 0.0)
+
+    def skip(self) -> None:
+        """A step without a reading: the season goes on."""
+        if len(self._season):
+            self._phase = (self._phase + 1) % len(self._season)
 
 
 def period(demand: Floats) -> int | None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: one trace, played without shadows, with reactive ones, and with Penumbra, on this machine.
 
-Prints the runs side by side and writes demo.svg, demo.json and demo.jsonl (what was read and decided). Exit 0:
-Penumbra kept its promises; 1: it did not, or something did not start; 2: wrong usage. Ctrl-C leaves nothing
-behind.
+Prints the runs side by side and writes demo.svg, demo.json and demo.jsonl (what was read and decided).
+Exit 0: Penumbra kept its promises; 1: it did not, or something did not start; 2: wrong usage. Ctrl-C leaves
+nothing behind.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from controlplane.forecast import quantiles as module
 from controlplane.forecast.analogs import Analogs
 from controlplane.forecast.quantiles import METHODS, PROBABILITIES, Quantiles
 from controlplane.forecast.recent import Floats
-from controlplane.forecast.season import Season, period
+from controlplane.forecast.season import HoltWinters, Season, period
 from controlplane.simulation import backtest
 from controlplane.simulation.backtest import Backtest
 from controlplane.simulation.lines import Sample
@@ -115,6 +115,25 @@ def test_a_season_is_found_and_only_where_there_is_one() -> None:
 def test_a_season_is_no_multiple_of_itself() -> None:
     saw = np.arange(6000) % 43.0
     assert {period(saw[:count]) for count in range(500, 6001, 500)} == {43}
+
+
+def test_holt_winters_follows_a_season_that_climbs_and_what_is_not_read_is_of_the_season() -> None:
+    random = np.random.default_rng(8)
+    demand = seasons(8 * DAY) + 0.02 * np.arange(8 * DAY) + random.normal(0.0, 1.0, 8 * DAY)
+    season = Season(STEP_S, LEAD)
+    smoothed = HoltWinters(season, LEAD, gain=0.2, trend_gain=0.05, damping=0.9)
+    ahead = np.full(len(demand) + LEAD, np.nan)
+    for step, rate in enumerate(demand.tolist()):
+        if 1700 <= step < 1700 + DAY // 2:
+            season.skip()
+            smoothed.skip()
+        else:
+            season.after(rate)
+            ahead[step + LEAD] = smoothed.after(rate)
+    late = slice(6 * DAY, 8 * DAY)
+    missed = np.abs(ahead[late] - demand[late]).mean()
+    persisted = np.abs(demand[6 * DAY - LEAD : 8 * DAY - LEAD] - demand[late]).mean()
+    assert missed < 0.8 * persisted
 
 
 def test_a_season_longer_than_what_is_known_says_nothing() -> None:
