@@ -13,9 +13,10 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import recorded
+from controlplane.cli import plotted, recorded
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_USAGE, fail, rows, say
+from controlplane.cli.plotted import Plot
 from controlplane.cli.recorded import STDIN, Interval, Trace, within
 from controlplane.model import ShadowSettings
 from controlplane.simulation import frontier, run
@@ -72,6 +73,7 @@ class Asked:
 
     policies: list[Policy]
     sweep: bool
+    plot: Path | None
     as_json: bool
 
 
@@ -93,6 +95,7 @@ def simulate(
     over_cost: OverCost = USUAL.over_cost,
     standing: Standing = USUAL.standing,
     sweep: Frontier = False,
+    plot: Plot = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay recorded load against scaling policies: a line for each step, or a summary of each policy.
@@ -106,6 +109,9 @@ def simulate(
     within("--lead-time", lead_time, 0.0, LEAD_TIME_MOST_S)
     within("--over-cost", over_cost, OVER_COST_LEAST, OVER_COST_MOST)
     bounds = _bounds(live, max_members, initial)
+    plotted.checked(plot, trace)
+    if plot is not None and sweep:
+        fail("--plot: it shows runs; it is allowed without --frontier", EXIT_USAGE)
     settings = ShadowSettings(over_cost=over_cost, standing=standing)
     usual = [one for one in Policy if one not in KNOWING] if sweep else [Policy.PENUMBRA]
     policies = list(dict.fromkeys(policy or usual))
@@ -118,7 +124,7 @@ def simulate(
         else:
             samples, between = recorded.read(Path(trace), interval)
             terms = Terms(capacity, lead_time, between, initial, settings, bounds)
-            _file(samples, terms, Asked(policies, sweep, as_json))
+            _file(samples, terms, Asked(policies, sweep, plot, as_json))
     except LineError as error:
         fail(str(error), EXIT_USAGE)
 
@@ -160,6 +166,8 @@ def _file(samples: list[Sample], terms: Terms, asked: Asked) -> None:
     elif len(scores) > 1:
         for policy, score in scores.items():
             say(json.dumps({"policy": policy.value, "summary": asdict(score)}))
+    if asked.plot is not None:
+        _draw(asked.plot, terms, runs)
 
 
 def _told(policy: Policy, terms: Terms, samples: list[Sample], asked: Asked) -> list[Answer]:
@@ -182,6 +190,13 @@ def _frontier(samples: list[Sample], terms: Terms, asked: Asked) -> Iterator[dic
         for point in found:
             score = asdict(point.score) if asked.as_json else _row(point.score)
             yield {"policy": policy.value, "setting": point.setting, **score}
+
+
+def _draw(plot: Path, terms: Terms, runs: dict[Policy, list[Answer]]) -> None:
+    from controlplane.pictures import runs as picture  # matplotlib takes half a second to import
+
+    named = {policy.value: answers for policy, answers in runs.items()}
+    plotted.written(plot, lambda path: picture.draw(terms, named, path))
 
 
 def _led(policy: Policy, terms: Terms, samples: list[Sample]) -> Iterator[Answer]:

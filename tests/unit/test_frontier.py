@@ -185,6 +185,8 @@ def test_the_frontier_is_a_table_or_rows(file: Path) -> None:
         (("--initial", "3", "--max-members", "2"), "--max-members 2: 3 (--initial) to 10000 is allowed"),
         (("--max-members", "10001"), "--max-members 10001: 1 (--live) to 10000 is allowed"),
         (("--frontier",), "--frontier: --trace FILE is allowed, not -"),
+        (("--plot", "x.svg"), "--plot: --trace FILE is allowed, not -"),
+        (("--frontier", "--plot", "x.svg", "--trace", "x"), "without --frontier"),
     ],
 )
 def test_wrong_use_is_a_line(arguments: tuple[str, ...], said: str) -> None:
