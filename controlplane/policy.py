@@ -196,8 +196,8 @@ def decide(
     """One verdict for one group; ask again at the next tick for more."""
     drained = _finish_drain(settings, group, now_unix_s)
     if drained is not None:
-        there = int(group.live_up) + len(counted(group, now_unix_s))
-        return replace(drained, wanted=max(there, 1)), memory
+        left = int(group.live_up) + len(counted(group, now_unix_s))
+        return replace(drained, wanted=max(left, 1)), memory
     for shadow in group.shadows:
         if shadow.by_hand and shadow.state is ShadowState.FAILED and _is_due(settings, shadow, now_unix_s):
             return Verdict(Act.RETRY, f"shadow {shadow.name} again: by command", shadow.name), memory

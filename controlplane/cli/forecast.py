@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import recorded
+from controlplane.cli import plotted, recorded
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_USAGE, fail, rows, say
+from controlplane.cli.plotted import Plot
 from controlplane.cli.recorded import STDIN, Interval, Trace, within
 from controlplane.forecast.quantiles import PROBABILITIES
 from controlplane.simulation import backtest
-from controlplane.simulation.backtest import Forecast
+from controlplane.simulation.backtest import Backtest, Forecast
 from controlplane.simulation.lines import LineError
 from controlplane.simulation.plant import lead_steps
 
@@ -28,6 +29,7 @@ def forecast(
     trace: Trace,
     horizon: Annotated[float, typer.Option(help="seconds from a line to what is foreseen, 1 to 2000 steps")],
     interval: Interval = None,
+    plot: Plot = None,
     as_json: AsJson = False,
 ) -> None:
     """Foresee recorded load step by step: how often it was right, and by how much wrong.
@@ -38,6 +40,7 @@ def forecast(
 
     Example: penumbra forecast --trace load.csv --horizon 60
     """
+    plotted.checked(plot, trace)
     try:
         if trace == STDIN:
             between = recorded.stream_interval(interval)
@@ -45,7 +48,7 @@ def forecast(
             for one in backtest.foreseen(recorded.stream(), ahead_s, between):
                 say(_told(one, ahead_s))
         else:
-            _file(Path(trace), horizon, interval, as_json)
+            _file(Path(trace), horizon, interval, plot, as_json)
     except LineError as error:
         fail(str(error), EXIT_USAGE)
 
@@ -56,19 +59,33 @@ def _ahead_s(horizon: float, interval_s: float) -> float:
     return lead_steps(horizon, interval_s) * interval_s
 
 
-def _file(path: Path, horizon: float, interval: float | None, as_json: bool) -> None:
+def _file(path: Path, horizon: float, interval: float | None, plot: Path | None, as_json: bool) -> None:
     samples, between = recorded.read(path, interval)
     ahead_s = _ahead_s(horizon, between)
-    coming = backtest.foreseen(samples, ahead_s, between)
-    if as_json:
-        for one in coming:
+    forecasts = []
+    for one in backtest.foreseen(samples, ahead_s, between):
+        if as_json:
             say(_told(one, ahead_s))
+        forecasts.append(one)
+    if as_json and plot is None:
         return
-    forecasts = list(coming)
     found = backtest.judged(forecasts, ahead_s, between)
     if found is None:
         fail(f"{path}: too few samples to judge a forecast of {horizon:g} s: {len(samples)}", EXIT_USAGE)
-    say(f"{found.steps} steps of {between:g} s, {ahead_s:g} s ahead")
+    if not as_json:
+        say(f"{found.steps} steps of {between:g} s, {ahead_s:g} s ahead")
+        _summary(found)
+    if plot is not None:
+        _draw(plot, forecasts, found, ahead_s)
+
+
+def _draw(plot: Path, forecasts: list[Forecast], found: Backtest, ahead_s: float) -> None:
+    from controlplane.pictures import forecasts as picture  # matplotlib takes half a second to import
+
+    plotted.written(plot, lambda path: picture.draw(forecasts, found, ahead_s, path))
+
+
+def _summary(found: Backtest) -> None:
     rows(
         ("", "WAPE", "pinball", *NAMES, "p90 rising"),
         [

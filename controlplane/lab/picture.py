@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -15,10 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from controlplane.lab.report import P99_FACTOR, QUIET_SHARE, Floats, Observation, Plan, Requests, figures
+from controlplane.pictures import style
+from controlplane.pictures.style import CAPACITY, FAILED, FAINT, FORECAST, LATENCY, LOAD, SHADOW
 
-LOAD, FORECAST, CAPACITY, SHADOW, LATENCY, FAILED, FAINT = (
-    "#2f5d8c", "#d9822b", "#4a4f57", "#6b4f9a", "#2f7d6b", "#b3372f", "#9aa0a8",
-)  # fmt: skip
 LEGEND_COLUMNS = (2, 4, 8)
 """As many as fit beside each other in a picture of one, two or three runs."""
 TITLES = {"none": "No shadows", "reactive": "Reactive, 70 % threshold", "penumbra": "Penumbra"}
@@ -32,19 +30,7 @@ class Run:
 
 def draw(plan: Plan, runs: Mapping[str, Run], flows_per_request: float, path: Path) -> None:
     """Writes the SVG. ``flows_per_request`` turns the controller's new flows/s into requests/s."""
-    with mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "font.family": "sans-serif",
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": FAINT,
-            "xtick.color": CAPACITY,
-            "ytick.color": CAPACITY,
-            "legend.fontsize": 8.5,
-        }
-    ):
+    with style.style():
         figure = Figure(figsize=(4.3 * len(runs) + 0.4, 7.0), layout="constrained", facecolor="white")
         axes = figure.subplots(
             3, len(runs), sharex=True, sharey="row", height_ratios=[3, 0.9, 1.9], squeeze=False
@@ -72,7 +58,7 @@ def draw(plan: Plan, runs: Mapping[str, Run], flows_per_request: float, path: Pa
             list(shown.values()), list(shown), loc="outside lower center", ncols=columns, frameon=False
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        style.write(figure, path)
 
 
 def _draw_title(axes: Axes, plan: Plan, name: str, run: Run) -> None:

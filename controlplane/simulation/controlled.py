@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One live endpoint under Penumbra's control, on a simulated clock: foresight and policy are those that
+"""A group under Penumbra's control, on a simulated clock: foresight and policy are those that
 ``penumbra run`` asks; only provisioning, which takes the lead time, and flows, which end at once, are not
-real."""
+real.
+
+Of several live endpoints the policy is shown one, and the others as shadows that somebody ordered by hand:
+members that serve and count like all, and that it never drains.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from controlplane import policy, shadows
 from controlplane.foresight import Foresight
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 from controlplane.policy import Act, Group, Memory, Verdict
+from controlplane.simulation.bounds import Bounds
 from controlplane.sizing import Size
 
 _TICK_S = 1.0
@@ -28,10 +33,12 @@ class Controlled:
         lead_time_s: float,
         interval_s: float,
         initial: int,
+        bounds: Bounds,
     ) -> None:
-        """:param settings: costs, headroom and limits. ``capacity``: requests/s of a member. ``interval_s``:
-        of a step. ``initial`` members are ready at first."""
-        self._settings, self._capacity = settings, capacity
+        """:param settings: costs and headroom. ``capacity``: requests/s of a member. ``interval_s``: of a
+        step. ``initial`` members are ready at first, the least of ``bounds`` of them are live."""
+        self._settings = replace(settings, max_per_endpoint=bounds.most - 1)
+        self._capacity = capacity
         self._lead_time_s, self._interval_s = lead_time_s, interval_s
         usable = capacity * (1.0 - settings.headroom)
         self._foresight = Foresight(interval_s, lead_time_s, usable, settings, initial)
@@ -39,8 +46,8 @@ class Controlled:
         self._now_s = 0.0
         self._named = 0
         self._shadows: dict[str, Shadow] = {}
-        for _ in range(initial - 1):
-            self._add(ShadowState.READY, -_LONG_S)
+        for member in range(1, initial):
+            self._add(ShadowState.READY, -_LONG_S, is_live=member < bounds.least)
 
     @property
     def wanted(self) -> int:
@@ -103,10 +110,20 @@ class Controlled:
                 state = ShadowState.DRAINING if verdict.act is Act.DRAIN else ShadowState.READY
                 self._shadows[verdict.shadow] = shadows.entered(self._shadows[verdict.shadow], state, now_s)
 
-    def _add(self, state: ShadowState, now_s: float) -> None:
+    def _add(self, state: ShadowState, now_s: float, is_live: bool = False) -> None:
         self._named += 1
         name = f"{_NAME}-s{self._named}"
         ready_s = now_s if state is ShadowState.READY else None
         self._shadows[name] = Shadow(
-            name, "", _NAME, "", "", state, now_s, now_s, healthy_unix_s=ready_s, ready_unix_s=ready_s
+            name=name,
+            service="",
+            parent=_NAME,
+            host="",
+            target="",
+            state=state,
+            requested_unix_s=now_s,
+            changed_unix_s=now_s,
+            healthy_unix_s=ready_s,
+            ready_unix_s=ready_s,
+            by_hand=is_live,
         )

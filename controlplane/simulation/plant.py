@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from controlplane.simulation.bounds import UNBOUNDED, Bounds
 from controlplane.simulation.rivals import steps
 
 _ROUNDING = 1e-9
@@ -53,9 +54,11 @@ def lead_steps(lead_time_s: float, interval_s: float) -> int:
     return math.ceil(lead_time_s / interval_s - _ROUNDING)
 
 
-def needed(demand: npt.NDArray[np.float64], capacity: float) -> npt.NDArray[np.int64]:
-    """Members that serve each, at least one."""
-    return np.maximum(1, np.ceil(demand / capacity - _ROUNDING)).astype(np.int64)
+def needed(
+    demand: npt.NDArray[np.float64], capacity: float, bounds: Bounds = UNBOUNDED
+) -> npt.NDArray[np.int64]:
+    """Members that serve each, as far as there may be so many."""
+    return np.clip(np.ceil(demand / capacity - _ROUNDING), bounds.least, bounds.most).astype(np.int64)
 
 
 def oracle(need: npt.NDArray[np.int64], lead: int) -> npt.NDArray[np.int64]:
@@ -89,12 +92,14 @@ def score(
     capacity: float,
     lead_time_s: float,
     interval_s: float,
+    bounds: Bounds = UNBOUNDED,
 ) -> Score:
-    """:param wanted: (steps,) in each step, decided before it. ``demand``: (steps,) requests/s."""
+    """:param wanted: (steps,) in each step, decided before it. ``demand``: (steps,) requests/s. ``bounds``:
+    the oracle's, as everybody's."""
     lead = lead_steps(lead_time_s, interval_s)
     unserved = excess(demand, ready(wanted, lead), capacity)
     total = float(demand.sum())
-    least = oracle(needed(demand, capacity), lead)
+    least = oracle(needed(demand, capacity, bounds), lead)
     return Score(
         over=float(np.mean(unserved > 0)),
         lost=float(unserved.sum()) / total if total else 0.0,

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
+from controlplane.simulation.bounds import UNBOUNDED, Bounds
+
 TARGET = 0.7
 """Of its capacity, so much of an endpoint is to be in use."""
 _TOLERANCE = 0.1
@@ -39,11 +41,20 @@ class Scaler(Protocol):
         ...
 
 
-def scaler(rival: Rival, capacity: float, lead_time_s: float, interval_s: float, initial: int) -> Scaler:
-    """:param capacity: requests/s of a member. ``interval_s``: of a step. ``initial``: members at first."""
-    target = capacity * TARGET
+def scaler(
+    rival: Rival,
+    capacity: float,
+    lead_time_s: float,
+    interval_s: float,
+    initial: int,
+    target: float = TARGET,
+    bounds: Bounds = UNBOUNDED,
+) -> Scaler:
+    """:param capacity: requests/s of a member. ``interval_s``: of a step. ``initial``: members at first.
+    ``target``: the share of its capacity of which each is to be in use."""
+    rate = capacity * target
     if rival is Rival.TARGET_TRACKING:
-        return _TargetTracking(target, interval_s, initial)
+        return _TargetTracking(rate, interval_s, initial, bounds)
     metric: _Metric
     if rival is Rival.KEDA:
         metric = _Polled(interval_s)
@@ -51,7 +62,7 @@ def scaler(rival: Rival, capacity: float, lead_time_s: float, interval_s: float,
         metric = _Extrapolated(interval_s, lead_time_s)
     else:
         metric = _Mean(steps(30.0, interval_s))
-    return _Hpa(metric, target, interval_s, initial)
+    return _Hpa(metric, rate, interval_s, initial, bounds)
 
 
 def steps(seconds: float, interval_s: float) -> int:
@@ -112,8 +123,11 @@ def _slope(values: Sequence[float]) -> float:
 class _Hpa:
     """Up by the double or by four at each look; down after five minutes; unmoved within its tolerance."""
 
-    def __init__(self, metric: _Metric, target: float, interval_s: float, initial: int) -> None:
-        self._metric, self._target, self._members = metric, target, initial
+    def __init__(
+        self, metric: _Metric, target: float, interval_s: float, initial: int, bounds: Bounds
+    ) -> None:
+        """:param target: requests/s of a member."""
+        self._metric, self._target, self._members, self._bounds = metric, target, initial, bounds
         self._recommended: deque[int] = deque(maxlen=steps(_STABLE_S, max(interval_s, _SYNC_S)) + 1)
         self._every, self._syncs = steps(_SYNC_S, interval_s), steps(interval_s, _SYNC_S)
         self._step = 0
@@ -127,7 +141,7 @@ class _Hpa:
         most, left = now, self._syncs
         while most < asked and left:
             most, left = max(2 * most, most + 4), left - 1
-        asked = max(1, min(asked, most))
+        asked = self._bounds.of(min(asked, most))
         self._recommended.append(asked)
         self._members = asked if asked >= now else min(now, max(self._recommended))
         return self._members
@@ -136,8 +150,9 @@ class _Hpa:
 class _TargetTracking:
     """A metric a minute, per ready member; out when three are high, in when fifteen are low."""
 
-    def __init__(self, target: float, interval_s: float, initial: int) -> None:
-        self._target, self._members = target, initial
+    def __init__(self, target: float, interval_s: float, initial: int, bounds: Bounds) -> None:
+        """:param target: requests/s of a member."""
+        self._target, self._members, self._bounds = target, initial, bounds
         self._minute, self._minutes = steps(60.0, interval_s), steps(interval_s, 60.0)
         self._mean = _Mean(self._minute)
         self._needed: deque[float] = deque(maxlen=math.ceil(_ALARM_MINUTES["in"] / self._minutes))
@@ -152,8 +167,8 @@ class _TargetTracking:
         self._high = self._high + self._minutes if needed > ready else 0
         self._low = self._low + self._minutes if needed < _IN_BELOW * ready else 0
         if self._high >= _ALARM_MINUTES["out"]:
-            self._members = max(self._members, math.ceil(needed - _ROUNDING))
+            self._members = max(self._members, self._bounds.of(math.ceil(needed - _ROUNDING)))
         elif self._low >= _ALARM_MINUTES["in"] and ready >= self._members:
             most = math.ceil(max(self._needed) - _ROUNDING)
-            self._members = min(self._members, max(1, most))
+            self._members = min(self._members, self._bounds.of(most))
         return self._members

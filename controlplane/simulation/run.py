@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from controlplane.model import ShadowSettings
 from controlplane.simulation import plant
+from controlplane.simulation.bounds import MEMBERS_MOST, UNBOUNDED, Bounds
 from controlplane.simulation.controlled import Controlled
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.plant import Plant, Score
 from controlplane.simulation.rivals import TARGET, Rival, scaler
 from controlplane.sizing import Size
 
-MEMBERS_MOST = 10_000
-_UNLIMITED = ShadowSettings(max_per_endpoint=MEMBERS_MOST - 1)
+_USUAL = ShadowSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,11 @@ class Terms:
     """Of a step."""
     initial: int | None = None
     """Members that are ready at first; None: as many as the first sample needs at 70 % use."""
-    shadows: ShadowSettings = _UNLIMITED
-    """Penumbra's: what a second over capacity costs, how long a member stays, limits."""
+    shadows: ShadowSettings = _USUAL
+    """Penumbra's: what a second over capacity costs, how long a member stays."""
+    bounds: Bounds = UNBOUNDED
+    target: float = TARGET
+    """The others': the share of its capacity of which a member is to be in use."""
 
     def checked(self, sample: Sample) -> Sample:
         """LineError: it would need more members than anybody has."""
@@ -53,7 +56,7 @@ class Terms:
     def first(self, rate: float) -> int:
         if self.initial is not None:
             return self.initial
-        return int(plant.needed(np.nan_to_num(np.array(rate)), self.capacity * TARGET))
+        return int(plant.needed(np.nan_to_num(np.array(rate)), self.capacity * TARGET, self.bounds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,32 +96,36 @@ def led(rival: Rival | None, terms: Terms, samples: Iterable[Sample]) -> Iterato
     for sample in chain((first,), coming):
         in_force, over = wanted, there.is_over(sample.rate)
         size = policy.after(sample.rate, there.ready)
-        wanted = min(size.wanted, MEMBERS_MOST)
+        wanted = size.wanted
         there.take(wanted)
         yield Answer(sample, in_force, wanted, there.ready, over, size.reason, size.p50, size.p90)
 
 
 class _Reactive:
     def __init__(self, rival: Rival, terms: Terms, initial: int) -> None:
-        self._scaler = scaler(rival, terms.capacity, terms.lead_time_s, terms.interval_s, initial)
+        self._scaler = scaler(
+            rival, terms.capacity, terms.lead_time_s, terms.interval_s, initial, terms.target, terms.bounds
+        )
         self._terms, self._wanted = terms, initial
 
     def after(self, rate: float, ready: int) -> Size:
         if math.isnan(rate):
             return Size(self._wanted, f"no reading: {self._wanted} as before")
         self._wanted = self._scaler.wanted(rate, ready)
-        return Size(self._wanted, f"{rate:.6g}/s, {TARGET:g} x {self._terms.capacity:.6g}/s each")
+        return Size(self._wanted, f"{rate:.6g}/s, {self._terms.target:g} x {self._terms.capacity:.6g}/s each")
 
 
 def _controlled(terms: Terms, initial: int) -> Controlled:
-    return Controlled(terms.shadows, terms.capacity, terms.lead_time_s, terms.interval_s, initial)
+    return Controlled(
+        terms.shadows, terms.capacity, terms.lead_time_s, terms.interval_s, initial, terms.bounds
+    )
 
 
 def foreseen(terms: Terms, samples: Sequence[Sample], *, static: bool) -> Iterator[Answer]:
-    """By who knows the future: the least that never loses anything, or its highest all the time."""
+    """By who knows the future: the least that loses nothing that could be served, or its highest always."""
     if not samples:
         return
-    need = plant.needed(rates([*map(terms.checked, samples)]), terms.capacity)
+    need = plant.needed(rates([*map(terms.checked, samples)]), terms.capacity, terms.bounds)
     lead = plant.lead_steps(terms.lead_time_s, terms.interval_s)
     wanted = np.full(len(need), need.max()) if static else plant.oracle(need, lead)
     reason = "the highest need of all" if static else f"the highest need within {terms.lead_time_s:g} s"
@@ -139,4 +146,4 @@ def judged(terms: Terms, answers: Sequence[Answer]) -> Score:
     """What became of a whole run."""
     wanted = np.array([answer.in_force for answer in answers])
     demand = rates([answer.sample for answer in answers])
-    return plant.score(wanted, demand, terms.capacity, terms.lead_time_s, terms.interval_s)
+    return plant.score(wanted, demand, terms.capacity, terms.lead_time_s, terms.interval_s, terms.bounds)
