@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from controlplane.model import ShadowSettings
 from controlplane.past import Past
-from controlplane.sizing import Size, Sizing
+from controlplane.sizing import STABLE_S, Size, Sizing
 
 _STEP_LEAST_S, _STEP_MOST_S = 5.0, 15.0
 _STEPS_OF_LEAD = 4
@@ -45,8 +45,8 @@ class Foresight:
         settings: ShadowSettings,
         initial: int = 1,
     ) -> None:
-        """:param capacity: flows/s that its live endpoints can serve together. ``settings``: costs, and how
-        long a member stays after it was wanted last. ``initial``: members that there are."""
+        """:param capacity: flows/s that its live endpoints can serve together. ``settings``: what being over
+        costs, and whether members may stand by. ``initial``: members that there are."""
         self._step_s, self._settings = step_s, settings
         self._lead_time_s, self._capacity, self._initial = lead_time_s, capacity, initial
         self.past = Past(step_s)
@@ -67,8 +67,9 @@ class Foresight:
             self._step_s * stretch,
             self._initial,
             over_cost=self._settings.over_cost,
-            stable_s=self._settings.idle_s * stretch,
+            stable_s=STABLE_S * stretch,
             standing=self._settings.standing,
+            cautious=stretch > 1.0,
         )
 
     def recall(self, now_unix_s: float, read: Callable[[int], str | None]) -> list[str]:

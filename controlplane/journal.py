@@ -31,11 +31,15 @@ class Journal:
     ) -> None:
         _log.info("%s", reason)
         self._rows.append(model.Decision(self._clock.unix_s(), subject, action, reason, dict(inputs or {})))
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Writes what could not be written when it was said."""
         try:
             while self._rows:
                 self._store.log(self._rows[0])
                 self._rows.popleft()
-        except Exception as error:  # what could not be written is written with the next sentence
+        except Exception as error:  # it is tried again in the next tick
             self.trouble("decision log", str(error))
         else:
             self.well("decision log")

@@ -166,6 +166,7 @@ class Controller:
         self._guarded("provisioning", lambda: self._roster.start_runs(self._installed.members))
         self._guarded("probes", self._watch)
         self._guarded("learned", self._keep)
+        self._journal.catch_up()
         self._guarded("say", lambda: self._publish(self._clock.now_s() - started_s))
 
     def react(self) -> None:

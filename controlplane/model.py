@@ -135,7 +135,7 @@ class ShadowSettings:
     warm_up_s: float = 2.0
     """From healthy until it may take its full share."""
     min_life_s: float = 60.0
-    idle_s: float = 300.0
+    idle_s: float = 60.0
     """How long it must be unwanted before it is drained."""
     drain_s: float = 30.0
     """Deadline for its old flows, after which they are cut."""

@@ -5,30 +5,29 @@ Nearest neighbours (Lorenz, "Atmospheric predictability as revealed by naturally
 a moment is told by slopes, volatility and where demand stands among its recent highest, lowest and mean
 values, all as logarithms of ratios, so that it is likened to moments of any level. What followed is the
 highest demand until what is ordered now serves, as a multiple of demand then. The neighbours' multiples are
-a sample of what may come; of it is chosen what costs least, when a second over capacity costs so much.
+a sample of what may come, the nearer the weightier; of it is chosen what costs least, when a second over
+capacity costs so much.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 import numpy.typing as npt
 
 from controlplane.forecast.recent import Floats, Recent, steps, windows
 
-OVER_COSTS = (4, 8, 16, 32, 64, 128, 256, 512)
-"""In seconds of the usual group: one rule each."""
-NAMES = tuple(f"like moments, a second over being worth {cost} of the usual group," for cost in OVER_COSTS)
-
 _MOMENTS, _LEAST, _NEIGHBOURS, _PART = 12_000, 200, 600, 1500
 _SCALED_ANEW = 240
 """Steps after which features are scaled by their spread anew."""
-_HIGHEST, _AHEAD, _SEQUELS = 0, 1, 2
+HIGHEST, _AHEAD, SOON, _SEQUELS = 0, 1, 2, 3
 """What followed a moment, as logarithms of multiples of its demand: the highest until what is ordered then
-serves, and demand a lead time later."""
-_AT_FIRST = 1.5
-"""While too few moments are known: this many times the highest of a minute."""
+serves, demand a lead time later, and the highest of ten minutes."""
+_SOON_S = 600
+_NEAR = 0.5
+"""A moment's weight falls by e for so much of the squared distance that the farthest neighbour has."""
 _SOFT = 0.02
 """Of the mean is added before a logarithm is taken: demand may be zero."""
 _SLOPES_S = (15, 60, 120, 300)
@@ -51,13 +50,17 @@ class Analogs:
         self._volatility = windows(_VOLATILITY_S, interval_s)
         self._highest = windows(_HIGHEST_S, interval_s)
         self._means, self._lowest = windows(_MEANS_S, interval_s), steps(_LOWEST_S, interval_s)
-        longest = int(max(self._highest[-1], self._means[-1], self._lead + 2))
+        self._soon = max(steps(_SOON_S, interval_s), self._lead + 1)
+        longest = int(max(self._highest[-1], self._means[-1], self._soon + 1))
         self._need, self._logs, self._moves = Recent((), longest), Recent((), longest), Recent((), longest)
         self._mean, self._count = 0.0, 0
         self._waiting = Recent((len(_WEIGHTS) + 1,), self._lead + 1)
         """Features and logarithm of moments whose sequel is not known yet."""
         self._now = 0.0
-        self._near: Floats | None = None
+        self._near: tuple[Floats, Floats] | None = None
+        """(neighbours, sequels) and (neighbours,) their weights."""
+        self._awaiting: deque[tuple[int, int, float]] = deque()
+        """When the ten minutes after a moment are known, its number, and its logarithm."""
         self._known = _Moments(_MOMENTS)
 
     def after(self, need: float) -> None:
@@ -70,29 +73,39 @@ class Analogs:
     def skip(self) -> None:
         """A step without a reading: what comes after it follows no moment before it."""
         self._waiting.clear()
+        self._awaiting.clear()
 
-    def held(self, usual: float) -> Floats:
-        """(rules,) members to hold from now on, in the order of ``NAMES``.
+    @property
+    def is_telling(self) -> bool:
+        """Enough moments are known."""
+        return self._near is not None
 
-        :param usual: members of the usual group."""
+    def cheapest(self, sequel: int, worth: float) -> float:
+        """The need to hold members for: each costs one, and being over costs ``worth``. Enough moments are
+        known.
+
+        :param sequel: ``HIGHEST`` or ``SOON``."""
         if self._near is None:
-            return np.full(len(OVER_COSTS), _AT_FIRST * self._need.last(self._highest[0]).max())
-        return _cheapest(self._coming(_HIGHEST), usual)
+            raise ValueError("too little is known")
+        near, weights = self._near
+        order = near[:, sequel].argsort()
+        coming = np.exp(self._now + near[order, sequel]) - self.soft
+        members = np.maximum(1.0, np.ceil(coming - 1e-9))
+        weights = weights[order]
+        upto = np.cumsum(weights)
+        # Of members that are as many, the last counts: those after it need more. Half a moment is in doubt.
+        exceeded = (upto[-1] - upto + 0.5) / upto[-1]
+        return float(coming[np.argmin(members + worth * exceeded)])
 
     def ahead(self, probabilities: Floats) -> Floats | None:
         """(probabilities,) quantiles of the need ``lead`` steps from now; None: too little is known."""
         if self._near is None:
             return None
-        coming = self._coming(_AHEAD)
-        ranks = np.ceil(probabilities * len(coming)).astype(np.intp) - 1
-        return coming[np.maximum(ranks, 0)]
-
-    def _coming(self, sequel: int) -> Floats:
-        """(neighbours,) ascending, what would come if it went on as after each of them."""
-        near = np.empty(0) if self._near is None else self._near[:, sequel]
-        coming: Floats = np.maximum(np.exp(self._now + near) - self.soft, 0.0)
+        coming = np.maximum(np.exp(self._now + self._near[0][:, _AHEAD]) - self.soft, 0.0)
         coming.sort()
-        return coming
+        ranks = np.ceil(probabilities * len(coming)).astype(np.intp) - 1
+        found: Floats = coming[np.maximum(ranks, 0)]
+        return found
 
     @property
     def soft(self) -> float:
@@ -109,7 +122,12 @@ class Analogs:
         if len(self._waiting) == self._lead + 1:
             row = self._waiting.last(self._lead + 1)[0]
             since = self._logs.last(self._lead + 1)
-            self._known.add(row[:-1], (since.max() - row[-1], since[-2] - row[-1]))
+            highest = since.max() - row[-1]
+            number = self._known.add(row[:-1], (highest, since[-2] - row[-1], highest))
+            self._awaiting.append((self._count + self._soon - self._lead - 1, number, row[-1]))
+        if self._awaiting and self._awaiting[0][0] <= self._count:
+            _, number, log = self._awaiting.popleft()
+            self._known.correct(number, SOON, self._logs.last(self._soon + 1).max() - log)
 
     def _features(self) -> Floats:
         last = self._logs.last
@@ -129,16 +147,6 @@ class Analogs:
         )
 
 
-def _cheapest(coming: Floats, usual: float) -> Floats:
-    """(costs,) of an ascending sample the value that costs least, with how often it is exceeded."""
-    count = len(coming)
-    members = np.maximum(1.0, np.ceil(coming - 1e-9))
-    exceeded = (count - 0.5 - np.arange(count)) / count
-    cost = members + np.multiply.outer(np.array(OVER_COSTS) * usual, exceeded)
-    chosen: Floats = members[cost.argmin(axis=1)]
-    return chosen
-
-
 class _Moments:
     """Features of moments and what followed, the latest so many."""
 
@@ -150,7 +158,8 @@ class _Moments:
         self._sequels = np.zeros((most, _SEQUELS))
         self._scale: npt.NDArray[np.float32] = _WEIGHTS.astype(np.float32)
 
-    def add(self, features: Floats, sequels: tuple[float, ...]) -> None:
+    def add(self, features: Floats, sequels: tuple[float, ...]) -> int:
+        """The moment's number."""
         at = self._count % self._most
         self._features[at], self._sequels[at] = features, sequels
         self._scaled[at] = self._features[at] * self._scale
@@ -158,6 +167,12 @@ class _Moments:
         self._count += 1
         if self._count >= self._next_scaling:
             self._rescale()
+        return self._count - 1
+
+    def correct(self, number: int, sequel: int, value: float) -> None:
+        """What followed is known by now; it was not when the moment was added."""
+        if self._count - number <= self._most:
+            self._sequels[number % self._most, sequel] = value
 
     def _rescale(self) -> None:
         there = min(self._count, self._most)
@@ -167,8 +182,9 @@ class _Moments:
         self._norms[:there] = np.einsum("ij,ij->i", self._scaled[:there], self._scaled[:there])
         self._next_scaling = self._count + min(_SCALED_ANEW, self._count // 3)
 
-    def like(self, features: Floats) -> Floats | None:
-        """(some 600, sequels) what followed the moments most like this one; None while too few are known."""
+    def like(self, features: Floats) -> tuple[Floats, Floats] | None:
+        """(some 600, sequels) what followed the moments most like this one, and (some 600,) their weights;
+        None while too few are known."""
         there = min(self._count, self._most)
         if there < _LEAST:
             return None
@@ -177,5 +193,8 @@ class _Moments:
         # How near is near enough is told by a part of them: to sort all would take most of the time.
         part = apart[:: max(1, there // _PART)]
         rank = min(_NEIGHBOURS, there // 2) * len(part) // there
-        followed: Floats = self._sequels[:there][apart <= np.partition(part, rank)[rank]]
-        return followed
+        farthest = np.partition(part, rank)[rank]
+        chosen = np.flatnonzero(apart <= farthest)
+        own = near @ near  # what is missing of all the squared distances
+        distances = np.maximum(apart[chosen] + own, 0.0).astype(np.float64)
+        return self._sequels[chosen], np.exp(-distances / (_NEAR * max(float(farthest + own), 1e-9)))

@@ -7,8 +7,6 @@ highest of a while; a mean and so many standard deviations. Who of them is right
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from controlplane.forecast.recent import Floats, Recent, steps, windows
@@ -73,18 +71,3 @@ NAMES = (
     *(f"the mean of {seconds} s + {spreads:g} sigma" for seconds in _SPREAD_S for spreads in _SPREADS),
 )
 """(rules,) in words."""
-
-
-def _shorter(seconds: Sequence[int]) -> tuple[int, ...]:
-    return (0, *seconds[:-1])
-
-
-NOVEL_S = np.array(
-    [
-        *np.repeat(_shorter(_HIGHEST_S), len(_HIGHEST_TIMES)),
-        *np.tile(np.repeat(_shorter(_TREND_HIGHEST_S), len(_TREND_MORE)), len(_TREND_TIMES)),
-        *np.repeat(_shorter(_SPREAD_S), len(_SPREADS)),
-    ],
-    dtype=np.float64,
-)
-"""(rules,) until so much has been seen, a rule says what the next shorter one says."""

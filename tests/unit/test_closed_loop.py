@@ -13,8 +13,8 @@ from controlplane.fleet import Fleet
 from controlplane.ports import Counters
 from tests.world import CAPACITY, World, config
 
-SETTLED, STEADY = 600, 1800
-"""Ticks until what came while nothing was known is gone, and half an hour."""
+SETTLED, STEADY = 1200, 1800
+"""Ticks until enough is known to tell whether it pays to stand by, and half an hour."""
 
 
 def steady(share: float, endpoints: int = 1, given: float = 1.0, late_s: int = 0) -> tuple[World, np.ndarray]:

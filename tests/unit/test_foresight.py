@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ticks become steps, what was learned is learned again from the past, who comes back soon stays longer."""
+"""Ticks become steps, and what was learned is learned again from the past."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from controlplane.foresight import Foresight, step_s
-from controlplane.hold import Hold
 from controlplane.model import ShadowSettings
 from controlplane.past import MOST, Past
 
@@ -132,24 +131,3 @@ def test_what_was_kept_of_other_steps_says_nothing():
     other = json.dumps({"step_s": 5.0, "begin": 0, "demand": [1.0]})
     assert past.recall(300, {0: other}.get) == []
     assert past.since(0) == []
-
-
-def test_a_member_stays_for_its_hold_and_twice_as_long_when_it_comes_back_soon():
-    hold = Hold(steps=10, most=40, initial=0)
-
-    def stays() -> int:
-        assert hold.after(1) == 1
-        return next(step for step in range(1, 200) if hold.after(0) == 0)
-
-    assert [stays() for _ in range(4)] == [10, 20, 40, 40]
-    for _ in range(200):
-        hold.after(0)
-    assert stays() == 10
-
-
-def test_a_hold_is_of_each_member_and_never_less_than_is_wanted():
-    hold = Hold(steps=5, most=5, initial=3)
-    random = np.random.default_rng(4)
-    wanted = random.integers(0, 30, 400).tolist()
-    there = [hold.after(one) for one in wanted]
-    assert there[4:] == [max(wanted[at - 4 : at + 1]) for at in range(4, 400)]

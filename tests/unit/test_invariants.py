@@ -102,8 +102,13 @@ def live_through(story: Iterable[tuple[str, float, int]], seed: int) -> None:
                 assert_it_holds(world, said)
             assert len(world.provisioner.exists) <= 5, "what exists is bounded"
     recover(world)
-    world.ticks(620, 10.0)
-    assert world.controller.status().troubles == {}
+    world.ticks(120, 10.0)
+    for _ in range(2000):  # who was started twice stays for ten minutes
+        if not world.store.records:
+            break
+        world.tick(10.0)
+    world.ticks(320, 10.0)  # a survey finds what nobody remembers
+    assert world.controller.status().troubles == {}, world.controller.status().troubles
     assert world.provisioner.exists == set(), "no orphans"
     assert world.store.records == {}
     assert list(world.dataplane.members) == ["web-1"]
@@ -212,7 +217,7 @@ def test_the_same_stories_notice_a_broken_rule(broken, noticed, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.75])
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.9])
 def test_half_an_hour_of_steady_load_neither_starts_nor_stops_anything(share, seed):
     """One may come while nothing is known yet, and goes when it does not pay."""
     world = World(config(idle_s=300.0), seed)
