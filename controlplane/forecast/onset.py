@@ -11,7 +11,6 @@ IEEE Trans. Automatic Control 21, 1976.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,12 +63,11 @@ class Onset:
         self._noise = np.full((_READINGS, groups), np.nan)
         """Variance of those levels per variance of a reading."""
 
-    def regroup(self, carried: Callable[[Floats], Floats]) -> Onset:
-        other = Onset(0)
-        other._readings = np.stack([carried(row) for row in self._readings])
-        other._before = np.stack([carried(row) for row in self._before])
-        other._noise = np.stack([carried(row) for row in self._noise])
-        return other
+    def resume(self, other: Onset, to: npt.NDArray[np.intp], source: npt.NDArray[np.intp]) -> None:
+        """Takes the groups ``source`` of another one as its own ``to``."""
+        self._readings[:, to] = other._readings[:, source]
+        self._before[:, to] = other._before[:, source]
+        self._noise[:, to] = other._noise[:, source]
 
     def not_above_recent(self, level: Floats, trend: Floats, variance: Floats) -> tuple[Floats, Floats]:
         """Level and trend, but at most a standard deviation above what the last readings say of them: a
