@@ -24,11 +24,12 @@ Floats = npt.NDArray[np.float64]
 _LEARNED_STEPS = 100
 """Of the past, that are learned from again in one tick: 50 ms."""
 _CONCLUDED = 16
-"""Services whose ended step is learned from in one tick, at least: 8 ms. The steps of all end together."""
+"""Services whose ended step is learned from before a tick decides: 6 ms. The steps of all end together."""
 _CONCLUDED_SHARE = 1.25
 """Of the steps that end in a mean tick."""
 _DEMAND = "demand:"
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
+_UNKNOWN = MemberHealth()
 _SLOW = 1.5
 """A shadow whose RTT is at least its parent's divided by this is as slow as it."""
 
@@ -61,9 +62,15 @@ class Fleet:
         self._views = {name: Outlook(service, config.tick_s) for name, service in config.services.items()}
         self._loads = Loads(config.services.values(), [view.method for view in self._views.values()])
         self._rows = Rows(self._loads.names)
+        self._probes = {
+            endpoint.name: service.probe
+            for service in config.services.values()
+            for endpoint in service.endpoints
+        }
         self._ended = {}  # who resumes has learned from it
         ending = sum(config.tick_s / view.step_s for view in self._views.values())
-        self._concluded = max(_CONCLUDED, math.ceil(_CONCLUDED_SHARE * ending))
+        self._later = max(0, math.ceil(_CONCLUDED_SHARE * ending) - _CONCLUDED)
+        """Of the ended steps, that are learned from when the tick's work is done: so none waits for ever."""
 
     # ---- readings ---------------------------------------------------------------------------
 
@@ -73,22 +80,28 @@ class Fleet:
             if member.name not in self.health:
                 self.health[member.name] = MemberHealth(up=not member.down)
 
-    def observe_health(self, answer: model.Health, roster: Roster) -> str | None:
-        """Takes a probe's answer; a sentence if health changed."""
-        probe = self._probe(answer.member, roster)
-        if probe is None:
-            return None
-        before = self.health.get(answer.member, MemberHealth())
-        after = self.health[answer.member] = before.observe(answer, probe)
-        if after.up is before.up:
-            return None
-        if after.up:
-            return f"{answer.member} is healthy after {after.successes} good probes"
-        return f"{answer.member} is unhealthy after {after.failures} failed probes: {after.reason}"
+    def observe_health(self, answers: Sequence[model.Health], roster: Roster) -> list[tuple[str, str]]:
+        """Takes probes' answers. Whose health changed, and a sentence."""
+        changed = []
+        for answer in answers:
+            name = answer.member
+            probe = self._probes.get(name) or self._shadows_probe(name, roster)
+            if probe is None:
+                continue
+            before = self.health.get(name, _UNKNOWN)
+            after = self.health[name] = before.observe(answer, probe)
+            if after.up is before.up:
+                continue
+            if after.up:
+                said = f"{name} is healthy after {after.successes} good probes"
+            else:
+                said = f"{name} is unhealthy after {after.failures} failed probes: {after.reason}"
+            changed.append((name, said))
+        return changed
 
-    def _probe(self, member: str, roster: Roster) -> model.Probe | None:
-        owner = roster.endpoints.get(member) or roster.shadows.get(member)
-        view = self._views.get(owner.service) if owner else None
+    def _shadows_probe(self, name: str, roster: Roster) -> model.Probe | None:
+        shadow = roster.shadows.get(name)
+        view = self._views.get(shadow.service) if shadow else None
         return view.service.probe if view else None
 
     def observe_counters(
@@ -112,11 +125,21 @@ class Fleet:
         for (name, view), one in zip(self._views.items(), demand.tolist(), strict=True):
             if view.foresight is not None and view.foresight.gather(one, over_s, now_unix_s):
                 self._ended.setdefault(name)
-        for name in list(self._ended)[: self._concluded]:
+        self._conclude(_CONCLUDED)
+
+    def _conclude(self, services: int) -> None:
+        for name in list(self._ended)[:services]:
             del self._ended[name]
             foresight = self._views[name].foresight
             if foresight is not None:
                 foresight.conclude()
+
+    def learn(self) -> None:
+        """What can wait until what was decided is applied: ended steps of many services, and the past."""
+        self._conclude(self._later)
+        behind = [v.foresight for v in self._views.values() if v.foresight and v.foresight.is_learning]
+        for foresight in behind[:_LEARNED_STEPS]:
+            foresight.learn_again(max(1, _LEARNED_STEPS // len(behind)))
 
     def told(self, roster: Roster) -> tuple[str, ...]:
         """Members whose services have their requests told."""
@@ -152,9 +175,6 @@ class Fleet:
         self._loads.forecast([horizons_s[name] for name in self._views], now_s)
         for name, view in self._views.items():
             view.reckon(horizons_s[name])
-        behind = [v.foresight for v in self._views.values() if v.foresight and v.foresight.is_learning]
-        for foresight in behind[:_LEARNED_STEPS]:
-            foresight.learn_again(max(1, _LEARNED_STEPS // len(behind)))
 
     # ---- what was learned -------------------------------------------------------------------
 
@@ -206,7 +226,7 @@ class Fleet:
         probe = self._views[endpoint.service].service.probe
         asked = [s.name for s in roster.of(endpoint.name) if s.state in _SERVING]
         return not any(
-            self.health.get(name, MemberHealth()).is_stale(probe, now_s) for name in (endpoint.name, *asked)
+            self.health.get(name, _UNKNOWN).is_stale(probe, now_s) for name in (endpoint.name, *asked)
         )
 
     def answering(self) -> frozenset[str]:
@@ -325,7 +345,7 @@ class Fleet:
         now_unix_s: float,
     ) -> GroupStatus:
         loads, i = self._loads, self._loads.index[endpoint.name]
-        health = self.health.get(endpoint.name, MemberHealth())
+        health = self.health.get(endpoint.name, _UNKNOWN)
         sized = view.sized(loads, i)
         verdict = self._verdicts.get(endpoint.name) or policy.at_rest(
             endpoint.name, endpoint.capacity, self.high(endpoint)
