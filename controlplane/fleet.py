@@ -67,7 +67,7 @@ class Fleet:
             for service in config.services.values()
             for endpoint in service.endpoints
         }
-        self._ended = {}  # who resumes has learned from it
+        self._ended = {name: None for name in self._ended if name in self._views}
         ending = sum(config.tick_s / view.step_s for view in self._views.values())
         self._later = max(0, math.ceil(_CONCLUDED_SHARE * ending) - _CONCLUDED)
         """Of the ended steps, that are learned from when the tick's work is done: so none waits for ever."""

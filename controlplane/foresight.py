@@ -83,10 +83,15 @@ class Foresight:
         return wrong
 
     def resume(self, other: Foresight) -> None:
-        """Learns from the past of another one with the same steps."""
+        """Knows what another one with the same steps knew; where costs or capacity differ, learns anew."""
         self.past = other.past
         self._number, self._sum, self._read_s = other._number, other._sum, other._read_s
-        self._start_anew()
+        if (self._capacity, self._settings) != (other._capacity, other._settings):
+            self._start_anew()
+            return
+        self._lead_time_s, self.size = other._lead_time_s, other.size
+        self._sizing, self._concluded = other._sizing, other._concluded
+        self._next, self._next_step = other._next, other._next_step
 
     def reckon(self, lead_time_s: float, capacity: float) -> None:
         """With these from now on, if they are others."""

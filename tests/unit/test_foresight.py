@@ -105,6 +105,26 @@ def test_a_step_that_was_learned_from_again_is_not_concluded_once_more():
     assert foresight.size == fed(demand, Foresight(STEP_S, 2 * LEAD_S, CAPACITY, SETTINGS)).size
 
 
+def test_with_the_same_settings_it_goes_on_where_the_other_one_was():
+    demand = load(400)
+    before, after = fed(demand[:-1]), Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    before.gather(demand[-1], STEP_S, BEGIN_S + 400 * STEP_S)
+    after.resume(before)
+    assert not after.is_learning
+    after.conclude()
+    assert after.size == fed(demand).size
+
+
+def test_with_other_costs_it_learns_from_the_same_past():
+    demand, other = load(400), ShadowSettings(over_cost=30.0)
+    after = Foresight(STEP_S, LEAD_S, CAPACITY, other)
+    after.resume(fed(demand))
+    assert after.is_learning
+    while after.is_learning:
+        after.learn_again(50)
+    assert after.size == fed(demand, Foresight(STEP_S, LEAD_S, CAPACITY, other)).size
+
+
 def test_negative_control_without_what_was_kept_it_is_not_the_same():
     demand = load(700)
     assert fed(demand).size != fed(demand[-3:]).size
