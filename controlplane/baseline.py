@@ -77,7 +77,7 @@ class _Normal:
 
 
 class Baseline:
-    """What is normal for the groups of one service."""
+    """What is normal for groups, of all services together."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -11,8 +12,9 @@ import numpy.typing as npt
 
 from controlplane import model, policy, shadows, weights
 from controlplane.health import MemberHealth
-from controlplane.observe import rates
-from controlplane.outlook import REMARKABLE, Outlook
+from controlplane.loads import REMARKABLE, Loads
+from controlplane.observe import Rows, rates
+from controlplane.outlook import Outlook
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
 from controlplane.roster import Roster
@@ -22,8 +24,13 @@ Floats = npt.NDArray[np.float64]
 
 _LEARNED_STEPS = 100
 """Of the past, that are learned from again in one tick: 50 ms."""
+_CONCLUDED = 16
+"""Services whose ended step is learned from before a tick decides: 6 ms. The steps of all end together."""
+_CONCLUDED_SHARE = 1.25
+"""Of the steps that end in a mean tick."""
 _DEMAND = "demand:"
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
+_UNKNOWN = MemberHealth()
 _SLOW = 1.5
 """A shadow whose RTT is at least its parent's divided by this is as slow as it."""
 
@@ -44,7 +51,10 @@ class Members(Protocol):
 
 class Fleet:
     def __init__(self, config: model.Config) -> None:
-        self._views = {name: Outlook(service, config.tick_s) for name, service in config.services.items()}
+        self._views: dict[str, Outlook] = {}
+        self._ended: dict[str, None] = {}
+        """Services whose step has ended and is not learned from yet, the oldest first."""
+        self._set_up(config)
         self.health: dict[str, MemberHealth] = {}
         self._memories: dict[str, policy.Memory] = {}
         self._verdicts: dict[str, policy.Verdict] = {}
@@ -57,13 +67,25 @@ class Fleet:
         """Service -> step up to which its past is in the store."""
 
     def reconfigure(self, config: model.Config) -> None:
-        views = {}
-        for name, service in config.services.items():
-            before = self._views.get(name)
-            views[name] = (
-                before.regroup(service, config.tick_s) if before else Outlook(service, config.tick_s)
-            )
-        self._views = views
+        views, loads = self._views, self._loads
+        self._set_up(config)
+        self._loads.resume(loads)
+        for name in self._views.keys() & views.keys():
+            self._views[name].resume(views[name])
+
+    def _set_up(self, config: model.Config) -> None:
+        self._views = {name: Outlook(service, config.tick_s) for name, service in config.services.items()}
+        self._loads = Loads(config.services.values(), [view.method for view in self._views.values()])
+        self._rows = Rows(self._loads.names)
+        self._probes = {
+            endpoint.name: service.probe
+            for service in config.services.values()
+            for endpoint in service.endpoints
+        }
+        self._ended = {name: None for name in self._ended if name in self._views}
+        ending = sum(config.tick_s / view.step_s for view in self._views.values())
+        self._later = max(0, math.ceil(_CONCLUDED_SHARE * ending) - _CONCLUDED)
+        """Of the ended steps, that are learned from when the tick's work is done: so none waits for ever."""
 
     # ---- readings ---------------------------------------------------------------------------
 
@@ -73,22 +95,28 @@ class Fleet:
             if member.name not in self.health:
                 self.health[member.name] = MemberHealth(up=not member.down)
 
-    def observe_health(self, answer: model.Health, roster: Members) -> str | None:
-        """Takes a probe's answer; a sentence if health changed."""
-        probe = self._probe(answer.member, roster)
-        if probe is None:
-            return None
-        before = self.health.get(answer.member, MemberHealth())
-        after = self.health[answer.member] = before.observe(answer, probe)
-        if after.up is before.up:
-            return None
-        if after.up:
-            return f"{answer.member} is healthy after {after.successes} good probes"
-        return f"{answer.member} is unhealthy after {after.failures} failed probes: {after.reason}"
+    def observe_health(self, answers: Sequence[model.Health], roster: Members) -> list[tuple[str, str]]:
+        """Takes probes' answers. Whose health changed, and a sentence."""
+        changed = []
+        for answer in answers:
+            name = answer.member
+            probe = self._probes.get(name) or self._shadows_probe(name, roster)
+            if probe is None:
+                continue
+            before = self.health.get(name, _UNKNOWN)
+            after = self.health[name] = before.observe(answer, probe)
+            if after.up is before.up:
+                continue
+            if after.up:
+                said = f"{name} is healthy after {after.successes} good probes"
+            else:
+                said = f"{name} is unhealthy after {after.failures} failed probes: {after.reason}"
+            changed.append((name, said))
+        return changed
 
-    def _probe(self, member: str, roster: Members) -> model.Probe | None:
-        owner = roster.endpoints.get(member) or roster.shadows.get(member)
-        view = self._views.get(owner.service) if owner else None
+    def _shadows_probe(self, name: str, roster: Members) -> model.Probe | None:
+        shadow = roster.shadows.get(name)
+        view = self._views.get(shadow.service) if shadow else None
         return view.service.probe if view else None
 
     def observe_counters(
@@ -96,18 +124,37 @@ class Fleet:
     ) -> bool:
         """True if there are rates to go by."""
         names = [name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED]
-        found = rates(before, after, names)
+        found = rates(before, after, Rows(names))
         self._unread = found is None
         if found is None:
             return False
         self._shadow_rates = {n: (float(found.flows[i]), float(found.rtt_us[i])) for i, n in enumerate(names)}
-        down = self._down()
-        for view in self._views.values():
-            reading = rates(before, after, view.names)
-            if reading is None:
-                continue
-            view.take(reading, down, after.at_s, now_unix_s)
+        reading = rates(before, after, self._rows)
+        if reading is not None:
+            demand = self._loads.take(reading, self._down(), after.at_s)
+            self._foresee(demand, reading.over_s, now_unix_s)
         return True
+
+    def _foresee(self, demand: Floats, over_s: float, now_unix_s: float) -> None:
+        """:param demand: (services,) flows/s."""
+        for (name, view), one in zip(self._views.items(), demand.tolist(), strict=True):
+            if view.foresight is not None and view.foresight.gather(one, over_s, now_unix_s):
+                self._ended.setdefault(name)
+        self._conclude(_CONCLUDED)
+
+    def _conclude(self, services: int) -> None:
+        for name in list(self._ended)[:services]:
+            del self._ended[name]
+            foresight = self._views[name].foresight
+            if foresight is not None:
+                foresight.conclude()
+
+    def learn(self) -> None:
+        """What can wait until what was decided is applied: ended steps of many services, and the past."""
+        self._conclude(self._later)
+        behind = [v.foresight for v in self._views.values() if v.foresight and v.foresight.is_learning]
+        for foresight in behind[:_LEARNED_STEPS]:
+            foresight.learn_again(max(1, _LEARNED_STEPS // len(behind)))
 
     def told(self, roster: Members) -> tuple[str, ...]:
         """Members whose services have their requests told."""
@@ -140,11 +187,9 @@ class Fleet:
         """A prediction per service; without fresh readings the last one stays."""
         if not fresh or self._unread:
             return
+        self._loads.forecast([horizons_s[name] for name in self._views], now_s)
         for name, view in self._views.items():
-            view.forecast(horizons_s[name], now_s)
-        behind = [v.foresight for v in self._views.values() if v.foresight and v.foresight.is_learning]
-        for foresight in behind:
-            foresight.learn_again(max(1, _LEARNED_STEPS // len(behind)))
+            view.reckon(horizons_s[name])
 
     # ---- what was learned -------------------------------------------------------------------
 
@@ -196,7 +241,7 @@ class Fleet:
         probe = self._views[endpoint.service].service.probe
         asked = [s.name for s in roster.of(endpoint.name) if s.state in _SERVING]
         return not any(
-            self.health.get(name, MemberHealth()).is_stale(probe, now_s) for name in (endpoint.name, *asked)
+            self.health.get(name, _UNKNOWN).is_stale(probe, now_s) for name in (endpoint.name, *asked)
         )
 
     def answering(self) -> frozenset[str]:
@@ -212,23 +257,18 @@ class Fleet:
         }
 
     def high(self, endpoint: model.Endpoint) -> float:
-        view = self._views[endpoint.service]
-        i = view.index[endpoint.name]
-        return float(np.fmax(view.prediction.high[i], view.prediction.level[i]))
+        return self._loads.high(self._loads.index[endpoint.name])
 
     def busy(self, roster: Members) -> list[tuple[model.Service, model.Endpoint]]:
         """Live endpoints about which there may be something to decide: they have shadows, are down, or their
         load may want more. The others, thousands of them, hold."""
-        down, found = self._down(), []
+        loads, sizes = self._loads, [v.foresight and v.foresight.size for v in self._views.values()]
+        wanted = np.array([size.wanted if size else np.nan for size in sizes], dtype=np.float64)
+        exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64)
+        wants = loads.busy(wanted, exact)
         parents = {shadow.parent for shadow in roster.shadows.values()}
-        for view in self._views.values():
-            wants = view.busy()
-            if wants.any() or not parents.isdisjoint(view.names) or not down.isdisjoint(view.names):
-                found += [
-                    (view.service, endpoint)
-                    for endpoint, one in zip(view.service.endpoints, wants.tolist(), strict=True)
-                    if one or endpoint.name in parents or endpoint.name in down
-                ]
+        wants[[loads.index[name] for name in parents | self._down() if name in loads.index]] = True
+        found = [(loads.service(i), loads.endpoints[i]) for i in np.flatnonzero(wants).tolist()]
         names = {endpoint.name for _, endpoint in found}
         self._memories = {name: one for name, one in self._memories.items() if name in names}
         self._verdicts = {name: one for name, one in self._verdicts.items() if name in names}
@@ -244,29 +284,29 @@ class Fleet:
         fresh: bool,
         now_s: float,
     ) -> policy.Group:
-        view = self._views[service.name]
-        i = view.index[endpoint.name]
+        view, loads = self._views[service.name], self._loads
+        i = loads.index[endpoint.name]
         own = roster.of(endpoint.name)
-        sized = view.sized(i)
+        sized = view.sized(loads, i)
         rtts = [self._shadow_rates.get(s.name, (0.0, np.nan))[1] for s in own]
         return policy.Group(
             name=endpoint.name,
             capacity=endpoint.capacity,
-            level=float(view.prediction.level[i]),
-            high=float(view.prediction.high[i]),
+            level=float(loads.prediction.level[i]),
+            high=float(loads.prediction.high[i]),
             horizon_s=horizon_s,
-            quantile=view.forecaster.quantile,
+            quantile=float(loads.quantile[i]),
             fresh=fresh
-            and bool(np.isfinite(view.demand[i]))
+            and bool(np.isfinite(loads.demand[i]))
             and self.answers_are_fresh(endpoint, roster, now_s),
             live_up=self.is_up(endpoint.name, True),
             neighbour_up=any(self.is_up(n, False) for n in view.names if n != endpoint.name),
             shadows=own,
             up=frozenset(s.name for s in own if self.is_up(s.name, False)),
             flows={s.name: flows[s.name] for s in own if s.name in flows},
-            rate_deviates=bool(view.deviation.rate[i] >= REMARKABLE),
-            latency_deviates=bool(view.deviation.latency[i] >= REMARKABLE),
-            shadow_slow=any(rtt * _SLOW >= view.rtt_us[i] for rtt in rtts if np.isfinite(rtt)),
+            rate_deviates=bool(loads.deviation.rate[i] >= REMARKABLE),
+            latency_deviates=bool(loads.deviation.latency[i] >= REMARKABLE),
+            shadow_slow=any(rtt * _SLOW >= loads.rtt_us[i] for rtt in rtts if np.isfinite(rtt)),
             sized=sized.wanted,
             sized_reason=sized.reason,
             usual_s=roster.usual_lead_time_s(service.name),
@@ -320,9 +360,9 @@ class Fleet:
         drained: bool,
         now_unix_s: float,
     ) -> GroupStatus:
-        i = view.index[endpoint.name]
-        health = self.health.get(endpoint.name, MemberHealth())
-        sized = view.sized(i)
+        loads, i = self._loads, self._loads.index[endpoint.name]
+        health = self.health.get(endpoint.name, _UNKNOWN)
+        sized = view.sized(loads, i)
         verdict = self._verdicts.get(endpoint.name) or policy.at_rest(
             endpoint.name, endpoint.capacity, self.high(endpoint)
         )
@@ -332,16 +372,16 @@ class Fleet:
             up=health.up,
             drained=drained,
             capacity=endpoint.capacity,
-            demand=known(view.demand[i]),
-            level=known(view.prediction.level[i]),
-            point=known(view.prediction.point[i]),
-            high=known(view.prediction.high[i]),
-            horizon_s=round(view.prediction.horizon_s, 3),
+            demand=known(loads.demand[i]),
+            level=known(loads.prediction.level[i]),
+            point=known(loads.prediction.point[i]),
+            high=known(loads.prediction.high[i]),
+            horizon_s=round(float(loads.prediction.horizon_s[i]), 3),
             spill=member.spill if member else 0.0,
             ring_weight=ring.get(endpoint.name, 0.0),
-            rtt_us=known(view.rtt_us[i]),
-            rate_deviation=round(float(view.deviation.rate[i]), 3),
-            latency_deviation=round(float(view.deviation.latency[i]), 3),
+            rtt_us=known(loads.rtt_us[i]),
+            rate_deviation=round(float(loads.deviation.rate[i]), 3),
+            latency_deviation=round(float(loads.deviation.latency[i]), 3),
             p50=known(sized.p50),
             p90=known(sized.p90),
             sized=sized.wanted,

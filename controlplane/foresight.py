@@ -51,6 +51,8 @@ class Foresight:
         self._lead_time_s, self._capacity, self._initial = lead_time_s, capacity, initial
         self.past = Past(step_s)
         self._sizing = self._new()
+        self._concluded = 0
+        """Number of the first step that was not learned from yet."""
         self._next: Sizing | None = None
         self._next_step = 0
         self._number: int | None = None
@@ -82,10 +84,15 @@ class Foresight:
         return wrong
 
     def resume(self, other: Foresight) -> None:
-        """Learns from the past of another one with the same steps."""
+        """Knows what another one with the same steps knew; where costs or capacity differ, learns anew."""
         self.past = other.past
         self._number, self._sum, self._read_s = other._number, other._sum, other._read_s
-        self._start_anew()
+        if (self._capacity, self._settings) != (other._capacity, other._settings):
+            self._start_anew()
+            return
+        self._lead_time_s, self.size = other._lead_time_s, other.size
+        self._sizing, self._concluded = other._sizing, other._concluded
+        self._next, self._next_step = other._next, other._next_step
 
     def reckon(self, lead_time_s: float, capacity: float) -> None:
         """With these from now on, if they are others."""
@@ -99,6 +106,7 @@ class Foresight:
         recent = self.past.since(self.past.end - _AT_ONCE)
         for demand in recent:
             self.size = self._sizing.after(demand)
+        self._concluded = self.past.end
         is_all = self.past.end - self.past.begin == len(recent)
         self._next, self._next_step = (None, 0) if is_all else (self._new(), self.past.begin)
 
@@ -117,9 +125,22 @@ class Foresight:
         self._next_step = max(self._next_step, self.past.begin) + min(len(coming), steps)
         if self._next_step == self.past.end:
             self._sizing, self._next, self.size = self._next, None, size
+            self._concluded = self.past.end
 
     def observe(self, demand: float, over_s: float, now_unix_s: float) -> bool:
-        """True if a step has ended.
+        """As ``gather``, and concludes it."""
+        has_ended = self.gather(demand, over_s, now_unix_s)
+        self.conclude()
+        return has_ended
+
+    def conclude(self) -> None:
+        """Learns from the steps that have ended, and tells the size; each takes half a millisecond."""
+        for mean in self.past.since(max(self._concluded, self.past.end - _AT_ONCE)):
+            self.size = self._sizing.after(mean)
+        self._concluded = self.past.end
+
+    def gather(self, demand: float, over_s: float, now_unix_s: float) -> bool:
+        """True if a step has ended: it is to be concluded.
 
         :param demand: flows/s, the mean of the ``over_s`` that end now; NaN: no reading."""
         if self._number is None:
@@ -131,11 +152,8 @@ class Foresight:
         if following <= self._number:
             return False
         was_read = self._read_s >= _READ_LEAST * self._step_s
-        end = self.past.end
         self.past.add(self._number, self._sum / self._read_s if was_read else math.nan)
         if following - self._number > 1:
             self.past.add(following - 1, math.nan)  # nobody told of the steps between
-        for mean in self.past.since(max(end, self.past.end - _AT_ONCE)):
-            self.size = self._sizing.after(mean)
         self._number, self._sum, self._read_s = following, 0.0, 0.0
         return True

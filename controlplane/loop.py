@@ -208,7 +208,8 @@ class Controller:
         return text
 
     def _keep(self) -> None:
-        """What came since the last time, so that a crash costs little of what was learned."""
+        """Learns on, and keeps what came since the last time, so that a crash costs little of it."""
+        self._fleet.learn()
         if self._clock.now_s() >= self._keep_due_s:
             self._keep_due_s = self._clock.now_s() + _KEEP_S
             for key, value in self._fleet.to_keep():
@@ -282,14 +283,12 @@ class Controller:
 
     def _take_answers(self) -> bool:
         """True if somebody's health changed."""
-        changed = False
         answers = self._prober.results()
         self._record(lambda recorder: recorder.answered(answers))
-        for answer in answers:
-            if said := self._fleet.observe_health(answer, self._roster):
-                self._journal.say(answer.member, "health", said)
-                changed = True
-        return changed
+        changed = self._fleet.observe_health(answers, self._roster)
+        for name, said in changed:
+            self._journal.say(name, "health", said)
+        return bool(changed)
 
     # ---- decide -------------------------------------------------------------------------
 

@@ -213,8 +213,7 @@ class _Replay:
         self._set_shadows(raw.get("observed_shadows"))
         for name, down in raw.get("down", {}).items():
             fleet.health.setdefault(name, MemberHealth(up=not down))
-        for answer in raw.get("answers", ()):
-            fleet.observe_health(model.Health(*answer), roster)
+        fleet.observe_health([model.Health(*answer) for answer in raw.get("answers", ())], roster)
         if "counters" in raw:
             counters = _counters(raw["at_s"], raw["counters"])
             fleet.observe_counters(self._counters, counters, roster, raw["observed_unix_s"])
@@ -224,6 +223,7 @@ class _Replay:
         self._set_shadows(raw.get("shadows"))
         if "verdicts" in raw:
             yield from self._decide(raw)
+        fleet.learn()
 
     def _set_shadows(self, raw: Mapping[str, Any] | None) -> None:
         if raw is not None:

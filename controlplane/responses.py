@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane import histogram
-from controlplane.observe import growth
+from controlplane.observe import Rows, growth
 from controlplane.ports import Counters
 from controlplane.status import RequestStatus, all_known
 
@@ -66,7 +66,7 @@ class Responses:
     ) -> None:
         """:param in_flight: (names,) requests without an answer yet."""
         read = before is not None and before.requests_read and after.requests_read
-        grown = growth(before, after, names, ("requests", "aborted")) if read else None
+        grown = growth(before, after, Rows(names), ("requests", "aborted")) if read else None
         over_s = after.at_s - before.at_s if grown and before else np.nan
         nothing = np.full(len(names), np.nan)
         started, aborted = (grown["requests"], grown["aborted"]) if grown else (nothing, nothing)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 import numpy as np
 
 from controlplane import model
+from controlplane.addresses import Network
 from controlplane.histogram import BUCKETS
 from controlplane.model import Role, RunResult, RunState, Shadow
 from controlplane.ports import Counters, DataplaneError, InterfaceCounts, Redirects, Sample, StoreError
@@ -221,7 +222,7 @@ class FakeDataplane:
     def own_addresses(self) -> Collection[IPv4Address]:
         return {IPv4Address("127.0.0.1"), self.own_address}
 
-    def set_direct(self, prefixes: Collection[IPv4Network]) -> None:
+    def set_direct(self, prefixes: Collection[Network]) -> None:
         self.direct = set(prefixes)
 
     def renew_hops(self) -> None:

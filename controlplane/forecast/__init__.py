@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Demand over the lead time: a point and a high quantile, for all groups of a service at once."""
+"""Demand over the lead time: a point and a high quantile, for the groups of all services at once."""
 
 from controlplane.forecast.forecaster import Forecaster, Prediction
 

@@ -11,7 +11,6 @@ IEEE Trans. Automatic Control 21, 1976.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +51,8 @@ class Found:
     climb: Change
     """The most likely ramp."""
     climb_share: Floats
-    """How probable ramps are, together, if all explanations were equally so before these readings."""
+    """How probable ramps are, together, if all explanations were equally so before these readings; told where
+    the best one is a step, else 0."""
 
 
 class Onset:
@@ -64,12 +64,11 @@ class Onset:
         self._noise = np.full((_READINGS, groups), np.nan)
         """Variance of those levels per variance of a reading."""
 
-    def regroup(self, carried: Callable[[Floats], Floats]) -> Onset:
-        other = Onset(0)
-        other._readings = np.stack([carried(row) for row in self._readings])
-        other._before = np.stack([carried(row) for row in self._before])
-        other._noise = np.stack([carried(row) for row in self._noise])
-        return other
+    def resume(self, other: Onset, to: npt.NDArray[np.intp], source: npt.NDArray[np.intp]) -> None:
+        """Takes the groups ``source`` of another one as its own ``to``."""
+        self._readings[:, to] = other._readings[:, source]
+        self._before[:, to] = other._before[:, source]
+        self._noise[:, to] = other._noise[:, source]
 
     def not_above_recent(self, level: Floats, trend: Floats, variance: Floats) -> tuple[Floats, Floats]:
         """Level and trend, but at most a standard deviation above what the last readings say of them: a
@@ -102,7 +101,8 @@ class Onset:
         ramp_score = ramp**2 / (squares_k + sum_k**2 * self._noise)
         step_score[:1] = 0.0  # one reading is an outlier
         ramp_score[: _CLIMB - 1] = 0.0
-        scores = np.nan_to_num(np.vstack([step_score, ramp_score]), nan=0.0)
+        scores = np.vstack([step_score, ramp_score])
+        scores[np.isnan(scores)] = 0.0
         column = np.arange(values.size)
 
         def change(which: npt.NDArray[np.intp]) -> Change:
@@ -115,9 +115,13 @@ class Onset:
             level, bent = self.not_above_recent(self._before[row, column] + by, trend, variance)
             return Change(level, np.where(length > _BENT, bent, trend), length, trend_noise)
 
-        best = np.argmax(scores, axis=0)
+        step_at, climb = scores[:_READINGS].argmax(axis=0), scores[_READINGS:].argmax(axis=0) + _READINGS
+        best = np.where(scores[climb, column] > scores[step_at, column], climb, step_at)
         most = scores[best, column]
-        likelihood = np.exp((scores - most) / (2.0 * np.maximum(variance, 1.0)))
-        climb_share = np.sum(likelihood[_READINGS:], axis=0) / np.sum(likelihood, axis=0)
-        climb = np.argmax(scores[_READINGS:], axis=0) + _READINGS
-        return Found(most > _DOUBT**2 * variance, change(best), change(climb), climb_share)
+        seen = most > _DOUBT**2 * variance
+        # Of most groups nothing is seen: the likelihoods are asked for where they tell something.
+        at = np.flatnonzero(seen & (best < _READINGS))
+        likelihood = np.exp((scores[:, at] - most[at]) / (2.0 * np.maximum(variance[at], 1.0)))
+        climb_share = np.zeros(values.size)
+        climb_share[at] = np.sum(likelihood[_READINGS:], axis=0) / np.sum(likelihood, axis=0)
+        return Found(seen, change(best), change(climb), climb_share)

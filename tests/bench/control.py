@@ -9,7 +9,7 @@ import statistics
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
@@ -24,10 +24,13 @@ from controlplane.adapters.dataplane import MapDataplane
 from controlplane.adapters.maps import Maps, open_instance
 from controlplane.cli import wiring
 from controlplane.loop import Controller
+from controlplane.ports import Counters
 from tests import fakes, scale
 from tests.bench.figures import Figure
 
 ROUNDS = 15
+WARM_TICKS = 70
+"""Until as many errors of forecasts are known as are remembered."""
 CPUS = 64
 LISTED = 1 << 20
 RING_ENDPOINTS, RING_SIZE = 1_000, 65_537
@@ -39,7 +42,7 @@ MS, US = 1e3, 1e6
 
 def measure() -> Mapping[str, Figure]:
     """The figures ``control.*``; about a minute."""
-    figures = _rings()
+    figures = _rings() | _observe_decide()
     with _loaded() as (dataplane, maps, config, took_s):
         figures["control.first_load"] = Figure(took_s * MS, "ms")
         figures |= _steps(dataplane)
@@ -66,6 +69,78 @@ def _rings() -> dict[str, Figure]:
     return {
         "control.ring": Figure(_timed(lambda: ring.build(names, equal, RING_SIZE)) * MS, "ms"),
         "control.ring_weighted": Figure(_timed(lambda: ring.build(names, uneven, RING_SIZE)) * MS, "ms"),
+    }
+
+
+class _Read(fakes.FakeDataplane):
+    """What is read is made before it is asked for."""
+
+    def __init__(self, clock: fakes.FakeClock) -> None:
+        super().__init__(clock, rows=scale.SIZES.endpoints)
+        self._random = np.random.default_rng(6)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Of each endpoint 100 flows, or so, came since the last time."""
+        flows = self._random.poisson(100.0, scale.SIZES.endpoints).astype(np.uint64)
+        for field in ("offered", "completed", "flows", "rtt_count"):
+            self.count[field] += flows
+        self.count["rtt_sum_us"] += flows * np.uint64(500)
+        self._steering, self._counters = super().installed(), super().counters()
+
+    def installed(self) -> model.Steering:
+        return self._steering
+
+    def counters(self) -> Counters:
+        return self._counters
+
+
+class _Answered(fakes.FakeProber):
+    """All answers of a second at once, made before they are asked for."""
+
+    def __init__(self, clock: fakes.FakeClock) -> None:
+        super().__init__(clock)
+        self._answers: Sequence[model.Health] = ()
+
+    def prepare(self) -> None:
+        self._answers = super().results()
+
+    def results(self) -> Sequence[model.Health]:
+        answers, self._answers = self._answers, ()
+        return answers
+
+
+def _observe_decide() -> dict[str, Figure]:
+    """From the readings to the decisions, and what is learned when these are applied; the steps of all
+    services end together now and then."""
+    clock = fakes.FakeClock()
+    dataplane, prober = _Read(clock), _Answered(clock)
+    controller = Controller(
+        scale.config("bench"),
+        dataplane,
+        prober,
+        fakes.FakeProvisioner(clock),
+        fakes.FakeStore(),
+        clock,
+        fakes.FakeMetrics(),
+        show=lambda text: None,
+    )
+    controller.tick()
+    taken: list[tuple[float, float]] = []
+    for _ in range(WARM_TICKS + 2 * ROUNDS):
+        clock.advance(1.0)
+        dataplane.prepare()
+        prober.prepare()
+        started = time.process_time()
+        controller._observe()
+        controller._decide()
+        decided = time.process_time()
+        controller._keep()
+        taken.append((decided - started, time.process_time() - decided))
+    decide, learn = (statistics.median(part) for part in zip(*taken[WARM_TICKS:], strict=True))
+    return {
+        "control.observe_decide": Figure(decide * MS, "ms"),
+        "control.learn": Figure(learn * MS, "ms"),
     }
 
 

@@ -134,7 +134,9 @@ def test_regrouping_carries_what_is_known_and_new_groups_start_unknown():
     forecaster = Forecaster(ForecastMethod.AUTO, QUANTILE, ["a", "b"])
     for second in range(40):
         forecaster.update(np.array([20.0, 30.0]), float(second))
-    level = forecaster.regroup(["b", "c"]).predict(5.0, 40.0).level
+    other = Forecaster(ForecastMethod.AUTO, QUANTILE, ["b", "c"])
+    other.resume(forecaster)
+    level = other.predict(5.0, 40.0).level
     assert level[0] == pytest.approx(30.0)
     assert np.isnan(level[1])
 

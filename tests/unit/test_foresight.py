@@ -80,6 +80,50 @@ def test_after_a_crash_the_same_is_known_but_for_what_was_not_kept_yet():
     assert fed(more, after, BEGIN_S + 700 * STEP_S).size == fed(more, before, BEGIN_S + 700 * STEP_S).size
 
 
+def test_steps_that_are_concluded_later_tell_the_same():
+    demand = load(100)
+    late = Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    for step, rate in enumerate(demand, 1):
+        assert late.gather(rate, STEP_S, BEGIN_S + step * STEP_S)
+        if step % 3 == 0:
+            late.conclude()
+    late.conclude()
+    assert late.size == fed(demand).size
+    late.conclude()
+    assert late.size == fed(demand).size, "once each"
+
+
+def test_a_step_that_was_learned_from_again_is_not_concluded_once_more():
+    demand = load(200)
+    foresight = fed(demand[:199])
+    foresight.reckon(2 * LEAD_S, CAPACITY)
+    assert foresight.gather(demand[199], STEP_S, BEGIN_S + 200 * STEP_S)
+    while foresight.is_learning:
+        foresight.learn_again(50)
+    foresight.conclude()
+    assert foresight.size == fed(demand, Foresight(STEP_S, 2 * LEAD_S, CAPACITY, SETTINGS)).size
+
+
+def test_with_the_same_settings_it_goes_on_where_the_other_one_was():
+    demand = load(400)
+    before, after = fed(demand[:-1]), Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    before.gather(demand[-1], STEP_S, BEGIN_S + 400 * STEP_S)
+    after.resume(before)
+    assert not after.is_learning
+    after.conclude()
+    assert after.size == fed(demand).size
+
+
+def test_with_other_costs_it_learns_from_the_same_past():
+    demand, other = load(400), ShadowSettings(over_cost=30.0)
+    after = Foresight(STEP_S, LEAD_S, CAPACITY, other)
+    after.resume(fed(demand))
+    assert after.is_learning
+    while after.is_learning:
+        after.learn_again(50)
+    assert after.size == fed(demand, Foresight(STEP_S, LEAD_S, CAPACITY, other)).size
+
+
 def test_negative_control_without_what_was_kept_it_is_not_the_same():
     demand = load(700)
     assert fed(demand).size != fed(demand[-3:]).size

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The load of all groups at once: demand, what is coming within seconds, deviation, shares of their services.
+
+A group's demand in the long run is its share of its service's. Shares are measured over a minute; while few
+flows tell of them, they are those of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence, Set
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane import model, weights
+from controlplane.baseline import Baseline, Deviation
+from controlplane.forecast import Forecaster, Prediction
+from controlplane.observe import Rates
+
+Floats = npt.NDArray[np.float64]
+
+REMARKABLE = 0.5
+"""A deviation that is not chance."""
+ALIKE = 0.02
+"""Who has so nearly its capacity's share of the demand is sized like the service."""
+_SHARES_S = 60.0
+"""Time constant of measured shares."""
+_TELLING = 30.0
+"""Flows of the mean group that tell as much of shares as the weights do."""
+
+
+class Loads:
+    """Arrays have shape (groups,), those of one service beside each other, or (services,)."""
+
+    def __init__(self, services: Collection[model.Service], methods: Sequence[model.ForecastMethod]) -> None:
+        """:param methods: of the forecasts, of each service."""
+        self.services = tuple(services)
+        self.endpoints = tuple(endpoint for service in services for endpoint in service.endpoints)
+        self.names = tuple(endpoint.name for endpoint in self.endpoints)
+        self.index = {name: i for i, name in enumerate(self.names)}
+        n = len(self.names)
+        self._service = np.repeat(np.arange(len(services)), [len(one.endpoints) for one in services])
+        # The newsvendor's ratio: a second too few costs so many seconds of one too many.
+        over_costs = np.array([service.shadows.over_cost for service in services])
+        self.quantile: Floats = self._of_groups(over_costs / (1.0 + over_costs))
+        keys = [f"{endpoint.service}/{endpoint.name}" for endpoint in self.endpoints]
+        self._forecaster = Forecaster([methods[k] for k in self._service.tolist()], self.quantile, keys)
+        self._baseline = Baseline(keys)
+        self.demand: Floats = np.full(n, np.nan)
+        self.rtt_us: Floats = np.full(n, np.nan)
+        self.deviation = Deviation(np.zeros(n), np.zeros(n))
+        nothing = np.full(n, np.nan)
+        self.prediction = Prediction(np.zeros(n), nothing, nothing, nothing)
+        self.capacity = np.concatenate([np.zeros(0), *map(capacities, services)])
+        self.together = self._of_services(self.capacity)
+        """(services,) capacity; NaN: it is not known."""
+        self._has_capacity = np.array(
+            [endpoint.capacity is not None for endpoint in self.endpoints], np.bool_
+        )
+        self._by_weight = np.concatenate([np.zeros(0), *map(_ring_weights, services)])
+        self._flows = np.zeros(n)
+        """Of the last minute, older ones counting less."""
+        self._shares: Floats = self._by_weight / self._of_groups(self._of_services(self._by_weight))
+
+    def _of_services(self, values: npt.NDArray[np.float64 | np.bool_]) -> Floats:
+        """(services,) sums of what their groups have."""
+        return np.bincount(self._service, values, len(self.services)).astype(np.float64)
+
+    def _of_groups(self, values: Floats) -> Floats:
+        """(groups,) what their services have."""
+        return np.asarray(values[self._service], dtype=np.float64)
+
+    def service(self, i: int) -> model.Service:
+        """Of the group with this index."""
+        return self.services[int(self._service[i])]
+
+    def resume(self, other: Loads) -> None:
+        """The same knowledge for another configuration; before anything else."""
+        self._forecaster.resume(other._forecaster)
+        self._baseline = other._baseline.regroup(self._baseline.names)
+        for name, i in self.index.items():
+            j = other.index.get(name)
+            if j is not None and other.endpoints[j].service == self.endpoints[i].service:
+                self._flows[i] = other._flows[j]
+
+    def take(self, reading: Rates, down: Set[str], now_s: float) -> Floats:
+        """(services,) flows/s; NaN: not read of all groups.
+
+        :param down: whose share others have. ``now_s``: when it was read."""
+        self.demand, self.rtt_us = reading.completed, reading.rtt_us
+        self.deviation = self._baseline.update(reading.completed, reading.rtt_us, reading.over_s)
+        self._forecaster.update(reading.completed, now_s)
+        up = np.ones(len(self.names), dtype=np.bool_)
+        up[[self.index[name] for name in down if name in self.index]] = False
+        self._share(reading, up)
+        return self._of_services(reading.completed)
+
+    def _share(self, reading: Rates, up: npt.NDArray[np.bool_]) -> None:
+        self._flows *= math.exp(-reading.over_s / _SHARES_S)
+        self._flows += np.nan_to_num(reading.completed) * reading.over_s
+        nobody = self._of_services(up) == 0.0
+        up = up | nobody[self._service]
+        by_weight = np.where(up, self._by_weight, 0.0)
+        telling = _TELLING * self._of_services(up) / self._of_services(by_weight)
+        told = np.where(up, self._flows, 0.0) + self._of_groups(telling) * by_weight
+        self._shares = told / self._of_groups(self._of_services(told))
+
+    def forecast(self, horizons_s: Sequence[float], now_s: float) -> None:
+        """:param horizons_s: (services,)"""
+        self.prediction = self._forecaster.predict(self._of_groups(np.array(horizons_s)), now_s)
+
+    def high(self, i: int) -> float:
+        """What the group has to be ready for, flows/s."""
+        return float(np.fmax(self.prediction.high[i], self.prediction.level[i]))
+
+    def load(self, i: int) -> float:
+        """Of what this group's capacity is for the service's, it has so many times as much of the demand."""
+        together = self.together[self._service[i]]
+        return float(self._shares[i] * together / self.capacity[i])
+
+    def share(self, i: int) -> float:
+        return float(self._shares[i])
+
+    def busy(self, wanted: Floats, exact: Floats) -> npt.NDArray[np.bool_]:
+        """(groups,) who may want more than the live one: for what is coming, is there, deviates, or pays.
+        Who has no capacity does not.
+
+        :param wanted: (services,) members that pay for each live one. ``exact``: the same before it was
+            rounded up; NaN: not known."""
+        need = np.fmax(self.prediction.high, self.prediction.level)
+        wants = ~(need <= self.capacity)
+        wants |= (self.deviation.rate >= REMARKABLE) | (self.deviation.latency >= REMARKABLE)
+        load = self._shares * self._of_groups(self.together) / self.capacity
+        wants |= (
+            np.where(np.abs(load - 1.0) < ALIKE, self._of_groups(wanted), self._of_groups(exact) * load) > 1.0
+        )
+        return np.asarray(wants & self._has_capacity, dtype=np.bool_)
+
+
+def _ring_weights(service: model.Service) -> Floats:
+    by_name = weights.ring_weights({endpoint.name: endpoint for endpoint in service.endpoints})
+    return np.array([by_name[endpoint.name] for endpoint in service.endpoints])
+
+
+def capacities(service: model.Service) -> Floats:
+    """(groups,) what each live endpoint can be counted on for, flows/s; where it is not given, the mean of
+    the others; NaN: none is."""
+    given = np.array([math.nan if e.capacity is None else e.capacity for e in service.endpoints])
+    known = ~np.isnan(given)
+    if known.any():
+        given[~known] = given[known].mean()
+    return np.asarray(given * (1.0 - service.shadows.headroom), dtype=np.float64)
