@@ -26,6 +26,8 @@ _CONFIRM_S = 3.0
 an onset tell its size badly."""
 _SETTLE_S = 5.0
 """Between two drains, so that the first one's effect is seen."""
+_MANY = 5
+"""So many that no longer pay don't wait for each other: a spike may have brought hundreds."""
 
 _ORDERED = {ShadowState.REQUESTED, ShadowState.PROVISIONING, ShadowState.WARMING}
 
@@ -316,7 +318,8 @@ def _shrink(
         return hold
     if group.sized > len(serving):
         return replace(hold, reason=f"{group.name}: {group.sized} wanted: {group.sized_reason}")
-    if draining and now_unix_s - max(draining) < _SETTLE_S:
+    unwanted = len(serving) + 1 - group.sized
+    if draining and now_unix_s - max(draining) < _SETTLE_S and unwanted < _MANY:
         return hold
     youngest = max(ours, key=lambda s: (s.ready_unix_s or s.changed_unix_s, s.name))
     if now_unix_s - (youngest.ready_unix_s or youngest.changed_unix_s) < settings.min_life_s:

@@ -128,6 +128,8 @@ ROWS = {
         group(30.0, shadow(1, READY, OLD), shadow(2, DRAINING, 1.0)), Act.HOLD),
     "two unneeded, the first drains since a while: the next": (
         group(30.0, shadow(1, READY, OLD), shadow(2, DRAINING, 6.0)), Act.DRAIN),
+    "many unneeded, the first drains since just now: the next": (
+        group(30.0, *(shadow(k, READY, OLD) for k in range(1, 6)), shadow(6, DRAINING, 1.0)), Act.DRAIN),
     "drained, no flows left: remove": (
         group(30.0, shadow(1, DRAINING, 3.0), flows={"web-s1": 0}), Act.REMOVE),
     "draining, flows left: hold": (group(30.0, shadow(1, DRAINING, 3.0), flows={"web-s1": 1}), Act.HOLD),
