@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from controlplane.forecast.analogs import HIGHEST, SOON, Analogs
 from controlplane.forecast.majority import MEMBERS_MOST, Majority
 from controlplane.forecast.quantiles import Quantiles
+from controlplane.model import ShadowSettings
 from controlplane.starts import Allowance, Thrice
 
-OVER_COST = 6.0
-"""A second over capacity costs as much as so many seconds of the usual group."""
+_USUAL = ShadowSettings()
 STABLE_S = 300.0
 """Nobody is started a third time in twice as long."""
 _STARTING, _STAYING = 1.7, 0.6
@@ -60,7 +60,7 @@ class Sizing:
         lead_time_s: float,
         interval_s: float,
         initial: int = 1,
-        over_cost: float = OVER_COST,
+        over_cost: float = _USUAL.over_cost,
         stable_s: float = STABLE_S,
         standing: bool = True,
         cautious: bool = False,
