@@ -63,8 +63,6 @@ class Fleet:
         self._responses = Responses()
         self.fail_open: dict[str, bool] = {}
         self._unread = True
-        self._kept: dict[str, int] = {}
-        """Service -> step up to which its past is in the store."""
 
     def reconfigure(self, config: model.Config) -> None:
         views, loads = self._views, self._loads
@@ -202,7 +200,7 @@ class Fleet:
             if view.foresight is not None:
                 faults = view.foresight.recall(now_unix_s, lambda chunk: get(f"{_DEMAND}{name}:{chunk}"))  # noqa: B023
                 wrong += [f"{name}: {fault}" for fault in faults]
-                self._kept[name] = view.foresight.past.end
+                view.foresight.past.kept = view.foresight.past.end
         return wrong
 
     def to_keep(self) -> Iterator[tuple[str, str | None]]:
@@ -211,9 +209,9 @@ class Fleet:
             if view.foresight is None:
                 continue
             past = view.foresight.past
-            for chunk, text in past.chunks(self._kept.get(name, past.begin)):
+            for chunk, text in past.chunks(past.kept):
                 yield f"{_DEMAND}{name}:{chunk}", text
-            self._kept[name] = past.end
+            past.kept = past.end
 
     # ---- verdicts ---------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ class Past:
         self._first = 0
         """Number of the first step that is kept."""
         self._demand: list[float] = []
+        self.kept = 0
+        """Number of the first step that is not in the store."""
 
     @property
     def end(self) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -704,6 +705,19 @@ def test_at_the_start_of_a_controller_nobody_warms_up():
     world.restart()
     world.ticks(8, 30.0)
     assert not any(isinstance(step, model.SetSlots | model.SetSpill) for step in world.dataplane.steps)
+
+
+def test_what_is_learned_is_kept_after_a_reload_with_steps_of_another_length():
+    world = World(config())
+    world.ticks(130, 40.0)
+    world.config = config(lead_time_s=60.0)
+    requests.request_reload(world.store)
+    world.ticks(70, 40.0)
+    kept = [json.loads(text) for key, text in world.store.values.items() if key.startswith("demand:")]
+    assert {one["step_s"] for one in kept} == {5.0, 15.0}
+    world.restart()
+    world.ticks(2, 40.0)
+    assert world.controller.status().services[0].groups[0].p50 is not None, "it is known at once"
 
 
 # ---- hosts are shared ---------------------------------------------------------------------
