@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Protocol
 
 import numpy as np
@@ -15,10 +15,11 @@ from controlplane.health import MemberHealth
 from controlplane.loads import REMARKABLE, Loads
 from controlplane.observe import Rows, rates
 from controlplane.outlook import Outlook
+from controlplane.pool import Unit
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
 from controlplane.roster import Roster
-from controlplane.status import GroupStatus, ServiceStatus, ShadowStatus, known
+from controlplane.status import GroupStatus, PoolStatus, ServiceStatus, ShadowStatus, known
 
 Floats = npt.NDArray[np.float64]
 
@@ -84,6 +85,10 @@ class Fleet:
         ending = sum(config.tick_s / view.step_s for view in self._views.values())
         self._later = max(0, math.ceil(_CONCLUDED_SHARE * ending) - _CONCLUDED)
         """Of the ended steps, that are learned from when the tick's work is done: so none waits for ever."""
+
+    def take_rings(self, rings: Mapping[str, Mapping[str, float]]) -> None:
+        """Service -> the weights that new flows go by until the next reading; of those that changed."""
+        self._loads.take_rings(rings)
 
     # ---- readings ---------------------------------------------------------------------------
 
@@ -257,67 +262,106 @@ class Fleet:
     def high(self, endpoint: model.Endpoint) -> float:
         return self._loads.high(self._loads.index[endpoint.name])
 
-    def busy(self, roster: Members) -> list[tuple[model.Service, model.Endpoint]]:
-        """Live endpoints about which there may be something to decide: they have shadows, are down, or their
-        load may want more. The others, thousands of them, hold."""
-        loads, sizes = self._loads, [v.foresight and v.foresight.size for v in self._views.values()]
-        wanted = np.array([size.wanted if size else np.nan for size in sizes], dtype=np.float64)
-        exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64)
+    def whole(self, service: str) -> float | None:
+        """What all of a pool have to be ready for, flows/s; None: it is no pool."""
+        seen = self._loads.pools.seen(service)
+        return None if seen is None else seen.need
+
+    def busy(self, roster: Members) -> list[Unit]:
+        """Groups and pools about which there may be something to decide: they have shadows, somebody is
+        down, or their load may want more. The others, thousands of them, hold."""
+        loads, views = self._loads, self._views.values()
+        sizes = [view.foresight and view.foresight.size for view in views]
+        least = np.array([len(view.names) if view.is_pool else 1 for view in views])
+        wanted = np.array([size.wanted if size else np.nan for size in sizes], dtype=np.float64) / least
+        exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64) / least
         wants = loads.busy(wanted, exact)
         parents = {shadow.parent for shadow in roster.shadows.values()}
         wants[[loads.index[name] for name in parents | self._down() if name in loads.index]] = True
-        found = [(loads.service(i), loads.endpoints[i]) for i in np.flatnonzero(wants).tolist()]
-        names = {endpoint.name for _, endpoint in found}
-        self._memories = {name: one for name, one in self._memories.items() if name in names}
-        self._verdicts = {name: one for name, one in self._verdicts.items() if name in names}
+        them = {loads.names[i] for i in np.flatnonzero(wants).tolist()}
+        found = [
+            unit
+            for view in views
+            if not them.isdisjoint(view.names)
+            for unit in view.units
+            if any(endpoint.name in them for endpoint in unit.endpoints)
+        ]
+        keys = {unit.key for unit in found}
+        self._memories = {key: one for key, one in self._memories.items() if key in keys}
+        self._verdicts = {key: one for key, one in self._verdicts.items() if key in keys}
         return found
 
     def group(
         self,
-        service: model.Service,
-        endpoint: model.Endpoint,
+        unit: Unit,
         roster: Members,
         flows: Mapping[str, int],
         horizon_s: float,
         fresh: bool,
         now_s: float,
     ) -> policy.Group:
-        view, loads = self._views[service.name], self._loads
-        i = loads.index[endpoint.name]
-        own = roster.of(endpoint.name)
-        sized = view.sized(loads, i)
-        rtts = [self._shadow_rates.get(s.name, (0.0, np.nan))[1] for s in own]
+        service, view, loads = unit.service, self._views[unit.service.name], self._loads
+        names = [endpoint.name for endpoint in unit.endpoints]
+        them = [loads.index[name] for name in names]
+        own = tuple(shadow for name in names for shadow in roster.of(name))
+        up = frozenset(s.name for s in own if self.is_up(s.name, False))
+        lives_up = sum(self.is_up(name, True) for name in names)
+        demand = float(loads.demand[them].sum())
+        sized = view.sized_together(demand) if unit.is_pool else view.sized(loads, them[0])
+        seen = loads.pools.seen(service.name) or loads.seen(them[0])
+        slow = loads.deviation.latency[them] >= REMARKABLE
         return policy.Group(
-            name=endpoint.name,
-            capacity=endpoint.capacity,
-            level=float(loads.prediction.level[i]),
-            high=float(loads.prediction.high[i]),
+            name=unit.name,
+            capacity=unit.capacity,
+            level=seen.level,
+            high=seen.high,
             horizon_s=horizon_s,
-            quantile=float(loads.quantile[i]),
+            quantile=seen.quantile,
             fresh=fresh
-            and bool(np.isfinite(loads.demand[i]))
-            and self.answers_are_fresh(endpoint, roster, now_s),
-            live_up=self.is_up(endpoint.name, True),
-            neighbour_up=any(self.is_up(n, False) for n in view.names if n != endpoint.name),
+            and math.isfinite(demand)
+            and all(self.answers_are_fresh(endpoint, roster, now_s) for endpoint in unit.endpoints),
+            live_up=lives_up > 0,
+            neighbour_up=any(self.is_up(n, False) for n in view.names if n not in names),
             shadows=own,
-            up=frozenset(s.name for s in own if self.is_up(s.name, False)),
+            up=up,
             flows={s.name: flows[s.name] for s in own if s.name in flows},
-            rate_deviates=bool(loads.deviation.rate[i] >= REMARKABLE),
-            latency_deviates=bool(loads.deviation.latency[i] >= REMARKABLE),
-            shadow_slow=any(rtt * _SLOW >= loads.rtt_us[i] for rtt in rtts if np.isfinite(rtt)),
+            rate_deviates=bool((loads.deviation.rate[them] >= REMARKABLE).any()),
+            latency_deviates=bool(slow.any()),
+            shadow_slow=any(map(self._is_as_slow, own)) or 2 * int(slow.sum()) > max(len(them), 2),
             sized=sized.wanted,
             sized_reason=sized.reason,
             usual_s=roster.usual_lead_time_s(service.name),
             standing=sized.standing,
             p50=sized.p50,
             p90=sized.p90,
+            endpoints=len(them),
+            others_up=max(lives_up - 1, 0),
+            bound=self._bound(own, up) if unit.is_pool else frozenset(),
         )
 
-    def decide(self, service: model.Service, group: policy.Group, now_unix_s: float) -> policy.Verdict:
-        memory = self._memories.get(group.name, policy.Memory())
-        verdict, self._memories[group.name] = policy.decide(service.shadows, group, memory, now_unix_s)
-        self._verdicts[group.name] = verdict
+    def _is_as_slow(self, shadow: model.Shadow) -> bool:
+        rtt_us = self._shadow_rates.get(shadow.name, (0.0, np.nan))[1]
+        return bool(rtt_us * _SLOW >= self._loads.rtt_us[self._loads.index[shadow.parent]])
+
+    def _bound(self, own: Sequence[model.Shadow], up: Set[str]) -> frozenset[str]:
+        """Shadows that serve for a live endpoint that is down; one that drains, if nobody else does."""
+        there = [shadow for shadow in own if shadow.name in up and not self.is_up(shadow.parent, True)]
+        ready = [shadow for shadow in there if shadow.state is model.ShadowState.READY]
+        helped = {shadow.parent for shadow in ready}
+        return frozenset(shadow.name for shadow in there if shadow in ready or shadow.parent not in helped)
+
+    def decide(self, unit: Unit, group: policy.Group, now_unix_s: float) -> policy.Verdict:
+        memory = self._memories.get(unit.key, policy.Memory())
+        verdict, self._memories[unit.key] = policy.decide(unit.service.shadows, group, memory, now_unix_s)
+        self._verdicts[unit.key] = verdict
         return verdict
+
+    def first_to_clone(self, unit: Unit) -> tuple[str, ...]:
+        """Live endpoints that may get a shadow: those that are up, if any is; the slow ones first."""
+        index, slow = self._loads.index, self._loads.deviation.latency >= REMARKABLE
+        names = [endpoint.name for endpoint in unit.endpoints]
+        up = [name for name in names if self.is_up(name, True)]
+        return tuple(sorted(up or names, key=lambda name: not slow[index[name]]))
 
     # ---- status -----------------------------------------------------------------------------
 
@@ -344,9 +388,38 @@ class Fleet:
                     lead_times_measured=roster.measured(name),
                     fail_open=self.fail_open.get(name, False),
                     groups=groups,
+                    pool=self._pool_status(view, roster) if view.is_pool else None,
                 )
             )
         return tuple(out)
+
+    def _pool_status(self, view: Outlook, roster: Members) -> PoolStatus:
+        loads, unit = self._loads, view.units[0]
+        demand = float(loads.demand[[loads.index[name] for name in view.names]].sum())
+        sized, seen = view.sized_together(demand), loads.pools.seen(view.service.name)
+        high = np.nan if seen is None else seen.need
+        verdict = self._verdicts.get(unit.key) or policy.at_rest(
+            unit.name, unit.capacity, high, len(view.names)
+        )
+        return PoolStatus(
+            demand=known(demand),
+            high=known(high),
+            capacity=round((unit.capacity or 0.0) * self._members_up(view, roster), 3),
+            p50=known(sized.p50),
+            p90=known(sized.p90),
+            sized=sized.wanted,
+            standing=sized.standing,
+            sized_reason=sized.reason,
+            wanted=verdict.wanted,
+            reason=verdict.reason,
+        )
+
+    def _members_up(self, view: Outlook, roster: Members) -> int:
+        """Of a pool, those that serve."""
+        ready = [s.name for n in view.names for s in roster.of(n) if s.state is model.ShadowState.READY]
+        return sum(self.is_up(name, True) for name in view.names) + sum(
+            self.is_up(name, False) for name in ready
+        )
 
     def _group_status(
         self,
@@ -364,6 +437,8 @@ class Fleet:
         verdict = self._verdicts.get(endpoint.name) or policy.at_rest(
             endpoint.name, endpoint.capacity, self.high(endpoint)
         )
+        if view.is_pool:
+            verdict = _in_pool(view.service.name, roster.of(endpoint.name))
         member = installed.members.get(endpoint.name)
         return GroupStatus(
             name=endpoint.name,
@@ -409,3 +484,10 @@ class Fleet:
             served=known(self._shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),
             requests=self._responses.status(shadow.name),
         )
+
+
+def _in_pool(service: str, own: Sequence[model.Shadow]) -> policy.Verdict:
+    """Of one group: its members are decided about together with those of the others."""
+    leaving = (model.ShadowState.DRAINING, model.ShadowState.REMOVING)
+    wanted = 1 + sum(shadow.state not in leaving for shadow in own)
+    return policy.Verdict(policy.Act.HOLD, f"decided for all of {service} together", None, wanted)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The load of all groups at once: demand, what is coming within seconds, deviation, shares of their services.
 
-A group's demand in the long run is its share of its service's. Shares are measured over a minute; while few
-flows tell of them, they are those of the weights.
+A group's demand in the long run is its share of its service's. In a pool that is its share of the ring; else
+shares are measured over a minute, and while few flows tell of them, they are those of the ring.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from controlplane import model, weights
 from controlplane.baseline import Baseline, Deviation
 from controlplane.forecast import Forecaster, Prediction
 from controlplane.observe import Rates
+from controlplane.pool import Pools, Seen
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,6 +54,11 @@ class Loads:
         self.deviation = Deviation(np.zeros(n), np.zeros(n))
         nothing = np.full(n, np.nan)
         self.prediction = Prediction(np.zeros(n), nothing, nothing, nothing)
+        self.pools = Pools(self.services, methods)
+        self._pooled: npt.NDArray[np.bool_] = np.isin(self._service, self.pools.services)
+        """(groups,)"""
+        self._pool = np.searchsorted(self.pools.services, self._service[self._pooled])
+        """Of those groups, the index of their pool."""
         self.capacity = np.concatenate([np.zeros(0), *map(capacities, services)])
         self.together = self._of_services(self.capacity)
         """(services,) capacity; NaN: it is not known."""
@@ -59,6 +66,10 @@ class Loads:
             [endpoint.capacity is not None for endpoint in self.endpoints], np.bool_
         )
         self._by_weight = np.concatenate([np.zeros(0), *map(_ring_weights, services)])
+        self._rings: dict[str, Mapping[str, float]] = {}
+        ends = np.cumsum([0, *(len(service.endpoints) for service in services)]).tolist()
+        self._services = {one.name: range(*of) for one, of in zip(services, pairwise(ends), strict=True)}
+        """Service -> indices of its groups."""
         self._flows = np.zeros(n)
         """Of the last minute, older ones counting less."""
         self._shares: Floats = self._by_weight / self._of_groups(self._of_services(self._by_weight))
@@ -77,12 +88,25 @@ class Loads:
 
     def resume(self, other: Loads) -> None:
         """The same knowledge for another configuration; before anything else."""
+        self.take_rings(other._rings)
         self._forecaster.resume(other._forecaster)
+        self.pools.resume(other.pools)
         self._baseline = other._baseline.regroup(self._baseline.names)
         for name, i in self.index.items():
             j = other.index.get(name)
             if j is not None and other.endpoints[j].service == self.endpoints[i].service:
                 self._flows[i] = other._flows[j]
+
+    def take_rings(self, rings: Mapping[str, Mapping[str, float]]) -> None:
+        """Service -> the weights that its groups' shares of new flows follow from now on."""
+        for name, ring in rings.items():
+            if ring == self._rings.get(name) or name not in self._services:
+                continue
+            them = self._services[name]
+            shares = [ring.get(self.names[i], 0.0) for i in them]
+            if any(shares):
+                self._rings[name] = ring
+                self._by_weight[them.start : them.stop] = shares
 
     def take(self, reading: Rates, down: Set[str], now_s: float) -> Floats:
         """(services,) flows/s; NaN: not read of all groups.
@@ -94,25 +118,39 @@ class Loads:
         up = np.ones(len(self.names), dtype=np.bool_)
         up[[self.index[name] for name in down if name in self.index]] = False
         self._share(reading, up)
-        return self._of_services(reading.completed)
+        together = self._of_services(reading.completed)
+        self.pools.take(together, now_s)
+        return together
 
     def _share(self, reading: Rates, up: npt.NDArray[np.bool_]) -> None:
         self._flows *= math.exp(-reading.over_s / _SHARES_S)
         self._flows += np.nan_to_num(reading.completed) * reading.over_s
-        nobody = self._of_services(up) == 0.0
+        nobody = self._of_services(np.where(up, self._by_weight, 0.0)) == 0.0
         up = up | nobody[self._service]
         by_weight = np.where(up, self._by_weight, 0.0)
         telling = _TELLING * self._of_services(up) / self._of_services(by_weight)
         told = np.where(up, self._flows, 0.0) + self._of_groups(telling) * by_weight
+        told = np.where(self._pooled, self._by_weight, told)
         self._shares = told / self._of_groups(self._of_services(told))
 
     def forecast(self, horizons_s: Sequence[float], now_s: float) -> None:
         """:param horizons_s: (services,)"""
-        self.prediction = self._forecaster.predict(self._of_groups(np.array(horizons_s)), now_s)
+        of_services = np.array(horizons_s)
+        own = self._forecaster.predict(self._of_groups(of_services), now_s)
+        whole = self.pools.forecast(of_services, now_s)
+        for values, those in ((own.point, whole.point), (own.high, whole.high), (own.level, whole.level)):
+            together = those[self._pool] * self._shares[self._pooled]
+            values[self._pooled] = np.where(np.isnan(together), values[self._pooled], together)
+        self.prediction = own
+
+    def seen(self, i: int) -> Seen:
+        """What is seen coming for the group."""
+        told = self.prediction
+        return Seen(float(told.point[i]), float(told.high[i]), float(told.level[i]), float(self.quantile[i]))
 
     def high(self, i: int) -> float:
         """What the group has to be ready for, flows/s."""
-        return float(np.fmax(self.prediction.high[i], self.prediction.level[i]))
+        return self.seen(i).need
 
     def load(self, i: int) -> float:
         """Of what this group's capacity is for the service's, it has so many times as much of the demand."""

@@ -246,6 +246,7 @@ class Controller:
         self._read_back = True
         self._roster.adopt_installed(self._installed)
         self._fleet.adopt_health(self._installed)
+        self._fleet.take_rings({name: one.ring for name, one in self._installed.services.items()})
         self._record(lambda recorder: recorder.installed(self._installed))
         self._take_answers()
         self._guarded("hops", self._dataplane.renew_hops)
@@ -327,17 +328,17 @@ class Controller:
         self._fleet.forecast(horizons, now_s, fresh)
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
         flows = self._dataplane.active_flows(draining) if draining else {}
-        more: list[tuple[str, policy.Verdict, dict[str, float]]] = []
+        more: list[tuple[Sequence[str], policy.Verdict, dict[str, float]]] = []
         verdicts: list[tuple[str, policy.Verdict]] = []
-        for service, endpoint in self._fleet.busy(self._roster):
-            horizon_s = horizons[service.name]
-            group = self._fleet.group(service, endpoint, self._roster, flows, horizon_s, fresh, now_s)
-            verdict = self._fleet.decide(service, group, now_unix_s)
-            verdicts.append((endpoint.name, verdict))
-            if self._is_to_act(endpoint, group, verdict):
-                inputs = self._inputs(endpoint, group)
+        for unit in self._fleet.busy(self._roster):
+            horizon_s = horizons[unit.service.name]
+            group = self._fleet.group(unit, self._roster, flows, horizon_s, fresh, now_s)
+            verdict = self._fleet.decide(unit, group, now_unix_s)
+            verdicts.append((unit.key, verdict))
+            if self._is_to_act(unit.service, group, verdict):
+                inputs = self._inputs(unit.service, group)
                 if verdict.act is policy.Act.ADD:
-                    more.append((endpoint.name, verdict, inputs))
+                    more.append((self._fleet.first_to_clone(unit), verdict, inputs))
                 else:
                     self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)
@@ -346,24 +347,24 @@ class Controller:
             lambda recorder: recorder.decided(now_s, now_unix_s, lead_times, flows, fresh, there, verdicts)
         )
 
-    def _inputs(self, endpoint: model.Endpoint, group: policy.Group) -> dict[str, float]:
-        return group.inputs(self._config.services[endpoint.service].shadows, self._clock.record_s())
+    def _inputs(self, service: model.Service, group: policy.Group) -> dict[str, float]:
+        return group.inputs(service.shadows, self._clock.record_s())
 
-    def _is_to_act(self, endpoint: model.Endpoint, group: policy.Group, verdict: policy.Verdict) -> bool:
+    def _is_to_act(self, service: model.Service, group: policy.Group, verdict: policy.Verdict) -> bool:
         """Else it is said, if that is news."""
         by_command = verdict.act in (policy.Act.REMOVE, policy.Act.RETRY) and any(
             shadow.name == verdict.shadow and shadow.by_hand for shadow in group.shadows
         )
         now_unix_s = self._clock.record_s()
         if verdict.act is policy.Act.HOLD:
-            if verdict.wanted > len(policy.counted(group, now_unix_s)) + 1:
-                self._journal.once(endpoint.name, "hold", verdict.reason, self._inputs(endpoint, group))
+            if verdict.wanted > len(policy.counted(group, now_unix_s)) + group.endpoints:
+                self._journal.once(group.name, "hold", verdict.reason, self._inputs(service, group))
             return False
         if self._config.mode is model.Mode.FORECAST_ONLY and not by_command:
             return False
         if not self._automatic and not by_command:
             would = f"would do: {verdict.reason}"
-            self._journal.once(endpoint.name, "advise", would, self._inputs(endpoint, group))
+            self._journal.once(group.name, "advise", would, self._inputs(service, group))
             return False
         return True
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What will be needed of one service, and which members of its groups pay.
 
-The service is what is foreseen in the long run; a group's demand is its share of it (``loads.py``).
+The service is what is foreseen in the long run; a group's demand is its share of it (``loads.py``). A pool's
+members are counted together: one of them serves what its mean endpoint can.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from controlplane import model
 from controlplane.foresight import Foresight, step_s
 from controlplane.loads import ALIKE, Loads, capacities
+from controlplane.pool import is_pool, units
+from controlplane.sizing import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,14 @@ class Outlook:
         lead_time_s = settings.lead_time_s + settings.warm_up_s
         self.step_s = step_s(lead_time_s, tick_s)
         self.foresight: Foresight | None = None
-        self._capacity = float(capacities(service).sum())
-        if service.forecast.method is model.ForecastMethod.AUTO and not math.isnan(self._capacity):
-            self.foresight = Foresight(self.step_s, lead_time_s, self._capacity, settings)
+        self.units = units(service)
+        self.is_pool = is_pool(service)
+        together = float(capacities(service).sum())
+        least = len(self.names) if self.is_pool else 1
+        self.capacity = together / least
+        """What is foreseen in units of: of a pool's mean endpoint, or of all live ones together; flows/s."""
+        if service.forecast.method is model.ForecastMethod.AUTO and not math.isnan(together):
+            self.foresight = Foresight(self.step_s, lead_time_s, self.capacity, settings, least)
         # Where a step is no longer than a tick, nothing is seen between steps.
         self.method = service.forecast.method if self.step_s > tick_s else model.ForecastMethod.NONE
 
@@ -56,7 +64,7 @@ class Outlook:
     def reckon(self, lead_time_s: float) -> None:
         """With this one from now on."""
         if self.foresight is not None:
-            self.foresight.reckon(lead_time_s, self._capacity)
+            self.foresight.reckon(lead_time_s, self.capacity)
 
     def sized(self, loads: Loads, i: int) -> Sized:
         """Of the group with this index."""
@@ -64,9 +72,25 @@ class Outlook:
         if size is None:
             return NOT_KNOWN
         share, capacity, load = loads.share(i), float(loads.capacity[i]), loads.load(i)
-        wanted = size.wanted if abs(load - 1.0) < ALIKE else max(1, math.ceil(size.exact * load - 1e-9))
-        p50 = math.nan if size.p50 is None else share * size.p50
-        p90 = math.nan if size.p90 is None else share * size.p90
-        demand = loads.demand[i]
-        needed = max(1, math.ceil(np.fmax(p90, demand) / capacity - 1e-9)) if p90 == p90 else wanted
-        return Sized(wanted, size.reason, p50, p90, max(0, wanted - needed))
+        if self.is_pool:
+            wanted = 1
+        elif abs(load - 1.0) < ALIKE:
+            wanted = size.wanted
+        else:
+            wanted = max(1, math.ceil(size.exact * load - 1e-9))
+        return _sized(size, wanted, share, capacity, float(loads.demand[i]))
+
+    def sized_together(self, demand: float) -> Sized:
+        """All members of a pool. ``demand``: of its service now, flows/s."""
+        size = None if self.foresight is None else self.foresight.size
+        if size is None:
+            return NOT_KNOWN
+        return _sized(size, size.wanted, 1.0, self.capacity, demand, len(self.names))
+
+
+def _sized(size: Size, wanted: int, share: float, capacity: float, demand: float, least: int = 1) -> Sized:
+    """:param least: members that there are anyway."""
+    p50 = math.nan if size.p50 is None else share * size.p50
+    p90 = math.nan if size.p90 is None else share * size.p90
+    needed = max(least, math.ceil(np.fmax(p90, demand) / capacity - 1e-9)) if p90 == p90 else wanted
+    return Sized(wanted, size.reason, p50, p90, max(0, wanted - needed))

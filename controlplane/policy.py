@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many members a group should have: add, hold, drain, remove, with the reason in a sentence.
+"""How many members a group, or a pool, should have: add, hold, drain, remove, with the reason in a sentence.
 
 Pure: (settings, group, memory, now) -> (verdict, memory). How many pay in the long run is told by
 ``sizing.py``, step by step; between its steps the demand that is seen coming, and the demand that is there
@@ -98,10 +98,11 @@ def _lasted_s(since: tuple[float | None, ...], members: int, now_unix_s: float) 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A live endpoint, its shadows, and what is known of them now."""
+    """A live endpoint, its shadows, and what is known of them now; or all those of a pool."""
 
     name: str
     capacity: float | None
+    """Of a member."""
     level: float
     """Demand now; NaN: not known."""
     high: float
@@ -111,6 +112,7 @@ class Group:
     fresh: bool
     """Readings are recent and complete: only then anything is removed."""
     live_up: bool
+    """A live endpoint is."""
     shadows: tuple[Shadow, ...]
     up: frozenset[str]
     """Names of the shadows that are healthy."""
@@ -132,6 +134,19 @@ class Group:
     p50: float = math.nan
     """Quantiles of demand a lead time from now by all of the past; NaN: not known."""
     p90: float = math.nan
+    endpoints: int = 1
+    """Live ones."""
+    others_up: int = 0
+    """Of a pool: more live endpoints that are up."""
+    bound: frozenset[str] = frozenset()
+    """Of a pool: shadows that serve for a live endpoint that is down."""
+
+    @property
+    def lives_up(self) -> int:
+        return int(self.live_up) + self.others_up
+
+    def most_shadows(self, settings: ShadowSettings) -> int:
+        return settings.max_per_endpoint * self.endpoints
 
     def inputs(self, settings: ShadowSettings, now_unix_s: float) -> dict[str, float]:
         """What a decision is made of, in numbers; those that are known."""
@@ -145,7 +160,7 @@ class Group:
             "p90": self.p90,
             "capacity": math.nan if self.capacity is None else self.capacity,
             "headroom": settings.headroom,
-            "members": float(int(self.live_up) + len(there)),
+            "members": float(self.lives_up + len(there)),
             "on_order": float(sum(shadow.state in _ORDERED for shadow in there)),
             "sized": float(self.sized),
             "standing": float(self.standing),
@@ -156,13 +171,17 @@ class Group:
         return {name: round(value, 4) for name, value in numbers.items() if math.isfinite(value)}
 
 
-def at_rest(name: str, capacity: float | None, need: float) -> Verdict:
-    """Of a live endpoint that is up, without shadows, whose load wants none."""
+def at_rest(name: str, capacity: float | None, need: float, members: int = 1) -> Verdict:
+    """Of a live endpoint that is up, or a pool of them, without shadows, whose load wants none."""
     if capacity is None:
         return Verdict(Act.HOLD, f"{name}: capacity is not known, no shadows are ordered")
     if not math.isfinite(need):
-        return Verdict(Act.HOLD, f"{name}: no reading of demand yet")
-    return Verdict(Act.HOLD, f"{name}: demand {need:.0f}/s fits 1 member")
+        return Verdict(Act.HOLD, f"{name}: no reading of demand yet", None, members)
+    return Verdict(Act.HOLD, f"{name}: demand {need:.0f}/s fits {_them(members)}", None, members)
+
+
+def _them(members: int) -> str:
+    return "1 member" if members == 1 else f"{members} members"
 
 
 def pause_s(settings: ShadowSettings, attempts: int) -> float:
@@ -198,20 +217,20 @@ def decide(
     """One verdict for one group; ask again at the next tick for more."""
     drained = _finish_drain(settings, group, now_unix_s)
     if drained is not None:
-        left = int(group.live_up) + len(counted(group, now_unix_s))
+        left = group.lives_up + len(counted(group, now_unix_s))
         return replace(drained, wanted=max(left, 1)), memory
     for shadow in group.shadows:
         if shadow.by_hand and shadow.state is ShadowState.FAILED and _is_due(settings, shadow, now_unix_s):
             return Verdict(Act.RETRY, f"shadow {shadow.name} again: by command", shadow.name), memory
     if group.capacity is None or not math.isfinite(group.high):
-        return at_rest(group.name, group.capacity, group.high), memory
+        return at_rest(group.name, group.capacity, group.high, group.endpoints), memory
     usable = group.capacity * (1.0 - settings.headroom)
     need = max(group.high, group.level) if math.isfinite(group.level) else group.high
-    memory = memory.learn(need, usable, len(group.shadows) + 2, group.fresh, now_unix_s)
+    memory = memory.learn(need, usable, group.endpoints + len(group.shadows) + 1, group.fresh, now_unix_s)
     there = counted(group, now_unix_s)
-    members = int(group.live_up) + len(there)
+    members = group.lives_up + len(there)
     cause = _cause(settings, group, members, usable, need)
-    if members and members < min(group.sized, settings.max_per_endpoint + 1):
+    if members and members < min(group.sized, group.most_shadows(settings) + group.endpoints):
         few = "1 member is" if members == 1 else f"{members} members are"
         why = cause or f"{group.sized} wanted and {few} there: {group.sized_reason}"
         return _grow(settings, group, why, group.sized, now_unix_s, group.sized - members), memory
@@ -234,13 +253,13 @@ def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, 
     numbers = f"p{group.quantile * 100:.0f} demand {need:.0f}/s in {group.horizon_s:.0f} s > "
     limit = usable * members
     of = f"{1 - settings.headroom:.2g} x {members} x {group.capacity:.0f}/s"
-    if members <= 1:
+    if members == 1:
         of = f"{1 - settings.headroom:.2g} x {group.capacity:.0f}/s"
     if members == 0:
         return None if group.neighbour_up else "down and no shadow takes over"
     if need > limit:
         return numbers + of
-    if group.rate_deviates and members == 1 and need > _NEAR * limit:
+    if group.rate_deviates and members == group.lives_up and need > _NEAR * limit:
         return f"request rate deviates from normal and {numbers}{_NEAR} x {of}"
     return None
 
@@ -261,7 +280,7 @@ def _grow(
     for shadow in failed:
         if now_unix_s - shadow.changed_unix_s >= pause_s(settings, shadow.attempts):
             return Verdict(Act.RETRY, f"shadow {shadow.name} again: {cause}", shadow.name, needed)
-    most = min(needed - int(group.live_up) + 1, settings.max_per_endpoint)
+    most = min(needed - group.lives_up + 1, group.most_shadows(settings))
     if len(group.shadows) >= most:
         reason = f"{group.name}: {cause}, but it has {len(group.shadows)} shadows already"
         if failed:
@@ -287,7 +306,8 @@ def _answer_latency(
     if group.shadow_slow or group.shadows:
         reason = f"{group.name}: slow, and so are its shadows: a common cause, no more shadows"
         return Verdict(Act.HOLD, reason), memory
-    verdict = _grow(settings, group, "answers slower than normal without rising demand", 2, now_unix_s)
+    slow = "answers slower than normal without rising demand"
+    verdict = _grow(settings, group, slow, group.lives_up + 1, now_unix_s)
     return verdict, replace(memory, latency_answered=True)
 
 
@@ -300,8 +320,7 @@ def _shrink(
     members: int,
     now_unix_s: float,
 ) -> Verdict:
-    them = "1 member" if members == 1 else f"{members} members"
-    hold = Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {them}", None, members)
+    hold = Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {_them(members)}", None, members)
     if not group.live_up:
         reason = "its neighbours take over" if members == 0 else "its shadows take over"
         return replace(hold, reason=f"{group.name}: down, {reason}")
@@ -310,15 +329,16 @@ def _shrink(
         if shadow.state is ShadowState.FAILED and due:
             return Verdict(Act.REMOVE, f"shadow {shadow.name} -1: failed and not needed", shadow.name)
     serving = [s for s in group.shadows if s.state is ShadowState.READY and s.name in group.up]
-    ours = [shadow for shadow in serving if not shadow.by_hand]
+    ours = [shadow for shadow in serving if not shadow.by_hand and shadow.name not in group.bound]
     draining = [s.changed_unix_s for s in group.shadows if s.state is ShadowState.DRAINING]
     # One fewer than those that serve now: what is on order need not arrive.
-    lasted_s = _lasted_s(memory.fits_since, len(serving), now_unix_s)
+    others = group.lives_up + len(serving) - 1
+    lasted_s = _lasted_s(memory.fits_since, others, now_unix_s)
     if not ours or not group.fresh or lasted_s is None or lasted_s < settings.idle_s:
         return hold
-    if group.sized > len(serving):
+    if group.sized > others:
         return replace(hold, reason=f"{group.name}: {group.sized} wanted: {group.sized_reason}")
-    unwanted = len(serving) + 1 - group.sized
+    unwanted = others + 1 - group.sized
     if draining and now_unix_s - max(draining) < _SETTLE_S and unwanted < _MANY:
         return hold
     youngest = max(ours, key=lambda s: (s.ready_unix_s or s.changed_unix_s, s.name))
@@ -326,9 +346,9 @@ def _shrink(
         return hold
     reason = (
         f"shadow {youngest.name} drains: p{group.quantile * 100:.0f} demand {need:.0f}/s <= "
-        f"{usable * len(serving):.0f}/s for {lasted_s:.0f} s"
+        f"{usable * others:.0f}/s for {lasted_s:.0f} s"
     )
-    return Verdict(Act.DRAIN, reason, youngest.name, len(serving))
+    return Verdict(Act.DRAIN, reason, youngest.name, others)
 
 
 def _finish_drain(settings: ShadowSettings, group: Group, now_unix_s: float) -> Verdict | None:
@@ -336,10 +356,11 @@ def _finish_drain(settings: ShadowSettings, group: Group, now_unix_s: float) -> 
     for shadow in group.shadows:
         if shadow.state is not ShadowState.DRAINING:
             continue
-        if not group.live_up and shadow.name in group.up and not others:
+        is_last = not group.live_up and not others
+        if shadow.name in group.up and (is_last or shadow.name in group.bound):
             if shadow.by_hand:
                 continue  # nobody else is left: it serves on until somebody is
-            return Verdict(Act.KEEP, f"shadow {shadow.name} kept: {group.name} is down", shadow.name)
+            return Verdict(Act.KEEP, f"shadow {shadow.name} kept: {shadow.parent} is down", shadow.name)
         if not group.fresh and not shadow.by_hand:
             continue
         drained_s = now_unix_s - shadow.changed_unix_s

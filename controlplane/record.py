@@ -22,7 +22,7 @@ from controlplane.fleet import Fleet
 from controlplane.health import MemberHealth
 from controlplane.ports import Counters
 
-VERSION = 1
+VERSION = 2
 _COUNTED = ("completed", "flows", "rtt_count", "rtt_sum_us")
 """What forecasts and policy go by."""
 _NOT_COUNTED = tuple(
@@ -43,6 +43,7 @@ class Recorder:
         self._shadows: dict[str, Any] | None = None
         self._begins = True
         """No line was written yet: a controller begins here."""
+        self._rings: dict[str, dict[str, float]] = {}
         self._told: set[str] = set()
         """Members whose health at first is told."""
 
@@ -62,6 +63,9 @@ class Recorder:
         self._told |= new
         if new:
             self._tick["down"] = {name: steering.members[name].down for name in sorted(new)}
+        rings = {name: dict(service.ring) for name, service in steering.services.items()}
+        if rings != self._rings:
+            self._tick["rings"] = self._rings = rings
 
     def answered(self, answers: Iterable[model.Health]) -> None:
         self._tick.setdefault("answers", []).extend(
@@ -74,7 +78,7 @@ class Recorder:
             self._line(tick)
         self._tick |= {"at_s": counters.at_s, "observed_unix_s": now_unix_s}
         self._tick["counters"] = {
-            name: [int(getattr(counters, field)[row]) for field in _COUNTED]
+            name: [row, *(int(getattr(counters, field)[row]) for field in _COUNTED)]
             for name, row in counters.rows.items()
         }
         self._take_shadows("observed_shadows", shadows)
@@ -118,11 +122,14 @@ def _plain(shadow: model.Shadow) -> dict[str, object]:
 
 
 def _counters(at_s: float, told: Mapping[str, list[int]]) -> Counters:
-    table = np.array([told[name] for name in told], dtype=np.uint64).reshape(-1, len(_COUNTED))
-    nothing = np.zeros(len(told), dtype=np.uint64)
+    rows = {name: row for name, (row, *_) in told.items()}
+    table = np.zeros((max(rows.values(), default=-1) + 1, len(_COUNTED)), dtype=np.uint64)
+    for row, *counts in told.values():
+        table[row] = counts
+    nothing = np.zeros(len(table), dtype=np.uint64)
     columns: dict[str, Any] = dict.fromkeys(_NOT_COUNTED, nothing)
     columns |= {field: table[:, at] for at, field in enumerate(_COUNTED)}
-    return Counters(at_s=at_s, rows={name: row for row, name in enumerate(told)}, **columns)
+    return Counters(at_s=at_s, rows=rows, **columns)
 
 
 def _shadow(raw: Mapping[str, Any]) -> model.Shadow:
@@ -211,6 +218,7 @@ class _Replay:
             fleet.recall(raw["begun_unix_s"], self._learned.get)
             self._learned = None
         self._set_shadows(raw.get("observed_shadows"))
+        fleet.take_rings(raw.get("rings", {}))
         for name, down in raw.get("down", {}).items():
             fleet.health.setdefault(name, MemberHealth(up=not down))
         fleet.observe_health([model.Health(*answer) for answer in raw.get("answers", ())], roster)
@@ -235,14 +243,11 @@ class _Replay:
         horizons = {name: both[0] for name, both in roster.lead_times.items()}
         fleet.forecast(horizons, raw["now_s"], raw["fresh"])
         was = {name: (act, shadow, reason) for name, act, shadow, reason in raw["verdicts"]}
-        for service, endpoint in fleet.busy(roster):
-            group = fleet.group(
-                service, endpoint, roster, raw["flows"], horizons[service.name], raw["fresh"], raw["now_s"]
-            )
-            verdict = fleet.decide(service, group, raw["unix_s"])
-            found = was.pop(endpoint.name, None)
-            yield Redone(
-                raw["unix_s"], endpoint.name, verdict.act.value, verdict.shadow, verdict.reason, found
-            )
+        for unit in fleet.busy(roster):
+            horizon_s = horizons[unit.service.name]
+            group = fleet.group(unit, roster, raw["flows"], horizon_s, raw["fresh"], raw["now_s"])
+            verdict = fleet.decide(unit, group, raw["unix_s"])
+            found = was.pop(unit.key, None)
+            yield Redone(raw["unix_s"], unit.name, verdict.act.value, verdict.shadow, verdict.reason, found)
         for name, found in was.items():
             yield Redone(raw["unix_s"], name, "none", None, "nothing was to be decided", found)

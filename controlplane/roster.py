@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from ipaddress import IPv4Address
@@ -18,6 +18,7 @@ from controlplane.ports import Clock, DamagedRecordsError, Provisioner, Store
 
 _LEAD_TIMES = "lead_times:"
 _WRITTEN = "written"
+_ADDED = re.compile(r"^shadow \S+ \+\d+")
 _SURVEY_S = 300.0
 _SURVEY_AGAIN_S = 30.0
 """When something could not be asked."""
@@ -208,15 +209,24 @@ class Roster:
         self._journal.forget(parent, "hold")
         return True
 
-    def order_fairly(self, wanted: Iterable[tuple[str, policy.Verdict, Mapping[str, float | str]]]) -> None:
-        """One after another to the parent that has the fewest: slots may not suffice for all."""
-        left = {parent: (verdict.count, verdict.reason, inputs) for parent, verdict, inputs in wanted}
+    def order_fairly(
+        self, wanted: Iterable[tuple[Sequence[str], policy.Verdict, Mapping[str, float | str]]]
+    ) -> None:
+        """One after another to those that have the fewest for each live endpoint: slots may not suffice for
+        all. Of several live endpoints that may get it the one with the fewest does, or the first of them."""
+        left = dict(enumerate((parents, one.count, one, inputs) for parents, one, inputs in wanted))
+
+        def held(at: int) -> float:
+            parents = left[at][0]
+            return sum(len(self.of(name)) for name in parents) / len(parents)
+
         while left:
-            parent = min(left, key=lambda name: len(self.of(name)))
-            count, reason, inputs = left.pop(parent)
-            one = re.sub(rf"\b{re.escape(parent)} \+\d+", f"{parent} +1", reason, count=1)
-            if self.order(parent, one, inputs=inputs) and count > 1:
-                left[parent] = count - 1, reason, inputs
+            at = min(left, key=held)
+            parents, count, verdict, inputs = left.pop(at)
+            parent = min(parents, key=lambda name: len(self.of(name)))
+            reason = _ADDED.sub(f"shadow {parent} +1", verdict.reason, count=1)
+            if self.order(parent, reason, inputs=inputs) and count > 1:
+                left[at] = parents, count - 1, verdict, inputs
 
     def obey(self, verdict: policy.Verdict, inputs: Mapping[str, float | str]) -> None:
         """All but an ADD."""

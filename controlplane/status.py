@@ -88,6 +88,24 @@ class GroupStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """A service's groups, where they are decided about together. Rates as in ``GroupStatus``."""
+
+    demand: float | None
+    high: float | None
+    capacity: float
+    """Of those that serve."""
+    p50: float | None
+    p90: float | None
+    sized: int
+    """Members that pay in the long run, the live ones included; may be fewer than are live."""
+    standing: int
+    sized_reason: str
+    wanted: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     name: str
     vip: str
@@ -98,6 +116,8 @@ class ServiceStatus:
     fail_open: bool
     """No member is healthy: packets go to all of them."""
     groups: tuple[GroupStatus, ...] = ()
+    pool: PoolStatus | None = None
+    """None: each group is decided about on its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +195,25 @@ def samples(status: Status) -> list[Sample]:
         labels = {"service": service.name}
         out.append(Sample("lead_time_seconds", labels, service.lead_time_s))
         out.append(Sample("fail_open", labels, float(service.fail_open)))
+        if service.pool is not None:
+            out.extend(_pool_samples(service.pool, labels))
         for group in service.groups:
             out.extend(_group_samples(group, labels | {"endpoint": group.name}))
     return out
+
+
+def _pool_samples(pool: PoolStatus, labels: dict[str, str]) -> Iterator[Sample]:
+    values = {
+        "pool_demand_flows_per_second": pool.demand,
+        "pool_forecast_high_flows_per_second": pool.high,
+        "pool_capacity_flows_per_second": pool.capacity,
+        "pool_forecast_p50_flows_per_second": pool.p50,
+        "pool_forecast_p90_flows_per_second": pool.p90,
+        "pool_members_sized": float(pool.sized),
+        "pool_members_standing": float(pool.standing),
+        "pool_members_wanted": float(pool.wanted),
+    }
+    yield from (Sample(name, labels, value) for name, value in values.items() if value is not None)
 
 
 def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sample]:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
 from controlplane import model, shadows, weights
 from controlplane.model import Member, Role, Shadow, ShadowState
+from controlplane.pool import ring_share
 
 _BLIND_S = 180.0
 """Weights stay so long without readings, then they move to capacity shares."""
+_LEAVES = 0.05
+"""Of a member: when so much of a group goes, the ring must not wait, for what is left would be too little."""
 _HELPERS = 16
 """At most so many neighbours share what one that warms up leaves: each gets some of the slots."""
 
@@ -26,6 +29,8 @@ class Knowledge(Protocol):
     def back_s(self, name: str) -> float | None: ...
 
     def high(self, endpoint: model.Endpoint) -> float: ...
+
+    def whole(self, service: str) -> float | None: ...
 
 
 def wanted_steering(
@@ -47,37 +52,48 @@ def wanted_steering(
     """
     services: dict[str, model.VirtualService] = {}
     members: dict[str, Member] = {}
+    draining = {name for name, shadow in records.items() if shadow.state is ShadowState.DRAINING}
     shadows_of: dict[str, list[Shadow]] = {}
     for shadow in records.values():
         shadows_of.setdefault(shadow.parent, []).append(shadow)
     for service in config.services.values():
-        usable: dict[str, bool] = {}
         parts = _returning(config, fleet, service, frozen, now_s)
+        slots = {
+            one.name: _slots(fleet, service, one, shadows_of.get(one.name, ()), now_unix_s)
+            for one in service.endpoints
+        }
+        usable = {name: fleet.is_up(name, True) or bool(those) for name, those in slots.items()}
+        whole = fleet.whole(service.name)
+        ring = _ring(
+            installed,
+            service,
+            usable,
+            drained,
+            None if whole is None else _serving(fleet, slots, draining),
+            frozen or any(stale_s[name] <= _BLIND_S for name in slots if name in stale_s),
+            ring_changed_s.get(service.name, -1e9),
+            now_s,
+        )
         for endpoint in service.endpoints:
-            own = shadows_of.get(endpoint.name, [])
-            live = _live(
+            own = shadows_of.get(endpoint.name, ())
+            members[endpoint.name] = _live(
                 installed,
                 fleet,
                 service,
                 endpoint,
-                own,
+                slots[endpoint.name],
+                fleet.high(endpoint) if whole is None else whole * ring_share(ring, endpoint.name),
                 endpoint.name in drained,
                 frozen,
                 stale_s.get(endpoint.name),
                 parts.get(endpoint.name),
-                now_unix_s,
             )
-            members[endpoint.name] = live
-            usable[endpoint.name] = not live.down or live.spill == 1.0
             for shadow in own:
                 if _installable(shadow):
                     warm = weights.shadow_part(shadow, service.shadows.warm_up_s, now_unix_s)
                     limit = _limit(installed, service, endpoint, shadow.name, warm, frozen)
                     members[shadow.name] = _shadow(fleet, shadow, limit)
         members |= _helped(service, members, parts)
-        ring = _ring(
-            installed, service, usable, drained, frozen, ring_changed_s.get(service.name, -1e9), now_s
-        )
         healthy = any(usable.values())
         fleet.fail_open[service.name] = not healthy
         if not healthy:
@@ -176,29 +192,68 @@ def _shadow(fleet: Knowledge, shadow: Shadow, limit: int) -> Member:
     )
 
 
-def _live(
-    installed: model.Steering,
+def _slots(
     fleet: Knowledge,
     service: model.Service,
     endpoint: model.Endpoint,
-    own: list[Shadow],
-    drained: bool,
-    frozen: bool,
-    stale_s: float | None,
-    part: float | None,
+    own: Iterable[Shadow],
     now_unix_s: float,
-) -> Member:
-    before = installed.members.get(endpoint.name)
-    up = fleet.is_up(endpoint.name, True)
+) -> dict[str, float]:
+    """Shadows of a live endpoint that may get new flows -> the part of its full share that each may take."""
     slots = {}
     for shadow in own:
         healthy = fleet.is_up(shadow.name, False) and _installable(shadow)
         weight = weights.shadow_weight(shadow, healthy, service.shadows.warm_up_s, now_unix_s)
         if weight > 0:
             slots[shadow.name] = weight
-    if not slots and not up:
+    if not slots and not fleet.is_up(endpoint.name, True):
         # Better one that drains or just warms up than a dead one.
         slots = {s.name: 1.0 for s in own if fleet.is_up(s.name, False) and _installable(s)}
+    return slots
+
+
+def _serving(
+    fleet: Knowledge, slots: Mapping[str, Mapping[str, float]], draining: Collection[str]
+) -> dict[str, float]:
+    """Live endpoint -> members of its group that serve new flows. Who drains is not counted on any more,
+    unless nobody else is left."""
+    out = {}
+    for name, those in slots.items():
+        staying = sum(weight for shadow, weight in those.items() if shadow not in draining)
+        out[name] = fleet.is_up(name, True) + staying or float(len(those))
+    return out
+
+
+def _served(installed: model.Steering, names: Iterable[str]) -> dict[str, float]:
+    """The same as it is installed."""
+    out = {}
+    for name in names:
+        live = installed.members.get(name)
+        if live is not None:
+            staying = sum(
+                weight
+                for shadow, weight in live.slots.items()
+                if shadow in installed.members and not installed.members[shadow].draining
+            )
+            out[name] = float(not live.down) + staying
+    return out
+
+
+def _live(
+    installed: model.Steering,
+    fleet: Knowledge,
+    service: model.Service,
+    endpoint: model.Endpoint,
+    slots: dict[str, float],
+    high: float,
+    drained: bool,
+    frozen: bool,
+    stale_s: float | None,
+    part: float | None,
+) -> Member:
+    """:param high: demand that its group has to be ready for, flows/s; NaN: not known."""
+    before = installed.members.get(endpoint.name)
+    up = fleet.is_up(endpoint.name, True)
     live_usable = up and not drained
     spill = before.spill if before else 0.0
     if not slots:
@@ -211,7 +266,6 @@ def _live(
         if spill == 1.0:
             spill = weights.wanted_spill(0.0, None, len(kept), True)  # it was down; now it is back
     else:
-        high = fleet.high(endpoint)
         usable = sum(slots.values())
         if stale_s is not None:
             target = weights.wanted_spill(0.0, None, usable, True)
@@ -240,22 +294,29 @@ def _ring(
     service: model.Service,
     usable: Mapping[str, bool],
     drained: frozenset[str],
+    serving: Mapping[str, float] | None,
     frozen: bool,
     changed_s: float,
     now_s: float,
 ) -> dict[str, float]:
-    """Usable and not drained; else what is usable; else, fail open, all."""
+    """Usable and not drained; else what is usable; else, fail open, all.
+
+    :param serving: members of each one's group, where shares follow them.
+    """
     endpoints = {e.name: e for e in service.endpoints}
     choices = (
         {n: e for n, e in endpoints.items() if usable[n] and n not in drained},
         {n: e for n, e in endpoints.items() if usable[n]},
         endpoints,
     )
-    wanted = weights.ring_weights(next((choice for choice in choices if choice), endpoints))
+    chosen = next((choice for choice in choices if choice), endpoints)
+    wanted = weights.ring_weights(chosen, serving if any(usable.values()) else None)
     before = installed.services.get(service.name)
     current = dict(before.ring) if before else {}
+    served = _served(installed, serving or ())
+    leaves = any(serving[name] < before - _LEAVES for name, before in served.items()) if serving else False
     if wanted.keys() == current.keys() and (
-        frozen or not weights.ring_is_due(current, wanted, changed_s, now_s)
+        frozen or not (leaves or weights.ring_is_due(current, wanted, changed_s, now_s))
     ):
         return current
     return wanted

@@ -103,12 +103,19 @@ def step_spill(installed: float, wanted: float) -> float:
     return min(wanted, installed + _RISE) if wanted > installed else max(wanted, installed - _FALL)
 
 
-def ring_weights(endpoints: Mapping[str, Endpoint]) -> dict[str, float]:
-    """Configured weights times capacities where all have one; the mean is 1, steps of 1/1000."""
+def ring_weights(
+    endpoints: Mapping[str, Endpoint], members: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Configured weights times capacities where all have one; the mean is 1, steps of 1/1000.
+
+    :param members: of each one's group that serve new flows, itself included; None: they don't count.
+    """
     if not endpoints:
         return {}
     known = all(endpoint.capacity is not None for endpoint in endpoints.values())
     raw = {n: e.weight * (e.capacity or 1.0) if known else e.weight for n, e in endpoints.items()}
+    if members is not None:
+        raw = {name: weight * members[name] for name, weight in raw.items()}
     mean = sum(raw.values()) / len(raw) or 1.0
     return {name: max(round(weight / mean, 3), 0.001) for name, weight in raw.items()}
 

@@ -191,6 +191,7 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
     for name in found.get("bypassed", ()):
         warn(f"{name}: its replies bypass the access point")
     groups, shadows = [], []
+    pools = [{"service": one["name"], **one["pool"]} for one in found["services"] if one.get("pool")]
     for service in found["services"]:
         if service["fail_open"]:
             warn(f"{service['name']}: no member is healthy, packets go to all of them")
@@ -200,6 +201,10 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
             shadows += [{"endpoint": group["name"], **shadow} for shadow in group["shadows"]]
     columns = ("service", "name", "up", "demand", "level", "high", "capacity", "spill", "wanted", "reason")
     output.rows(columns, groups, as_json=False)
+    if pools:
+        say("")
+        of_pools = ("service", "demand", "high", "capacity", "wanted", "standing", "reason")
+        output.rows(of_pools, pools, as_json=False)
     if shadows:
         say("")
         columns = ("endpoint", "name", "state", "host", "address", "port", "up", "served", "age_s", "reason")

@@ -39,7 +39,12 @@ def explain(
     text = status_file.read(at.name)
     status: dict[str, Any] = json.loads(text) if text else {}
     groups = [
-        {"service": service["name"], "horizon_s": service["lead_time_s"], **group}
+        {
+            "service": service["name"],
+            "horizon_s": service["lead_time_s"],
+            "pool": service.get("pool"),
+            **group,
+        }
         for service in status.get("services", ())
         for group in service["groups"]
     ]
@@ -85,11 +90,7 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         yield "  capacity   not known: no shadows are ordered"
     else:
         yield f"  capacity   {_rate(group['capacity'])} each"
-    why = group["sized_reason"] or "nothing is known yet"
-    yield (
-        f"  pays       {output.counted(group['sized'], 'member')}, {group['standing']} of them standing by "
-        f"for more than the p90: {why}"
-    )
+    yield from _of_pool(group["service"], group["pool"]) if group["pool"] else _of_size(group)
     yield f"  weights    {group['spill']:.0%} of its new flows spill; {group['ring_weight']:g} in the ring"
     yield (
         f"  deviation  request rate {group['rate_deviation']:g}, RTT {group['latency_deviation']:g} "
@@ -99,6 +100,21 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         up = "healthy" if shadow["up"] else "not healthy"
         at = f"{shadow['name']} on {shadow['host']}"
         yield f"  shadow     {at}: {shadow['state']}, {up}: {shadow['reason']}"
+
+
+def _of_size(sized: Mapping[str, Any]) -> Iterator[str]:
+    why = sized["sized_reason"] or "nothing is known yet"
+    yield (
+        f"  pays       {output.counted(sized['sized'], 'member')}, {sized['standing']} of them standing by "
+        f"for more than the p90: {why}"
+    )
+
+
+def _of_pool(service: str, pool: Mapping[str, Any]) -> Iterator[str]:
+    yield f"  together   {output.counted(pool['wanted'], 'member')} of {service} wanted: {pool['reason']}"
+    yield f"  demand     {_rate(pool['demand'])} of {service}, {_rate(pool['high'])} at most"
+    yield f"  capacity   {_rate(pool['capacity'])} of those that serve"
+    yield from _of_size(pool)
 
 
 def _rate(value: float | None) -> str:

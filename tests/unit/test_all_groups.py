@@ -139,7 +139,8 @@ def reading(completed: list[float]) -> Rates:
 
 
 def test_shares_are_those_of_each_service_and_the_dead_have_none():
-    both = loads(service("a", [100.0, 300.0]), service("b", [50.0, 50.0, 50.0]))
+    bound = replace(service("b", [50.0, 50.0, 50.0]), affinity=model.Affinity.SOURCE)
+    both = loads(service("a", [100.0, 300.0]), bound)
     demand = [
         both.take(reading([30.0, 10.0, 1.0, 1.0, math.nan]), {"b-0"}, float(second)) for second in range(300)
     ]
@@ -149,6 +150,21 @@ def test_shares_are_those_of_each_service_and_the_dead_have_none():
     assert both.share(0) == pytest.approx(0.75, abs=0.02)
     assert both.load(0) == pytest.approx(3.0, rel=0.02)
     assert [both.share(i) for i in (2, 3, 4)] == pytest.approx([0.0, 0.75, 0.25], abs=0.15)
+
+
+def test_shares_of_a_pool_are_those_of_its_ring_at_once():
+    one = loads(service("a", [100.0, 100.0]))
+    for second in range(100):
+        one.take(reading([10.0, 30.0]), frozenset(), float(second))
+    assert one.share(0) == pytest.approx(0.5)
+    one.take_rings({"a": {"a-0": 2.0, "a-1": 1.0}, "gone": {"x": 1.0}})
+    one.take(reading([10.0, 30.0]), frozenset(), 100.0)
+    one.forecast([5.0], 100.0)
+    assert one.share(0) == pytest.approx(2 / 3)
+    assert one.prediction.level.tolist() == pytest.approx([80 / 3, 40 / 3])
+    one.take_rings({"a": {}})
+    one.take(reading([10.0, 30.0]), frozenset(), 101.0)
+    assert one.share(0) == pytest.approx(2 / 3), "no ring says nothing"
 
 
 def test_when_all_of_a_service_are_down_shares_are_as_if_none_were():

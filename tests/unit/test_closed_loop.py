@@ -17,16 +17,25 @@ SETTLED, STEADY = 1200, 1800
 """Ticks until enough is known to tell whether it pays to stand by, and half an hour."""
 
 
-def steady(share: float, endpoints: int = 1, given: float = 1.0, late_s: int = 0) -> tuple[World, np.ndarray]:
+def steady(
+    share: float,
+    endpoints: int = 1,
+    given: float = 1.0,
+    late_s: int = 0,
+    affinity: model.Affinity = model.Affinity.NONE,
+) -> tuple[World, np.ndarray]:
     """The world after half an hour of constant demand, and (ticks, endpoints) its spill in that time.
 
     :param share: of what its endpoints can serve. ``given``: the configured capacity, as a part of the real
-        one. ``late_s``: readings are so old.
+        one. ``late_s``: readings are so old. ``affinity``: endpoints are a pool, or groups on their own.
     """
     whole = config(endpoints=endpoints, idle_s=300.0)
     web = whole.services["web"]
     told = tuple(replace(one, capacity=CAPACITY * given) for one in web.endpoints)
-    world = World(replace(whole, services={"web": replace(web, endpoints=told)}), seed=round(100 * share))
+    world = World(
+        replace(whole, services={"web": replace(web, endpoints=told, affinity=affinity)}),
+        seed=round(100 * share),
+    )
     if late_s:
         read, seen = world.dataplane.counters, []
 
@@ -48,17 +57,20 @@ def steady(share: float, endpoints: int = 1, given: float = 1.0, late_s: int = 0
 
 
 @pytest.mark.parametrize(
-    ("share", "endpoints", "given", "late_s"),
+    ("share", "endpoints", "given", "late_s", "affinity"),
     [
-        (0.5, 1, 1.0, 0),
-        (0.9, 3, 1.0, 0),
-        (1.0, 1, 1.3, 3),
-        (0.9, 1, 0.7, 0),
-        (1.5, 1, 1.0, 0),
+        (0.5, 1, 1.0, 0, model.Affinity.NONE),
+        (0.9, 3, 1.0, 0, model.Affinity.NONE),
+        (0.9, 3, 1.0, 0, model.Affinity.SOURCE),
+        (1.0, 1, 1.3, 3, model.Affinity.NONE),
+        (0.9, 1, 0.7, 0, model.Affinity.NONE),
+        (1.5, 1, 1.0, 0, model.Affinity.NONE),
     ],
 )
-def test_at_constant_demand_spill_is_constant_and_nothing_starts_or_stops(share, endpoints, given, late_s):
-    _, spill = steady(share, endpoints, given, late_s)
+def test_at_constant_demand_spill_is_constant_and_nothing_starts_or_stops(
+    share, endpoints, given, late_s, affinity
+):
+    _, spill = steady(share, endpoints, given, late_s, affinity)
     assert spill.std(axis=0).max() <= 0.02
 
 
@@ -74,7 +86,7 @@ def test_negative_control_demand_read_after_spill_swings(monkeypatch):
 
     monkeypatch.setattr(Fleet, "observe_counters", after_spill)
     with pytest.raises(AssertionError, match="nothing starts or stops"):
-        steady(0.9, 3)
+        steady(0.9, 3, affinity=model.Affinity.SOURCE)
 
 
 def test_a_flood_of_spoofed_syns_starts_nothing():
