@@ -64,12 +64,13 @@ def wanted_steering(
         }
         usable = {name: fleet.is_up(name, True) or bool(those) for name, those in slots.items()}
         whole = fleet.whole(service.name)
+        has_shadows = any(one.name in shadows_of for one in service.endpoints)
         ring = _ring(
             installed,
             service,
             usable,
             drained,
-            None if whole is None else _serving(fleet, slots, draining),
+            _serving(fleet, slots, draining) if whole is not None and has_shadows else None,
             frozen or any(stale_s[name] <= _BLIND_S for name in slots if name in stale_s),
             ring_changed_s.get(service.name, -1e9),
             now_s,
