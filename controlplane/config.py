@@ -27,12 +27,13 @@ from pydantic import (
     model_validator,
 )
 
-from controlplane import config_errors, config_text, model
+from controlplane import config_errors, config_text, model, usage_source
 from controlplane.addresses import MAPPED, Address, Network, of_one_host
 
 NAME_MOST = 36
 """Characters of a name: a label in the maps holds 47, and a shadow's name adds a suffix."""
 
+_SEND_MOST = 255
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)")
 _CAPACITY = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*flows/s")
@@ -87,6 +88,12 @@ def _named(value: str) -> str:
 def _url_path(value: str) -> str:
     if not _URL_PATH.fullmatch(value):
         raise ValueError("a path that begins with / and holds printable ASCII without spaces is allowed")
+    return value
+
+
+def _send(value: str) -> str:
+    if not all(" " <= letter <= "~" or letter in "\r\n\t" for letter in value) or len(value) > _SEND_MOST:
+        raise ValueError(f"a text of ASCII is allowed, at most {_SEND_MOST} characters")
     return value
 
 
@@ -156,6 +163,26 @@ class _Probe(_Section):
     fall: Annotated[int, Strict(), Field(ge=1, le=1000)] = 3
 
 
+class _Usage(_Section):
+    """Which of ``url``, ``address``, ``port``, ``send`` and ``path`` there may be depends on the kind."""
+
+    kind: model.UsageKind
+    url: str | None = None
+    address: str | None = None
+    port: Port | None = None
+    send: Annotated[str, AfterValidator(_send)] | None = None
+    path: str | None = None
+    interval: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.1)] = 5.0
+    timeout: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.001)] = 1.0
+
+    def given(self) -> dict[str, object]:
+        values = {key: getattr(self, key) for key in ("url", "address", "port", "send", "path")}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def source(self) -> model.UsageSource:
+        return usage_source.source(self.kind, self.given(), self.interval, self.timeout)
+
+
 class _Forecast(_Section):
     method: model.ForecastMethod | None = None
 
@@ -196,6 +223,7 @@ class _Service(_Section):
     affinity: model.Affinity = model.Affinity.NONE
     ring_size: Annotated[int, Strict(), Field(le=2_097_143), AfterValidator(_is_prime)] = 16381
     probe: _Probe = _Probe()
+    usage: _Usage | None = None
     endpoints: Annotated[dict[Name, _Endpoint], Field(min_length=1)]
     forecast: _Forecast = _Forecast()
     shadows: _Shadows = _Shadows()
@@ -320,6 +348,8 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
             f"{where}.probe.kind: tcp, the default, can't probe a udp service; http is allowed, "
             f"asked over TCP on the same port"
         )
+    if service.usage is not None:
+        yield from _in_usage(where, service.usage, service.endpoints)
     if service.requests is not model.Requests.OFF and service.protocol == "udp":
         yield f"{where}.requests: {service.requests.value} can't be told on a udp service; off is allowed"
     if service.ring_size < 100 * len(service.endpoints):
@@ -327,6 +357,20 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
             f"{where}.ring_size: {service.ring_size} is too small for {len(service.endpoints)} endpoints; "
             f"100 cells or more for each are allowed"
         )
+
+
+def _in_usage(where: str, usage: _Usage, endpoints: Mapping[str, _Endpoint]) -> Iterable[str]:
+    problems = list(usage_source.problems(usage.kind, usage.given()))
+    yield from (f"{where}.usage.{key}: {problem}" for key, problem in problems)
+    if usage.timeout > usage.interval:
+        yield (
+            f"{where}.usage.timeout: {usage.timeout:g}s is longer than the interval ({usage.interval:g}s); "
+            f"at most the interval is allowed"
+        )
+    if not problems and usage_source.names_host(usage.source()):
+        for name, one in endpoints.items():
+            if one.host is None:
+                yield f"{where}.endpoints.{name}.host: is missing, and {where}.usage names {{host}}"
 
 
 def _across_services(root: _Root) -> Iterable[str]:
@@ -424,6 +468,7 @@ def _service(name: str, service: _Service) -> model.Service:
         affinity=service.affinity,
         ring_size=service.ring_size,
         probe=model.Probe(**_given(service.probe, {"interval": "interval_s", "timeout": "timeout_s"})),
+        usage=None if service.usage is None else service.usage.source(),
         forecast=model.ForecastSettings(**_given(service.forecast, {})),
         shadows=model.ShadowSettings(**_given(service.shadows, _SHADOW_NAMES)),
         requests=service.requests,

@@ -74,6 +74,32 @@ class ProbeKind(Enum):
     HTTP = "http"
 
 
+class UsageKind(Enum):
+    """Who tells what a member uses."""
+
+    NODE_EXPORTER = "node-exporter"
+    """Its host, as Prometheus scrapes it."""
+    AGENT_CHECK = "agent-check"
+    """An agent beside it, as HAProxy asks it."""
+    CGROUP = "cgroup"
+    """The kernel of this host."""
+
+
+class Admin(Enum):
+    """An agent's word on whether its member takes new flows."""
+
+    READY = "ready"
+    DRAIN = "drain"
+    MAINT = "maint"
+
+
+class Operating(Enum):
+    """An agent's word on whether its member works."""
+
+    UP = "up"
+    DOWN = "down"
+
+
 class ForecastMethod(Enum):
     AUTO = "auto"
     """All that there are, weighed by what came."""
@@ -106,6 +132,27 @@ class Probe:
     """Consecutive successes until healthy."""
     fall: int = 3
     """Consecutive failures until unhealthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSource:
+    """Where it is read what members use. A service's holds ``{name}`` and the like for what differs between
+    them (``controlplane/usage_source.py``)."""
+
+    kind: UsageKind
+    at: str
+    """URL of node-exporter, address of the agent, folder of the cgroup."""
+    port: int = 0
+    """Of the agent."""
+    send: str = ""
+    """What the agent is sent first."""
+    interval_s: float = 5.0
+    timeout_s: float = 1.0
+
+    @property
+    def good_s(self) -> float:
+        """How long a reading may be acted on."""
+        return max(3.0 * self.interval_s, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +222,8 @@ class Service:
     affinity: Affinity = Affinity.NONE
     ring_size: int = 16381
     probe: Probe = Probe()
+    usage: UsageSource | None = None
+    """None: it is not read."""
     forecast: ForecastSettings = ForecastSettings()
     shadows: ShadowSettings = ShadowSettings()
     requests: Requests = Requests.OFF
@@ -458,6 +507,25 @@ class Health:
     at_s: float
     latency_s: float
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a member uses of what it may use, 0..1 each, and what its agent asks for. None: not told."""
+
+    member: str
+    at_s: float
+    cpu: float | None = None
+    memory: float | None = None
+    network: float | None = None
+    weight: float | None = None
+    """Share of its usual weight."""
+    admin: Admin | None = None
+    operating: Operating | None = None
+    reason: str = ""
+    """Why it is down, as the agent has it."""
+    good_s: float = 10.0
+    """How long after ``at_s`` it may be acted on."""
 
 
 @dataclass(frozen=True, slots=True)

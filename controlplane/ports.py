@@ -146,6 +146,21 @@ class Prober(Protocol):
     def close(self) -> None: ...
 
 
+class LoadSource(Protocol):
+    """Reads in the background what members use, never blocking the loop."""
+
+    def watch(self, targets: Mapping[str, model.UsageSource]) -> None:
+        """Member's name -> where it is read, nothing in braces: from now on exactly these are."""
+
+    def usages(self) -> Sequence[model.Usage]:
+        """Readings since the last call, oldest first."""
+
+    def troubles(self) -> Mapping[str, str]:
+        """Members that could not be read when they were last tried, and why."""
+
+    def close(self) -> None: ...
+
+
 class Provisioner(Protocol):
     """Makes and removes shadows in the background. One run per shadow at a time."""
 
@@ -224,6 +239,10 @@ class Sample:
 
 class DataplaneError(RuntimeError):
     """The data plane can't do what was asked; the message says why and what to do."""
+
+
+class UsageError(RuntimeError):
+    """What some members use can't be read; the message says whose, and why."""
 
 
 class StoreError(RuntimeError):

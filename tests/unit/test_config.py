@@ -186,6 +186,70 @@ BAD = {
         ("port: 80\n", "port: 80\n    protocol: udp\n    probe: {kind: http}\n    requests: tls\n"),
         "services.web.requests: tls can't be told on a udp service; off is allowed",
     ),
+    "usage without a kind": (
+        ("port: 80\n", "port: 80\n    usage: {interval: 2s}\n"),
+        "services.web.usage.kind: is missing",
+    ),
+    "usage of an unknown kind": (
+        ("port: 80\n", "port: 80\n    usage: {kind: snmp}\n"),
+        "services.web.usage.kind: 'snmp': 'node-exporter', 'agent-check' or 'cgroup' is allowed",
+    ),
+    "usage with an unknown key": (
+        ("port: 80\n", "port: 80\n    usage: {kind: cgroup, paths: /a}\n"),
+        "services.web.usage.paths: '/a': unknown key (did you mean 'path'?)",
+    ),
+    "usage with a key of another kind": (
+        ("port: 80\n", "port: 80\n    usage: {kind: node-exporter, port: 9100}\n"),
+        "services.web.usage.port: 9100: node-exporter has no such key; allowed: url",
+    ),
+    "an agent without a port": (
+        ("port: 80\n", "port: 80\n    usage: {kind: agent-check}\n"),
+        "services.web.usage.port: is missing",
+    ),
+    "an agent at no address": (
+        ("port: 80\n", "port: 80\n    usage: {kind: agent-check, port: 1, address: 'a b'}\n"),
+        "services.web.usage.address: 'a b': an address, or the name of a host, is allowed",
+    ),
+    "an agent that is sent more than ASCII": (
+        ("port: 80\n", "port: 80\n    usage: {kind: agent-check, port: 1, send: é}\n"),
+        "services.web.usage.send: 'é': a text of ASCII is allowed, at most 255 characters",
+    ),
+    "a cgroup without a path": (
+        ("port: 80\n", "port: 80\n    usage: {kind: cgroup}\n"),
+        "services.web.usage.path: is missing",
+    ),
+    "a cgroup at a relative path": (
+        ("port: 80\n", "port: 80\n    usage: {kind: cgroup, path: 'a/{name}'}\n"),
+        "services.web.usage.path: 'a/{name}': an absolute path is allowed",
+    ),
+    "a cgroup named after what others call themselves": (
+        ("port: 80\n", "port: 80\n    usage: {kind: cgroup, path: '/a/{host}'}\n"),
+        "services.web.usage.path: '/a/{host}': {host} stands for nothing here; {name} is allowed",
+    ),
+    "a URL with an unknown placeholder": (
+        ("port: 80\n", "port: 80\n    usage: {kind: node-exporter, url: 'http://{adress}/'}\n"),
+        "services.web.usage.url: 'http://{adress}/': {adress} stands for nothing here; {name}, {address}",
+    ),
+    "a URL with half a placeholder": (
+        ("port: 80\n", "port: 80\n    usage: {kind: node-exporter, url: 'http://{address/'}\n"),
+        "services.web.usage.url: 'http://{address/': a brace without its other",
+    ),
+    "a URL with a user in it": (
+        ("port: 80\n", "port: 80\n    usage: {kind: node-exporter, url: 'http://a:b@{address}/'}\n"),
+        "services.web.usage.url: 'http://a:b@{address}/': an http or https URL, without a user in it",
+    ),
+    "a URL of another scheme": (
+        ("port: 80\n", "port: 80\n    usage: {kind: node-exporter, url: 'file:///{address}'}\n"),
+        "services.web.usage.url: 'file:///{address}': an http or https URL",
+    ),
+    "usage of hosts that are not given": (
+        ("port: 80\n", "port: 80\n    usage: {kind: node-exporter, url: 'http://{host}:9100/metrics'}\n"),
+        "services.web.endpoints.web-1.host: is missing, and services.web.usage names {host}",
+    ),
+    "a usage timeout that is longer than the interval": (
+        ("port: 80\n", "port: 80\n    usage: {kind: node-exporter, interval: 1s, timeout: 2s}\n"),
+        "services.web.usage.timeout: 2s is longer than the interval (1s)",
+    ),
     "a loopback address": (("10.0.0.2", "127.0.0.1"), "address: '127.0.0.1': a unicast address"),
 }
 
@@ -198,6 +262,34 @@ def test_a_bad_configuration_is_refused_with_path_value_and_what_is_allowed(chan
         config.parse(text.replace(*change, 1))
     assert any(said in problem for problem in refused.value.problems), refused.value.problems
     assert all("\n" not in problem for problem in refused.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("# {kind: cgroup}", None),
+        ("{kind: node-exporter}", ("node-exporter", "http://{address}:9100/metrics", 0, "", 5.0, 1.0)),
+        (
+            "{kind: node-exporter, url: 'https://{host}/{name}?collect[]=cpu', interval: 2s, timeout: 500ms}",
+            ("node-exporter", "https://{host}/{name}?collect[]=cpu", 0, "", 2.0, 0.5),
+        ),
+        (
+            '{kind: agent-check, port: 8765, send: "web\\n"}',
+            ("agent-check", "{address}", 8765, "web\n", 5.0, 1.0),
+        ),
+        (
+            "{kind: agent-check, port: 1, address: '2001:db8::1'}",
+            ("agent-check", "2001:db8::1", 1, "", 5.0, 1.0),
+        ),
+        ("{kind: cgroup, path: '/a/{name}'}", ("cgroup", "/a/{name}", 0, "", 5.0, 1.0)),
+    ],
+)
+def test_usage_is_read_as_its_kind_has_it(given, taken):
+    text = GOOD.replace("port: 80\n", f"port: 80\n    usage: {given}\n", 1).replace(
+        "40 flows/s", "40 flows/s, host: h2"
+    )
+    usage = config.parse(text).services["web"].usage
+    assert usage == (taken and model.UsageSource(model.UsageKind(taken[0]), *taken[1:]))
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "5", "a: [1, 2", "\t", "? [a]\n: b\n"])
