@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from controlplane import model, policy, shadows, weights
+from controlplane import model, policy, shadows, usage, weights
 from controlplane.health import MemberHealth
 from controlplane.loads import REMARKABLE, Loads
 from controlplane.observe import Rows, rates
@@ -19,7 +19,7 @@ from controlplane.pool import Unit
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
 from controlplane.roster import Roster
-from controlplane.status import GroupStatus, PoolStatus, ServiceStatus, ShadowStatus, known
+from controlplane.status import GroupStatus, PoolStatus, ServiceStatus, ShadowStatus, UsageStatus, known
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,6 +62,7 @@ class Fleet:
         self._shadow_rates: dict[str, tuple[float, float]] = {}
         """Shadow -> (flows per second, RTT in us) of the last reading."""
         self._responses = Responses()
+        self._usages = usage.Usages()
         self.fail_open: dict[str, bool] = {}
         self._unread = True
 
@@ -80,6 +81,12 @@ class Fleet:
             endpoint.name: service.probe
             for service in config.services.values()
             for endpoint in service.endpoints
+        }
+        self._usage_sources = {
+            endpoint.name: service.usage
+            for service in config.services.values()
+            for endpoint in service.endpoints
+            if service.usage is not None
         }
         self._ended = {name: None for name in self._ended if name in self._views}
         ending = sum(config.tick_s / view.step_s for view in self._views.values())
@@ -186,6 +193,25 @@ class Fleet:
             self._responses.take_times(names, times(names), after)
         self._responses.observe(names, before, after, in_flight)
 
+    def observe_usage(self, usages: Sequence[model.Usage]) -> list[tuple[str, str]]:
+        """Takes readings of what members use. Whose agent asks for something else now, and a sentence."""
+        return self._usages.observe(usages)
+
+    def usage(self, name: str, now_s: float) -> model.Usage | None:
+        """The last reading; None: there is none, or it is too old to act on. Stale is not zero."""
+        return self._usages.at(name, now_s)
+
+    def asking_drain(self, now_s: float) -> frozenset[str]:
+        """Members whose agents ask for no new flows."""
+        return self._usages.drained(now_s)
+
+    def _usage_source(self, name: str, roster: Members) -> model.UsageSource | None:
+        shadow = roster.shadows.get(name)
+        if shadow is None or shadow.state not in shadows.INSTALLED:
+            return self._usage_sources.get(name)
+        view = self._views.get(shadow.service)
+        return view.service.usage if view else None
+
     def forecast(self, horizons_s: Mapping[str, float], now_s: float, fresh: bool) -> None:
         """A prediction per service; without fresh readings the last one stays."""
         if not fresh or self._unread:
@@ -221,19 +247,24 @@ class Fleet:
     # ---- verdicts ---------------------------------------------------------------------------
 
     def is_up(self, name: str, default: bool) -> bool:
+        if name in self._usages.down:
+            return False
         health = self.health.get(name)
         return default if health is None or health.up is None else health.up
 
     def _down(self) -> frozenset[str]:
-        return frozenset(name for name, health in self.health.items() if health.up is False)
+        unhealthy = frozenset(name for name, health in self.health.items() if health.up is False)
+        return unhealthy | self._usages.down
 
     def back_s(self, name: str) -> float | None:
-        health = self.health.get(name)
-        return None if health is None else health.back_s
+        health, again_s = self.health.get(name), self._usages.back_s.get(name)
+        back_s = None if health is None else health.back_s
+        return back_s if again_s is None else max(again_s, back_s or again_s)
 
     def shadow_health(self, roster: Members) -> dict[str, bool]:
-        """Health of the shadows that are probed; what is known of others is forgotten: a shadow
-        made again under its name starts unknown."""
+        """Health of the shadows that are probed; what is known of others is forgotten, what they use too: a
+        shadow made again under its name starts unknown."""
+        self._usages.keep(lambda name: self._usage_source(name, roster))
         probed = {name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED}
         for name in self.health.keys() - probed - roster.endpoints.keys():
             del self.health[name]
@@ -366,7 +397,12 @@ class Fleet:
     # ---- status -----------------------------------------------------------------------------
 
     def status(
-        self, roster: Roster, installed: model.Steering, drained: frozenset[str], now_unix_s: float
+        self,
+        roster: Roster,
+        installed: model.Steering,
+        drained: frozenset[str],
+        now_s: float,
+        now_unix_s: float,
     ) -> tuple[ServiceStatus, ...]:
         out = []
         for name, view in self._views.items():
@@ -374,7 +410,7 @@ class Fleet:
             ring = installed.services[name].ring if name in installed.services else {}
             groups = tuple(
                 self._group_status(
-                    view, endpoint, roster, installed, ring, endpoint.name in drained, now_unix_s
+                    view, endpoint, roster, installed, ring, endpoint.name in drained, now_s, now_unix_s
                 )
                 for endpoint in service.endpoints
             )
@@ -429,6 +465,7 @@ class Fleet:
         installed: model.Steering,
         ring: Mapping[str, float],
         drained: bool,
+        now_s: float,
         now_unix_s: float,
     ) -> GroupStatus:
         loads, i = self._loads, self._loads.index[endpoint.name]
@@ -442,7 +479,7 @@ class Fleet:
         member = installed.members.get(endpoint.name)
         return GroupStatus(
             name=endpoint.name,
-            up=health.up,
+            up=False if endpoint.name in self._usages.down else health.up,
             drained=drained,
             capacity=endpoint.capacity,
             demand=known(loads.demand[i]),
@@ -463,11 +500,22 @@ class Fleet:
             wanted=verdict.wanted,
             reason=verdict.reason,
             health_reason=health.reason,
-            shadows=tuple(self._shadow_status(view, s, now_unix_s) for s in roster.of(endpoint.name)),
+            shadows=tuple(self._shadow_status(view, s, now_s, now_unix_s) for s in roster.of(endpoint.name)),
             requests=self._responses.status(endpoint.name),
+            usage=self._usage_status(endpoint.name, now_s),
         )
 
-    def _shadow_status(self, view: Outlook, shadow: model.Shadow, now_unix_s: float) -> ShadowStatus:
+    def _usage_status(self, name: str, now_s: float) -> UsageStatus | None:
+        last = self._usages.last(name)
+        if last is None:
+            return None
+        good = self._usages.at(name, now_s)
+        numbers = (None,) * 4 if good is None else (good.cpu, good.memory, good.network, good.weight)
+        return UsageStatus(*numbers, asks=usage.asks(last), age_s=round(now_s - last.at_s, 1))
+
+    def _shadow_status(
+        self, view: Outlook, shadow: model.Shadow, now_s: float, now_unix_s: float
+    ) -> ShadowStatus:
         up = self.is_up(shadow.name, False)
         return ShadowStatus(
             name=shadow.name,
@@ -483,6 +531,7 @@ class Fleet:
             weight=weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s),
             served=known(self._shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),
             requests=self._responses.status(shadow.name),
+            usage=self._usage_status(shadow.name, now_s),
         )
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from controlplane import model, policy, requests, shadows
+from controlplane import model, policy, requests, shadows, usage_source
 from controlplane.addresses import Address, Network
 from controlplane.fleet import Fleet
 from controlplane.happenings import Happenings
@@ -23,11 +23,13 @@ from controlplane.ports import (
     Counters,
     Dataplane,
     DataplaneError,
+    LoadSource,
     Metrics,
     Prober,
     Provisioner,
     Store,
     StoreError,
+    UsageError,
 )
 from controlplane.record import Recorder
 from controlplane.roster import Roster
@@ -57,10 +59,12 @@ class Controller:
         show: Callable[[str], None],
         load_config: Callable[[], model.Config] | None = None,
         recorder: Recorder | None = None,
+        load_source: LoadSource | None = None,
     ) -> None:
         """:param show: takes every tick's status, as JSON; may raise ``OSError``.
         :param load_config: reads the configuration again; raises ``ValueError`` with every fault.
-        :param recorder: takes what is read and decided."""
+        :param recorder: takes what is read and decided.
+        :param load_source: reads what members use."""
         self._config = config
         self._dataplane = dataplane
         self._prober = prober
@@ -69,6 +73,8 @@ class Controller:
         self._metrics = metrics
         self._show = show
         self._load_config = load_config
+        self._load_source = load_source
+        self._used = usage_source.of_endpoints(config)
         self._journal = Journal(store, clock)
         self._roster = Roster(config, provisioner, store, clock, self._journal)
         self._fleet = Fleet(config)
@@ -142,6 +148,7 @@ class Controller:
         if collisions := self._roster.collisions(config):
             raise ValueError("; ".join(collisions))
         self._config = config
+        self._used = usage_source.of_endpoints(config)
         self._roster.reconfigure(config)
         self._fleet.reconfigure(config)
         self._record(lambda recorder: recorder.configured())
@@ -156,6 +163,7 @@ class Controller:
         started_s = self._clock.now_s()
         self._guarded("requests", self._take_requests)
         self._guarded("observe", self._observe)
+        self._guarded("usage", self._observe_usage)
         self._guarded("counters", self._reconcile)
         self._guarded("steering", self._look_at_interfaces)
         self._guarded("events", self._take_events)
@@ -165,6 +173,7 @@ class Controller:
         self._guarded("apply", self._apply)
         self._guarded("provisioning", lambda: self._roster.start_runs(self._installed.members))
         self._guarded("probes", self._watch)
+        self._guarded("usage sources", self._watch_usage)
         self._guarded("learned", self._keep)
         self._journal.catch_up()
         self._guarded("say", lambda: self._publish(self._clock.now_s() - started_s))
@@ -291,6 +300,18 @@ class Controller:
             self._journal.say(name, "health", said)
         return bool(changed)
 
+    def _observe_usage(self) -> None:
+        if self._load_source is None:
+            return
+        usages = self._load_source.usages()
+        self._record(lambda recorder: recorder.used(usages))
+        for name, said in self._fleet.observe_usage(usages):
+            self._journal.say(name, "agent", said)
+        if troubles := self._load_source.troubles():
+            name, why = min(troubles.items())
+            others = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
+            raise UsageError(f"{name}: {why}{others}")
+
     # ---- decide -------------------------------------------------------------------------
 
     @property
@@ -368,6 +389,11 @@ class Controller:
             return False
         return True
 
+    @property
+    def _drained(self) -> frozenset[str]:
+        """By command, or because their agents ask for it."""
+        return self._requests.drained | self._fleet.asking_drain(self._clock.now_s())
+
     # ---- plan, apply, say ----------------------------------------------------------------
 
     def _apply(self) -> None:
@@ -379,7 +405,7 @@ class Controller:
             self._installed,
             self._fleet,
             self._roster.shadows,
-            self._requests.drained,
+            self._drained,
             frozen=not self._automatic,
             stale_s=self._stale_s(),
             ring_changed_s=self._ring_changed_s,
@@ -422,6 +448,18 @@ class Controller:
                 targets[shadow.name] = (str(shadow.address), shadow.port, service_of.probe)
         self._prober.watch(targets)
 
+    def _watch_usage(self) -> None:
+        if self._load_source is None:
+            return
+        targets = dict(self._used)
+        for shadow in self._roster.shadows.values():
+            service = self._config.services.get(shadow.service)
+            if shadow.state in shadows.INSTALLED and service is not None and service.usage is not None:
+                source = usage_source.of_shadow(service.usage, shadow, self._config.hosts)
+                if source is not None:
+                    targets[shadow.name] = source
+        self._load_source.watch(targets)
+
     def _publish(self, took_s: float) -> None:
         self._status = Status(
             instance=self._config.instance,
@@ -437,7 +475,7 @@ class Controller:
             traffic=self._ledger.traffic(),
             bypassed=self._ledger.bypassed,
             services=self._fleet.status(
-                self._roster, self._installed, self._requests.drained, self._clock.record_s()
+                self._roster, self._installed, self._drained, self._clock.now_s(), self._clock.record_s()
             ),
         )
         status, happened = self._status, list(self._happenings.samples())

@@ -72,6 +72,9 @@ class Recorder:
             [one.member, one.ok, one.at_s, one.latency_s, one.reason] for one in answers
         )
 
+    def used(self, usages: Iterable[model.Usage]) -> None:
+        self._tick["usages"] = [*self._tick.get("usages", ()), *map(_used, usages)]
+
     def observed(self, counters: Counters, shadows: Mapping[str, model.Shadow], now_unix_s: float) -> None:
         if "counters" in self._tick:  # a tick in which nothing could be decided
             tick, self._tick = self._tick, {}
@@ -111,6 +114,20 @@ class Recorder:
 
     def _line(self, value: Mapping[str, Any]) -> None:
         self._write(json.dumps(value) + "\n")
+
+
+def _used(usage: model.Usage) -> list[object]:
+    values = (getattr(usage, field.name) for field in fields(usage))
+    return [value.value if isinstance(value, Enum) else value for value in values]
+
+
+def _usage(told: list[Any]) -> model.Usage:
+    usage = model.Usage(*told)
+    return replace(
+        usage,
+        admin=None if usage.admin is None else model.Admin(usage.admin),
+        operating=None if usage.operating is None else model.Operating(usage.operating),
+    )
 
 
 def _plain(shadow: model.Shadow) -> dict[str, object]:
@@ -226,6 +243,7 @@ class _Replay:
             counters = _counters(raw["at_s"], raw["counters"])
             fleet.observe_counters(self._counters, counters, roster, raw["observed_unix_s"])
             self._counters = counters
+        fleet.observe_usage([_usage(told) for told in raw.get("usages", ())])
         self._set_shadows(raw.get("probed_shadows"))
         fleet.shadow_health(roster)
         self._set_shadows(raw.get("shadows"))

@@ -33,6 +33,21 @@ class RequestStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageStatus:
+    """Of one member: what it uses of what it may use, 0..1. None: not told, or too long ago to act on."""
+
+    cpu: float | None
+    memory: float | None
+    network: float | None
+    weight: float | None
+    """Share of its usual weight that its agent asks for."""
+    asks: str
+    """What else its agent asked for and did not take back; empty: nothing."""
+    age_s: float
+    """Of the last reading."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowStatus:
     name: str
     state: str
@@ -50,6 +65,8 @@ class ShadowStatus:
     """Flows per second that it is given."""
     requests: RequestStatus | None = None
     """None: off."""
+    usage: UsageStatus | None = None
+    """None: it was not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +102,8 @@ class GroupStatus:
     shadows: tuple[ShadowStatus, ...] = ()
     requests: RequestStatus | None = None
     """Those that the live endpoint itself serves; None: off."""
+    usage: UsageStatus | None = None
+    """The live endpoint's own; None: it was not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +263,10 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
     for name, requests in of_members.items():
         if requests is not None:
             yield from _request_samples(requests, labels | {"endpoint": name})
+    used_by = {group.name: group.usage} | {shadow.name: shadow.usage for shadow in group.shadows}
+    for name, usage in used_by.items():
+        if usage is not None:
+            yield from _usage_samples(usage, labels | {"endpoint": name})
     for shadow in group.shadows:
         if shadow.state == ShadowState.FAILED.value:
             why = {"shadow": shadow.name, "reason": shadow.reason}
@@ -257,3 +280,13 @@ def _request_samples(requests: RequestStatus, labels: dict[str, str]) -> Iterato
     for quantile, value_ms in (("0.5", requests.p50_ms), ("0.99", requests.p99_ms)):
         if value_ms is not None:
             yield Sample("endpoint_response_seconds", labels | {"quantile": quantile}, value_ms / 1000)
+
+
+def _usage_samples(usage: UsageStatus, labels: dict[str, str]) -> Iterator[Sample]:
+    values = {
+        "endpoint_cpu_utilization_ratio": usage.cpu,
+        "endpoint_memory_utilization_ratio": usage.memory,
+        "endpoint_network_utilization_ratio": usage.network,
+        "endpoint_agent_weight_ratio": usage.weight,
+    }
+    yield from (Sample(name, labels, value) for name, value in values.items() if value is not None)

@@ -46,7 +46,8 @@ def wanted_steering(
     now_s: float,
     now_unix_s: float,
 ) -> model.Steering:
-    """:param frozen: spill, slots, limits and ring weights stay; health and membership still act.
+    """:param drained: members that are to get no new flows.
+    :param frozen: spill, slots, limits and ring weights stay; health and membership still act.
     :param stale_s: live endpoint -> how old its group's readings are, where they are too old to act on:
         its weights stay, and after three minutes they move in limited steps to capacity shares.
     """
@@ -59,7 +60,7 @@ def wanted_steering(
     for service in config.services.values():
         parts = _returning(config, fleet, service, frozen, now_s)
         slots = {
-            one.name: _slots(fleet, service, one, shadows_of.get(one.name, ()), now_unix_s)
+            one.name: _slots(fleet, service, one, shadows_of.get(one.name, ()), drained, now_unix_s)
             for one in service.endpoints
         }
         usable = {name: fleet.is_up(name, True) or bool(those) for name, those in slots.items()}
@@ -84,7 +85,7 @@ def wanted_steering(
                 endpoint,
                 slots[endpoint.name],
                 fleet.high(endpoint) if whole is None else whole * ring_share(ring, endpoint.name),
-                endpoint.name in drained,
+                drained,
                 frozen,
                 stale_s.get(endpoint.name),
                 parts.get(endpoint.name),
@@ -93,7 +94,7 @@ def wanted_steering(
                 if _installable(shadow):
                     warm = weights.shadow_part(shadow, service.shadows.warm_up_s, now_unix_s)
                     limit = _limit(installed, service, endpoint, shadow.name, warm, frozen)
-                    members[shadow.name] = _shadow(fleet, shadow, limit)
+                    members[shadow.name] = _shadow(fleet, shadow, limit, drained)
         members |= _helped(service, members, parts)
         healthy = any(usable.values())
         fleet.fail_open[service.name] = not healthy
@@ -177,7 +178,7 @@ def _limit(
     return weights.window_limit(endpoint, part)
 
 
-def _shadow(fleet: Knowledge, shadow: Shadow, limit: int) -> Member:
+def _shadow(fleet: Knowledge, shadow: Shadow, limit: int, drained: frozenset[str]) -> Member:
     if shadow.address is None or shadow.port is None:
         raise ValueError(f"shadow {shadow.name} has no address yet")
     return Member(
@@ -188,7 +189,7 @@ def _shadow(fleet: Knowledge, shadow: Shadow, limit: int) -> Member:
         role=Role.SHADOW,
         parent=shadow.parent,
         down=not fleet.is_up(shadow.name, False),
-        draining=shadow.state is ShadowState.DRAINING,
+        draining=shadow.state is ShadowState.DRAINING or shadow.name in drained,
         limit=limit,
     )
 
@@ -198,12 +199,13 @@ def _slots(
     service: model.Service,
     endpoint: model.Endpoint,
     own: Iterable[Shadow],
+    drained: frozenset[str],
     now_unix_s: float,
 ) -> dict[str, float]:
     """Shadows of a live endpoint that may get new flows -> the part of its full share that each may take."""
     slots = {}
     for shadow in own:
-        healthy = fleet.is_up(shadow.name, False) and _installable(shadow)
+        healthy = fleet.is_up(shadow.name, False) and _installable(shadow) and shadow.name not in drained
         weight = weights.shadow_weight(shadow, healthy, service.shadows.warm_up_s, now_unix_s)
         if weight > 0:
             slots[shadow.name] = weight
@@ -247,7 +249,7 @@ def _live(
     endpoint: model.Endpoint,
     slots: dict[str, float],
     high: float,
-    drained: bool,
+    drained: frozenset[str],
     frozen: bool,
     stale_s: float | None,
     part: float | None,
@@ -255,7 +257,7 @@ def _live(
     """:param high: demand that its group has to be ready for, flows/s; NaN: not known."""
     before = installed.members.get(endpoint.name)
     up = fleet.is_up(endpoint.name, True)
-    live_usable = up and not drained
+    live_usable = up and endpoint.name not in drained
     spill = before.spill if before else 0.0
     if not slots:
         spill = 0.0
@@ -283,7 +285,7 @@ def _live(
         port=endpoint.port,
         role=Role.LIVE,
         down=not up,
-        draining=drained,
+        draining=endpoint.name in drained,
         spill=spill,
         slots=slots,
         limit=_limit(installed, service, endpoint, endpoint.name, part or 1.0, frozen),

@@ -259,6 +259,37 @@ class FakeProber:
         pass
 
 
+class FakeLoadSource:
+    """Tells of what it is told to watch what ``tells`` has of it, once a call; of others nothing."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.targets: dict[str, model.UsageSource] = {}
+        self.tells: dict[str, model.Usage] = {}
+        """Member -> what it uses; the time is the clock's."""
+        self.failing: dict[str, str] = {}
+        self.good_s = 15.0
+
+    def watch(self, targets: Mapping[str, model.UsageSource]) -> None:
+        self.targets = dict(targets)
+
+    def usages(self) -> Sequence[model.Usage]:
+        return [
+            replace(self.tells[name], member=name, at_s=self.clock.now, good_s=self.good_s)
+            for name in self.targets
+            if name in self.tells and name not in self.failing
+        ]
+
+    def troubles(self) -> Mapping[str, str]:
+        return {name: why for name, why in self.failing.items() if name in self.targets}
+
+    def tell(self, member: str, **usage: object) -> None:
+        self.tells[member] = model.Usage(member, 0.0, **usage)
+
+    def close(self) -> None:
+        pass
+
+
 class FakeProvisioner:
     """Runs take ``lead_s``; fails or hangs when told so. ``exists`` is what outlives a controller."""
 

@@ -12,7 +12,15 @@ from controlplane import model
 from controlplane.loop import Controller
 from controlplane.model import ShadowState
 from controlplane.record import Recorder
-from tests.fakes import FakeClock, FakeDataplane, FakeMetrics, FakeProber, FakeProvisioner, FakeStore
+from tests.fakes import (
+    FakeClock,
+    FakeDataplane,
+    FakeLoadSource,
+    FakeMetrics,
+    FakeProber,
+    FakeProvisioner,
+    FakeStore,
+)
 
 CAPACITY = 100.0
 
@@ -59,6 +67,7 @@ class World:
         self.dataplane = FakeDataplane(self.clock)
         self.store = FakeStore()
         self.prober = FakeProber(self.clock)
+        self.load_source = FakeLoadSource(self.clock)
         self.provisioner = FakeProvisioner(self.clock)
         self.metrics = FakeMetrics()
         self.shown: list[str] = []
@@ -78,6 +87,7 @@ class World:
             show=self.shown.append,
             load_config=lambda: self.config,
             recorder=self.recorder() if self.records else None,
+            load_source=self.load_source,
         )
 
     def recorder(self) -> Recorder:

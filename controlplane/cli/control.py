@@ -21,6 +21,7 @@ from controlplane.ports import StoreError
 RELOAD_S = 10.0
 STALE_S = 5.0
 TRAFFIC = ("name", "received", "forwarded", "passed", "dropped", "sent", "lost", "refused", "error")
+USAGE = ("endpoint", "name", "cpu", "memory", "network", "weight", "asks", "age_s")
 _MIB = 1 << 20
 
 
@@ -218,6 +219,14 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         told = ("endpoint", "name", "per_s", "in_flight", "p50_ms", "p99_ms", "aborted_per_s", "aborted")
         output.rows(told, requests, as_json=False)
+    if used := [
+        {"endpoint": group["name"], "name": member["name"], **member["usage"]}
+        for group in groups
+        for member in (group, *group["shadows"])
+        if member["usage"]
+    ]:
+        say("")
+        output.rows(USAGE, used, as_json=False)
     if found.get("traffic"):
         say("")
         output.rows(TRAFFIC, found["traffic"], as_json=False)

@@ -21,6 +21,7 @@ from controlplane.adapters.attach import Attachment
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.adapters.libbpf import XdpMode
+from controlplane.adapters.load_source import BackgroundLoadSource
 from controlplane.adapters.patient_store import PatientStore
 from controlplane.adapters.probes import NetworkProber
 from controlplane.adapters.prometheus import PrometheusMetrics
@@ -240,6 +241,8 @@ def _run(
     closing.append(provisioner.close)
     prober = NetworkProber(clock.wake)
     closing.append(prober.close)
+    load_source = BackgroundLoadSource()
+    closing.append(load_source.close)
 
     def again() -> model.Config:
         fresh = reread(instance)
@@ -257,7 +260,7 @@ def _run(
         closing.append(lines.close)
         recorder = Recorder(lines.write, lambda: instance.config.read_text(encoding="utf-8"))
     controller = Controller(
-        configured, dataplane, prober, provisioner, store, clock, metrics, show, again, recorder
+        configured, dataplane, prober, provisioner, store, clock, metrics, show, again, recorder, load_source
     )
 
     ended_by: list[int] = []
