@@ -159,6 +159,7 @@ def _write_config(lab: Lab) -> Path:
     choices = Choices(
         endpoints=[LiveEndpoint("host1", ENDPOINT, capacity=round(capacity))],
         shadow_hosts={"host2": 2, "host3": 2},
+        usage={"kind": "node-exporter", "url": "http://{address}:{port}/metrics", "interval": "2s"},
         shadows={"lead_time": "5s", "warm_up": "2s", "idle": "10s", "min_life": "10s", "drain": "35s"},
     )
     path = lab.folder / CONFIG

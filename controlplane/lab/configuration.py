@@ -32,6 +32,8 @@ class Choices:
     mode: str = "act"
     tick: str = "1s"
     probe: Mapping[str, object] = field(default_factory=dict)
+    usage: Mapping[str, object] = field(default_factory=dict)
+    """Empty: what endpoints use is not read."""
     forecast: Mapping[str, object] = field(default_factory=dict)
     shadows: Mapping[str, object] = field(default_factory=dict)
     host_variables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -78,6 +80,7 @@ def written(topology: Topology, choices: Choices, state_dir: Path) -> str:
                 "vip": str(topology.vip),
                 "port": topology.vip_port,
                 "probe": {"kind": "http", "path": "/healthz", **choices.probe},
+                **({"usage": dict(choices.usage)} if choices.usage else {}),
                 "forecast": dict(choices.forecast),
                 "shadows": shadows,
                 "endpoints": endpoints,

@@ -209,6 +209,7 @@ class Lab:
         concurrency: int = 8,
         start_up_s: float = 0.0,
         queue_most: int | None = None,
+        agent_port: int | None = None,
         ready_within_s: float = 10.0,
     ) -> subprocess.Popen[bytes]:
         """An endpoint server (``controlplane.lab.server``) that listens when this returns."""
@@ -219,6 +220,7 @@ class Lab:
         argv += ["--spread", str(spread)] if spread else []
         argv += ["--start-up", str(start_up_s)] if start_up_s else []
         argv += [] if queue_most is None else ["--queue", str(queue_most)]
+        argv += [] if agent_port is None else ["--agent-port", str(agent_port)]
         child = self.popen(host, argv, label=name)
 
         def answers() -> bool:

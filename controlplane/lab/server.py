@@ -19,6 +19,7 @@ import socket
 from collections import deque
 
 HEAD_MOST = 16_384
+AGENT_WINDOW_S = 5.0
 BACKLOG = 4096
 
 
@@ -42,10 +43,38 @@ class Desk:
         self.connections: set[Connection] = set()
         self.connections_total = 0
         self.loop = asyncio.get_running_loop()
+        self.began_s = self._settled_s = self.loop.time()
+        self.busy_s = 0.0
+        """Of all slots together, until then."""
+        self._marks = deque([(self.began_s, 0.0)])
+
+    def _settle(self) -> float:
+        """Before ``in_service`` changes."""
+        now = self.loop.time()
+        self.busy_s += self.in_service * (now - self._settled_s)
+        self._settled_s = now
+        return now
+
+    def metrics(self) -> str:
+        """Slots as node_exporter tells of CPUs."""
+        idle_s = self.concurrency * (self._settle() - self.began_s) - self.busy_s
+        modes = {"user": self.busy_s, "idle": idle_s}
+        lines = (f'node_cpu_seconds_total{{cpu="0",mode="{mode}"}} {s}\n' for mode, s in modes.items())
+        return "# TYPE node_cpu_seconds_total counter\n" + "".join(lines)
+
+    def free_percent(self) -> int:
+        """Of the slots, lately. Never 0: HAProxy takes that for no more flows at all."""
+        now = self._settle()
+        self._marks.append((now, self.busy_s))
+        while len(self._marks) > 2 and self._marks[1][0] <= now - AGENT_WINDOW_S:
+            self._marks.popleft()
+        since_s, busy_s = self._marks[0]
+        used = (self.busy_s - busy_s) / max(self.concurrency * (now - since_s), 1e-9)
+        return max(1, round(100 * (1 - used)))
 
     def admit(self, connection: Connection) -> bool:
         """False: the queue is full."""
-        now = self.loop.time()
+        now = self._settle()
         if self.in_service < self.concurrency:
             self.in_service += 1
             self._start(connection, now)
@@ -76,6 +105,7 @@ class Desk:
             self._start(following, max(due_s, arrived_s))
             break
         else:
+            self._settle()
             self.in_service -= 1
         connection.answer(200)
         connection.resume()
@@ -165,8 +195,10 @@ class Connection(asyncio.Protocol):
             self.answer(200)
         elif path == b"/stats":
             self.answer(200, json.dumps(self.desk.stats()) + "\n", "application/json")
+        elif path == b"/metrics":
+            self.answer(200, self.desk.metrics(), "text/plain; version=0.0.4")
         elif path != b"/":
-            self.answer(404, "there are /, /healthz and /stats\n")
+            self.answer(404, "there are /, /healthz, /stats and /metrics\n")
         elif not self.desk.admit(self):
             self.answer(503, "the queue is full\n")
 
@@ -201,6 +233,19 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
 
+class Agent(asyncio.Protocol):
+    """HAProxy's agent-check: a line, and that is all."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError("a stream is needed")
+        transport.write(f"{self.desk.free_percent()}%\n".encode())
+        transport.close()
+
+
 REASONS = {
     200: "OK",
     400: "Bad Request",
@@ -221,8 +266,13 @@ async def serve(arguments: argparse.Namespace) -> None:
     server = await loop.create_server(
         lambda: Connection(desk, arguments.name), arguments.address, arguments.port, backlog=BACKLOG
     )
+    servers = [server]
+    if arguments.agent_port is not None:
+        agent = await loop.create_server(lambda: Agent(desk), arguments.address, arguments.agent_port)
+        servers.append(agent)
     await stop.wait()
-    server.close()
+    for one in servers:
+        one.close()
     for connection in tuple(desk.connections):
         connection.finish()
     while desk.connections:
@@ -253,6 +303,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--concurrency", type=count, default=8)
     made.add_argument("--start-up", type=float, default=0.0, metavar="SECONDS", help="until it listens")
     made.add_argument("--queue", type=int, metavar="MOST", help="requests that may wait; more get 503")
+    made.add_argument(
+        "--agent-port", type=int, metavar="PORT", help="says there which share is free, e.g. 75%%"
+    )
     return made
 
 

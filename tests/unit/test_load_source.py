@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -422,6 +423,16 @@ def test_without_a_limit_memory_is_a_share_of_the_hosts(reader, tmp_path):
     group(tmp_path, 1, memory_max="max", memory_current=str(pages // 4 + 200))
     reader.watch({"a": cgroup(tmp_path)})
     assert read(reader).memory == pytest.approx(0.25, abs=0.01)
+
+
+def test_this_hosts_own_root_group_is_read_where_there_is_one(reader):
+    """The kernel's own files, as far as a root has them."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    root = next((Path(at) for _, at, kind, *_ in mounts if kind == "cgroup2"), None)
+    if root is None or "usage_usec" not in (root / "cpu.stat").read_text():
+        pytest.skip("no cgroup v2 here")
+    reader.watch({"a": cgroup(root)})
+    assert 0.0 <= read(reader, lambda usage: usage.cpu is not None).cpu <= 1.0
 
 
 def test_a_group_without_a_memory_controller_tells_of_no_memory(reader, tmp_path):
