@@ -69,9 +69,11 @@ class Usages:
     def keep(self, source_of: Callable[[str], UsageSource | None]) -> None:
         """Forgets members that are no longer read, and what others told of those that are."""
         for name in list(self._last):
-            source = source_of(name)
-            if source is None or self._read_by.setdefault(name, source) != source:
+            source, told_by = source_of(name), self._read_by.get(name)
+            if source is None or (told_by is not None and told_by is not source and told_by != source):
                 self._forget(name)
+            else:
+                self._read_by[name] = source
 
     def _forget(self, name: str) -> None:
         del self._last[name]
@@ -83,7 +85,7 @@ class Usages:
 
 def _merged(before: Usage | None, after: Usage) -> Usage:
     """What an agent does not name is not changed."""
-    if before is None:
+    if before is None or (before.weight, before.admin, before.operating) == (None, None, None):
         return after
     operating = after.operating or before.operating
     return replace(
