@@ -8,6 +8,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from controlplane import model, requests, usage, usage_source
 from controlplane.fleet import Fleet
@@ -177,6 +179,42 @@ def test_when_all_ask_for_it_the_last_ones_stay(asked, drained, opened):
     assert all(member.draining is drained for member in world.dataplane.members.values())
     assert world.controller.status().services[0].fail_open is opened
     assert world.dataplane.lost == lost
+
+
+WORDS = st.sampled_from(
+    [
+        {}, {"operating": Operating.DOWN}, {"operating": Operating.UP}, {"admin": Admin.DRAIN},
+        {"admin": Admin.MAINT}, {"admin": Admin.READY}, {"weight": 0.0}, {"weight": 1.0},
+    ]
+)  # fmt: skip
+EVENTS = st.tuples(st.sampled_from(["web-1", "web-2", "web-3"]), WORDS, st.booleans())
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.lists(EVENTS, max_size=8))
+def test_whatever_agents_say_somebody_serves_and_the_willing_before_the_others(story):
+    world = world_of(3, hosts=())
+    names = ("web-1", "web-2", "web-3")
+    for name, words, alive in story:
+        world.load_source.tell(name, **words)
+        (world.prober.dead.discard if alive else world.prober.dead.add)(name)
+        world.ticks(5, 30.0)
+        lost = world.dataplane.lost
+        world.ticks(2, 30.0)
+        serving = ring(world)
+        last = {name: world.controller._fleet._usages.last(name) for name in names}
+        up = {
+            name: name not in world.prober.dead and (one is None or one.operating is not Operating.DOWN)
+            for name, one in last.items()
+        }
+        willing = {
+            name
+            for name, one in last.items()
+            if up[name] and (one is None or (one.admin in (None, Admin.READY) and one.weight != 0.0))
+        }
+        assert serving, "never without a ring"
+        assert serving == (willing or {name for name in up if up[name]} or set(up))
+        assert not any(up.values()) or world.dataplane.lost == lost
 
 
 def test_a_shadow_is_asked_at_its_own_address_and_may_ask_for_no_new_flows_too():
