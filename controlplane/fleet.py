@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane import model, policy, shadows, usage, weights
+from controlplane.balance import Balance
 from controlplane.health import MemberHealth
 from controlplane.loads import REMARKABLE, Loads
 from controlplane.observe import Rows, rates
@@ -63,6 +64,7 @@ class Fleet:
         """Shadow -> (flows per second, RTT in us) of the last reading."""
         self._responses = Responses()
         self._usages = usage.Usages()
+        self._balance = Balance()
         self.fail_open: dict[str, bool] = {}
         self._unread = True
 
@@ -133,6 +135,8 @@ class Fleet:
         self, before: Counters | None, after: Counters, roster: Members, now_unix_s: float
     ) -> bool:
         """True if there are rates to go by."""
+        if self._usage_sources:
+            self._balance.count(after)
         names = [name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED]
         found = rates(before, after, Rows(names))
         self._unread = found is None
@@ -195,11 +199,33 @@ class Fleet:
 
     def observe_usage(self, usages: Sequence[model.Usage]) -> list[tuple[str, str]]:
         """Takes readings of what members use. Whose agent asks for something else now, and a sentence."""
+        self._balance.take(usages)
         return self._usages.observe(usages)
 
     def usage(self, name: str, now_s: float) -> model.Usage | None:
         """The last reading; None: there is none, or it is too old to act on. Stale is not zero."""
         return self._usages.at(name, now_s)
+
+    def fitness(self, endpoints: Mapping[str, model.Endpoint], now_s: float) -> Mapping[str, float] | None:
+        """What each live endpoint can serve beside its capacity's share, relative to the others, by what all
+        use, by its memory and by its agent; None: as much as it should."""
+        if not any(name in self._usage_sources for name in endpoints):
+            return None
+        strengths = {name: self._balance.strength(name, now_s) for name in endpoints}
+        told = weights.fitness(endpoints, strengths) or dict.fromkeys(endpoints, 1.0)
+        for name in endpoints:
+            last = self._usages.at(name, now_s)
+            if last is not None:
+                told[name] *= weights.spared(last.memory) * (1.0 if last.weight is None else last.weight)
+        return told
+
+    def shadow_fitness(self, shadow: model.Shadow, now_s: float) -> float:
+        """The part of its parent's share that a shadow can serve, by what both use and how soon they
+        answer."""
+        own, parents = (self._balance.strength(name, now_s) for name in (shadow.name, shadow.parent))
+        last = self._usages.at(shadow.name, now_s)
+        part = weights.fit_part(own, parents, *map(self._responses.mean_us, (shadow.name, shadow.parent)))
+        return part if last is None else part * weights.spared(last.memory) * (last.weight or 1.0)
 
     def asking_drain(self, now_s: float) -> frozenset[str]:
         """Members whose agents ask for no new flows."""
@@ -265,6 +291,7 @@ class Fleet:
         """Health of the shadows that are probed; what is known of others is forgotten, what they use too: a
         shadow made again under its name starts unknown."""
         self._usages.keep(lambda name: self._usage_source(name, roster))
+        self._balance.keep(roster.endpoints.keys() | roster.shadows.keys())
         probed = {name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED}
         for name in self.health.keys() - probed - roster.endpoints.keys():
             del self.health[name]
@@ -511,7 +538,12 @@ class Fleet:
             return None
         good = self._usages.at(name, now_s)
         numbers = (None,) * 4 if good is None else (good.cpu, good.memory, good.network, good.weight)
-        return UsageStatus(*numbers, asks=usage.asks(last), age_s=round(now_s - last.at_s, 1))
+        return UsageStatus(
+            *numbers,
+            asks=usage.asks(last),
+            age_s=round(now_s - last.at_s, 1),
+            strength=known(self._balance.strength(name, now_s)),
+        )
 
     def _shadow_status(
         self, view: Outlook, shadow: model.Shadow, now_s: float, now_unix_s: float

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ TIMES_S = 5.0
 WINDOW_S = 30.0
 """The times are those of the last one to two of these."""
 _SHARES = (0.5, 0.99)
+_MEAN_OF = 20.0
+"""Timed requests that the mean forgets by."""
+_MEAN_LEAST = 5.0
 Histograms = npt.NDArray[np.uint32]
 
 
@@ -36,6 +40,8 @@ class Responses:
         self._times_ms: Mapping[str, tuple[float | None, ...]] = {}
         self._readings: list[_Reading] = []
         self._due_s = -np.inf
+        self._means: dict[str, tuple[float, float]] = {}
+        """Of the last timed requests: how many count, and their times' sum in us."""
 
     def due(self, now_s: float) -> bool:
         """Whether ``take_times`` is to be called."""
@@ -66,7 +72,9 @@ class Responses:
     ) -> None:
         """:param in_flight: (names,) requests without an answer yet."""
         read = before is not None and before.requests_read and after.requests_read
-        grown = growth(before, after, Rows(names), ("requests", "aborted")) if read else None
+        fields = ("requests", "aborted", "response_count", "response_sum_us")
+        grown = growth(before, after, Rows(names), fields) if read else None
+        self._learn_means(names, grown)
         over_s = after.at_s - before.at_s if grown and before else np.nan
         nothing = np.full(len(names), np.nan)
         started, aborted = (grown["requests"], grown["aborted"]) if grown else (nothing, nothing)
@@ -86,6 +94,21 @@ class Responses:
                 strict=True,
             )
         }
+
+    def _learn_means(self, names: Sequence[str], grown: Mapping[str, npt.NDArray[np.float64]] | None) -> None:
+        self._means = {name: self._means[name] for name in names if name in self._means}
+        if grown is None:
+            return
+        counts, sums = grown["response_count"], grown["response_sum_us"]
+        for i in np.flatnonzero(counts > 0).tolist():
+            count, total = self._means.get(names[i], (0.0, 0.0))
+            left = math.exp(-float(counts[i]) / _MEAN_OF)
+            self._means[names[i]] = left * count + float(counts[i]), left * total + float(sums[i])
+
+    def mean_us(self, name: str) -> float:
+        """How long the last requests to a member took, on the mean; NaN: too few were timed."""
+        count, total = self._means.get(name, (0.0, 0.0))
+        return total / count if count >= _MEAN_LEAST else math.nan
 
     def status(self, name: str) -> RequestStatus | None:
         """None: its requests are not told."""

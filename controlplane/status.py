@@ -45,6 +45,8 @@ class UsageStatus:
     """What else its agent asked for and did not take back; empty: nothing."""
     age_s: float
     """Of the last reading."""
+    strength: float | None
+    """New flows/s that it can serve, as its use tells; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,5 +290,6 @@ def _usage_samples(usage: UsageStatus, labels: dict[str, str]) -> Iterator[Sampl
         "endpoint_memory_utilization_ratio": usage.memory,
         "endpoint_network_utilization_ratio": usage.network,
         "endpoint_agent_weight_ratio": usage.weight,
+        "endpoint_strength_flows_per_second": usage.strength,
     }
     yield from (Sample(name, labels, value) for name, value in values.items() if value is not None)

@@ -32,6 +32,12 @@ class Knowledge(Protocol):
 
     def whole(self, service: str) -> float | None: ...
 
+    def fitness(
+        self, endpoints: Mapping[str, model.Endpoint], now_s: float
+    ) -> Mapping[str, float] | None: ...
+
+    def shadow_fitness(self, shadow: Shadow, now_s: float) -> float: ...
+
 
 def wanted_steering(
     config: model.Config,
@@ -60,7 +66,16 @@ def wanted_steering(
     for service in config.services.values():
         parts = _returning(config, fleet, service, frozen, now_s)
         slots = {
-            one.name: _slots(fleet, service, one, shadows_of.get(one.name, ()), drained, now_unix_s)
+            one.name: _slots(
+                fleet,
+                service,
+                one,
+                shadows_of.get(one.name, ()),
+                installed.members.get(one.name),
+                drained,
+                now_s,
+                now_unix_s,
+            )
             for one in service.endpoints
         }
         usable = {name: fleet.is_up(name, True) or bool(those) for name, those in slots.items()}
@@ -68,6 +83,7 @@ def wanted_steering(
         has_shadows = any(one.name in shadows_of for one in service.endpoints)
         ring = _ring(
             installed,
+            fleet,
             service,
             usable,
             drained,
@@ -199,7 +215,9 @@ def _slots(
     service: model.Service,
     endpoint: model.Endpoint,
     own: Iterable[Shadow],
+    before: Member | None,
     drained: frozenset[str],
+    now_s: float,
     now_unix_s: float,
 ) -> dict[str, float]:
     """Shadows of a live endpoint that may get new flows -> the part of its full share that each may take."""
@@ -208,7 +226,8 @@ def _slots(
         healthy = fleet.is_up(shadow.name, False) and _installable(shadow) and shadow.name not in drained
         weight = weights.shadow_weight(shadow, healthy, service.shadows.warm_up_s, now_unix_s)
         if weight > 0:
-            slots[shadow.name] = weight
+            kept = before.slots.get(shadow.name) if before else None
+            slots[shadow.name] = weights.fit_weight(weight, fleet.shadow_fitness(shadow, now_s), kept)
     if not slots and not fleet.is_up(endpoint.name, True):
         # Better one that drains or just warms up than a dead one.
         slots = {s.name: 1.0 for s in own if fleet.is_up(s.name, False) and _installable(s)}
@@ -294,6 +313,7 @@ def _live(
 
 def _ring(
     installed: model.Steering,
+    fleet: Knowledge,
     service: model.Service,
     usable: Mapping[str, bool],
     drained: frozenset[str],
@@ -313,13 +333,16 @@ def _ring(
         endpoints,
     )
     chosen = next((choice for choice in choices if choice), endpoints)
-    wanted = weights.ring_weights(chosen, serving if any(usable.values()) else None)
+    if not any(usable.values()):
+        wanted = weights.ring_weights(chosen)
+    else:
+        wanted = weights.ring_weights(chosen, serving, fleet.fitness(chosen, now_s))
     before = installed.services.get(service.name)
     current = dict(before.ring) if before else {}
+    if wanted.keys() != current.keys():
+        return wanted
     served = _served(installed, serving or ())
-    leaves = any(serving[name] < before - _LEAVES for name, before in served.items()) if serving else False
-    if wanted.keys() == current.keys() and (
-        frozen or not (leaves or weights.ring_is_due(current, wanted, changed_s, now_s))
-    ):
+    leaves = serving is not None and any(serving[n] < there - _LEAVES for n, there in served.items())
+    if frozen or not (leaves or weights.ring_is_due(current, wanted, changed_s, now_s)):
         return current
-    return wanted
+    return wanted if leaves else weights.step_ring(current, wanted)

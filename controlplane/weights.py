@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 
 from controlplane.model import LIMIT_WINDOW_S, Endpoint, Shadow, ShadowState
@@ -21,6 +22,13 @@ _BURST_DEVIATIONS = 3.0
 clients are a Poisson process, whose deviation is the root of the mean: past three of them lies one window in
 several hundred."""
 _RING_BAND = 0.1
+_RING_STEP = 2.0
+_GIVEN_OFF = 1.5
+_MEMORY_FULL = 0.9
+_FIT_LEAST = 0.1
+_FIT_BAND = 0.1
+_SLOWER = 1.5
+"""So many times its parent's response time is slow, and no chance."""
 
 
 def warmth(since_s: float | None, warm_up_s: float, now_s: float) -> float:
@@ -104,20 +112,76 @@ def step_spill(installed: float, wanted: float) -> float:
 
 
 def ring_weights(
-    endpoints: Mapping[str, Endpoint], members: Mapping[str, float] | None = None
+    endpoints: Mapping[str, Endpoint],
+    members: Mapping[str, float] | None = None,
+    fitness: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Configured weights times capacities where all have one; the mean is 1, steps of 1/1000.
 
     :param members: of each one's group that serve new flows, itself included; None: they don't count.
+    :param fitness: what each can serve beside that, relative to the others; None: as much as it should.
     """
     if not endpoints:
         return {}
     known = all(endpoint.capacity is not None for endpoint in endpoints.values())
     raw = {n: e.weight * (e.capacity or 1.0) if known else e.weight for n, e in endpoints.items()}
-    if members is not None:
-        raw = {name: weight * members[name] for name, weight in raw.items()}
+    for factors in (members, fitness):
+        if factors is not None:
+            raw = {name: weight * factors[name] for name, weight in raw.items()}
     mean = sum(raw.values()) / len(raw) or 1.0
     return {name: max(round(weight / mean, 3), 0.001) for name, weight in raw.items()}
+
+
+def fitness(endpoints: Mapping[str, Endpoint], strengths: Mapping[str, float]) -> dict[str, float] | None:
+    """How much more of its weight each live endpoint can serve than the others, by what they use; None: that
+    is not known of all. Given capacities are off by a half at most, so no more than that is put right.
+
+    :param strengths: flows/s that each can serve, as its use tells; NaN: not known.
+    """
+    if len(endpoints) < 2 or any(math.isnan(strengths[name]) for name in endpoints):
+        return None
+    given = all(endpoint.capacity is not None for endpoint in endpoints.values())
+    told = {
+        name: strengths[name] / ((one.capacity or 1.0) if given else 1.0) for name, one in endpoints.items()
+    }
+    middle = statistics.median(told.values())
+    least, most = (1.0 / _GIVEN_OFF, _GIVEN_OFF) if given else (0.0, math.inf)
+    return {name: min(max(one / middle, least), most) for name, one in told.items()}
+
+
+def spared(memory: float | None) -> float:
+    """The part of its weight for who uses so much of its memory, 0..1: who is nearly out of it is spared."""
+    if memory is None or memory <= _MEMORY_FULL:
+        return 1.0
+    return max((1.0 - memory) / (1.0 - _MEMORY_FULL), _FIT_LEAST)
+
+
+def fit_part(own: float, parents: float, own_us: float, parents_us: float) -> float:
+    """The part of its parent's share that a shadow can serve, 0.1 to 1: by what both can serve, as their use
+    tells, else by how soon they answer: a cold one is slow, whatever its machine. NaN: not known.
+
+    :param own: flows/s, like ``parents``. ``own_us``: mean response time, like ``parents_us``.
+    """
+    part = own / parents
+    if math.isnan(part) and own_us > _SLOWER * parents_us:
+        part = parents_us / own_us
+    return 1.0 if math.isnan(part) else min(max(part, _FIT_LEAST), 1.0)
+
+
+def fit_weight(weight: float, fitness: float, installed: float | None) -> float:
+    """A shadow's weight by what it can serve; what differs little stays as it is."""
+    if fitness == 1.0:
+        return weight
+    fit = max(round(weight * fitness, 2), _FIT_LEAST)
+    return installed if installed is not None and abs(fit - installed) < _FIT_BAND else fit
+
+
+def step_ring(installed: Mapping[str, float], wanted: Mapping[str, float]) -> dict[str, float]:
+    """Towards the wanted weights, none more than doubled or halved at once."""
+    return {
+        name: min(max(weight, installed[name] / _RING_STEP), installed[name] * _RING_STEP)
+        for name, weight in wanted.items()
+    }
 
 
 def ring_is_due(

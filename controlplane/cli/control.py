@@ -21,7 +21,7 @@ from controlplane.ports import StoreError
 RELOAD_S = 10.0
 STALE_S = 5.0
 TRAFFIC = ("name", "received", "forwarded", "passed", "dropped", "sent", "lost", "refused", "error")
-USAGE = ("endpoint", "name", "cpu", "memory", "network", "weight", "asks", "age_s")
+USAGE = ("endpoint", "name", "cpu", "memory", "network", "weight", "asks", "strength", "age_s")
 _MIB = 1 << 20
 
 

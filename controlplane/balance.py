@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What members can serve beside each other, told by what they use while they serve it.
+
+The utilisation law (Denning and Buzen, "The operational analysis of queueing network models", ACM Computing
+Surveys 10, 1978): utilisation is throughput times demand per job. So what a member was given, by the share
+that it used meanwhile, is what it could serve: its strength, in new flows/s. Weights that follow strengths
+make all equally busy in one step, whatever their weights were before; nothing is fed back.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane.model import Usage
+from controlplane.ports import Counters
+
+_KEPT_S = 90.0
+"""Of counters: readings of usage are means over times no longer than that."""
+_USED_LEAST = 0.05
+"""Who uses less tells too little: what it uses anyway counts for too much."""
+_USED_UP, _TOO_MUCH = 0.98, 0.7
+"""Who is as busy as that was given too much, nobody knows by how much."""
+_FLOWS_LEAST = 20.0
+_GAIN = 0.5
+"""Of a reading, in logarithms."""
+_GOOD_S = 180.0
+"""So long a strength is believed without another reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    at_s: float
+    rows: Mapping[str, int]
+    flows: npt.NDArray[np.uint64]
+
+
+class Balance:
+    """Of all members that there are readings of."""
+
+    def __init__(self) -> None:
+        self._counted: deque[_Counted] = deque()
+        self._read_s: dict[str, float] = {}
+        self._strengths: dict[str, tuple[float, float]] = {}
+        """Flows/s, and when it was told last."""
+
+    def count(self, counters: Counters) -> None:
+        """One reading of all counters, each tick."""
+        if self._counted and counters.at_s <= self._counted[-1].at_s:
+            return
+        self._counted.append(_Counted(counters.at_s, counters.rows, counters.flows))
+        while self._counted[0].at_s < counters.at_s - _KEPT_S:
+            self._counted.popleft()
+
+    def take(self, usages: Iterable[Usage]) -> None:
+        """Readings of usage, each a mean since the one before it."""
+        times = [one.at_s for one in self._counted]
+        for one in usages:
+            before_s, self._read_s[one.member] = self._read_s.get(one.member), one.at_s
+            used = busiest(one)
+            if before_s is None or used is None or used < _USED_LEAST or len(times) < 2:
+                continue
+            flows, over_s = self._given(one.member, before_s, one.at_s, times)
+            if flows >= _FLOWS_LEAST:
+                is_full = used >= _USED_UP
+                self._learn(
+                    one.member, flows / over_s * (_TOO_MUCH if is_full else 1.0 / used), one.at_s, is_full
+                )
+
+    def _given(self, member: str, since_s: float, until_s: float, times: list[float]) -> tuple[float, float]:
+        """New flows between two moments, as near as counters were read; NaN: not known."""
+        first = min(_nearest(times, since_s), len(times) - 2)
+        last = max(_nearest(times, until_s), first + 1)
+        then, now = self._counted[first], self._counted[last]
+        row = now.rows.get(member)
+        if row is None or then.rows.get(member) != row:
+            return math.nan, math.nan
+        return float(now.flows[row]) - float(then.flows[row]), now.at_s - then.at_s
+
+    def _learn(self, member: str, told: float, at_s: float, is_most: bool) -> None:
+        """:param is_most: it is no more than that."""
+        before, seen_s = self._strengths.get(member, (told, at_s))
+        if at_s - seen_s > _GOOD_S:
+            before = told
+        if is_most:
+            told = min(told, before)
+        else:
+            told = math.exp((1.0 - _GAIN) * math.log(before) + _GAIN * math.log(told))
+        self._strengths[member] = told, at_s
+
+    def strength(self, member: str, now_s: float) -> float:
+        """Flows/s; NaN: not known."""
+        told, at_s = self._strengths.get(member, (math.nan, -math.inf))
+        return told if now_s - at_s <= _GOOD_S else math.nan
+
+    def keep(self, members: Collection[str]) -> None:
+        """Forgets all others."""
+        for known in (self._read_s, self._strengths):
+            for name in [name for name in known if name not in members]:
+                del known[name]
+
+
+def busiest(usage: Usage) -> float | None:
+    """The share of CPU or network that is used, whichever is more; None: neither is told."""
+    told = [one for one in (usage.cpu, usage.network) if one is not None]
+    return max(told, default=None)
+
+
+def _nearest(times: list[float], at_s: float) -> int:
+    after = bisect_left(times, at_s)
+    if after == 0:
+        return 0
+    if after == len(times):
+        return after - 1
+    return after if times[after] - at_s < at_s - times[after - 1] else after - 1
