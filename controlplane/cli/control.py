@@ -223,7 +223,7 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         {"endpoint": group["name"], "name": member["name"], **member["usage"]}
         for group in groups
         for member in (group, *group["shadows"])
-        if member["usage"]
+        if member.get("usage")
     ]:
         say("")
         output.rows(USAGE, used, as_json=False)

@@ -96,6 +96,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         f"  deviation  request rate {group['rate_deviation']:g}, RTT {group['latency_deviation']:g} "
         f"(0: normal, 0.5: remarkable, 1: most)"
     )
+    if group.get("usage"):
+        yield f"  uses       {_used(group['usage'])}"
     for shadow in group["shadows"]:
         up = "healthy" if shadow["up"] else "not healthy"
         at = f"{shadow['name']} on {shadow['host']}"
@@ -115,6 +117,14 @@ def _of_pool(service: str, pool: Mapping[str, Any]) -> Iterator[str]:
     yield f"  demand     {_rate(pool['demand'])} of {service}, {_rate(pool['high'])} at most"
     yield f"  capacity   {_rate(pool['capacity'])} of those that serve"
     yield from _of_size(pool)
+
+
+def _used(usage: Mapping[str, Any]) -> str:
+    """Of what it may use, and what its agent says."""
+    told = [f"{name} {usage[name]:.0%}" for name in ("cpu", "memory", "network") if usage[name] is not None]
+    asked = usage["asks"] or ("" if usage["weight"] is None else f"{usage['weight']:.0%} of its weight")
+    wish = [f"its agent: {asked}"] if asked else []
+    return f"{', '.join(told + wish) or 'not known'} ({usage['age_s']:.0f} s ago)"
 
 
 def _rate(value: float | None) -> str:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane import model, requests, usage, usage_source
+from controlplane.cli import explain
 from controlplane.fleet import Fleet
 from controlplane.model import Admin, Operating, Usage, UsageKind, UsageSource
 from controlplane.record import redone
@@ -297,6 +298,24 @@ def test_status_and_metrics_tell_it_while_it_is_fresh():
         "cpu": None, "memory": None, "network": None, "weight": None, "asks": "", "age_s": 16.0
     }  # fmt: skip
     assert not any("utilization" in sample.name for sample in world.metrics.samples)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"cpu": 0.5, "memory": 0.25}, "cpu 50%, memory 25%"),
+        ({"cpu": 0.5, "weight": 0.75}, "cpu 50%, its agent: 75% of its weight"),
+        ({"operating": Operating.DOWN, "reason": "disk full"}, "its agent: down: disk full"),
+        ({}, "not known"),
+    ],
+)
+def test_explain_says_it_in_a_line(told, said):
+    world = world_of()
+    world.load_source.tell("web-1", **told)
+    world.ticks(2, 30.0)
+    group = json.loads(world.shown[-1])["services"][0]["groups"][0]
+    lines = list(explain._of_group({"service": "web", "pool": None, **group}))
+    assert f"  uses       {said} (0 s ago)" in lines
 
 
 def test_what_an_agent_asked_for_is_decided_again_from_the_record():
