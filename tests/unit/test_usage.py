@@ -282,7 +282,8 @@ def test_status_and_metrics_tell_it_while_it_is_fresh():
     world.load_source.tells.clear()
     group = json.loads(world.shown[-1])["services"][0]["groups"][0]
     assert group["usage"] == {
-        "cpu": 0.5, "memory": 0.25, "network": 0.125, "weight": 0.75, "asks": "", "age_s": 0.0
+        "cpu": 0.5, "memory": 0.25, "network": 0.125, "weight": 0.75, "asks": "", "age_s": 0.0,
+        "strength": None,
     }  # fmt: skip
     labels = {"service": "web", "endpoint": "web-1"}
     told = {s.name: s.value for s in world.metrics.samples if s.labels == labels and "ratio" in s.name}
@@ -295,7 +296,8 @@ def test_status_and_metrics_tell_it_while_it_is_fresh():
     }
     world.ticks(16, 30.0)
     assert json.loads(world.shown[-1])["services"][0]["groups"][0]["usage"] == {
-        "cpu": None, "memory": None, "network": None, "weight": None, "asks": "", "age_s": 16.0
+        "cpu": None, "memory": None, "network": None, "weight": None, "asks": "", "age_s": 16.0,
+        "strength": None,
     }  # fmt: skip
     assert not any("utilization" in sample.name for sample in world.metrics.samples)
 
