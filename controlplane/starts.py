@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from controlplane.simulation.rivals import Rival, scaler
+from controlplane.rivals import Rival, scaler
 
 _PART = 0.8
 """Of HPA's starts are free."""

@@ -13,17 +13,17 @@ from typing import Annotated
 
 import typer
 
+from controlplane.bounds import MEMBERS_MOST, Bounds
 from controlplane.cli import plotted, recorded, replay
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_USAGE, fail, rows, say
 from controlplane.cli.plotted import Plot
 from controlplane.cli.recorded import STDIN, Interval, Trace, within
 from controlplane.model import ShadowSettings
+from controlplane.rivals import Rival
 from controlplane.simulation import frontier, run
-from controlplane.simulation.bounds import MEMBERS_MOST, Bounds
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.plant import Score
-from controlplane.simulation.rivals import Rival
 from controlplane.simulation.run import Answer, Terms
 
 LEAD_TIME_MOST_S = 1e7

@@ -13,10 +13,10 @@ import math
 from dataclasses import replace
 
 from controlplane import policy, shadows
+from controlplane.bounds import Bounds
 from controlplane.foresight import Foresight
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 from controlplane.policy import Act, Group, Memory, Verdict
-from controlplane.simulation.bounds import Bounds
 from controlplane.sizing import Size
 
 _TICK_S = 1.0

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from controlplane.rivals import Rival
 from controlplane.simulation import run
 from controlplane.simulation.lines import Sample
 from controlplane.simulation.plant import Score
-from controlplane.simulation.rivals import Rival
 from controlplane.simulation.run import Terms
 
 OVER_COSTS = (1.0, 2.0, 4.0, 6.0, 12.0, 24.0, 48.0)

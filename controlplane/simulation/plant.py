@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from controlplane.simulation.bounds import UNBOUNDED, Bounds
-from controlplane.simulation.rivals import steps
+from controlplane.bounds import UNBOUNDED, Bounds
+from controlplane.rivals import steps
 
 _ROUNDING = 1e-9
 _REVERSAL_S = 600.0

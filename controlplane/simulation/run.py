@@ -12,13 +12,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from controlplane.bounds import MEMBERS_MOST, UNBOUNDED, Bounds
 from controlplane.model import ShadowSettings
+from controlplane.rivals import TARGET, Rival, scaler
 from controlplane.simulation import plant
-from controlplane.simulation.bounds import MEMBERS_MOST, UNBOUNDED, Bounds
 from controlplane.simulation.controlled import Controlled
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.plant import Plant, Score
-from controlplane.simulation.rivals import TARGET, Rival, scaler
 from controlplane.sizing import Size
 
 _USUAL = ShadowSettings()

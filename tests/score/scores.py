@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from controlplane.rivals import TARGET, Rival
 from controlplane.simulation import plant, run
 from controlplane.simulation.lines import Sample
-from controlplane.simulation.rivals import TARGET, Rival
 from controlplane.simulation.run import Terms
 from tests.score.jumps import jumps
 from tests.score.replay import STEP_S, TICK_S, TICKS, Trace

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from controlplane.bounds import Bounds
 from controlplane.cli import app
 from controlplane.model import ShadowState
+from controlplane.rivals import Rival
 from controlplane.simulation import frontier, run
-from controlplane.simulation.bounds import Bounds
 from controlplane.simulation.controlled import Controlled
 from controlplane.simulation.lines import Sample
-from controlplane.simulation.rivals import Rival
 from controlplane.simulation.run import Terms
 
 CAPACITY = 10.0

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from controlplane.simulation.rivals import Rival
+from controlplane.rivals import Rival
 from tests.score.__main__ import SHIPPED
 from tests.score.jumps import jumps
 from tests.score.replay import TICKS, Trace, replayed, traces

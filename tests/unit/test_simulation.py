@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from controlplane.cli import app
+from controlplane.rivals import Rival, scaler
 from controlplane.simulation import lines, plant, run
 from controlplane.simulation.lines import LineError, Sample
 from controlplane.simulation.plant import Plant
-from controlplane.simulation.rivals import Rival, scaler
 from controlplane.simulation.run import Terms
 
 CAPACITY = 10.0

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from controlplane.forecast import rules as known
 from controlplane.forecast.majority import NAMES, Majority
 from controlplane.forecast.rules import Rules
+from controlplane.rivals import Rival, scaler
 from controlplane.simulation import plant
-from controlplane.simulation.rivals import Rival, scaler
 from controlplane.sizing import STABLE_S, Sizing
 from controlplane.starts import Allowance, Thrice
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
-from controlplane.simulation.bounds import UNBOUNDED, Bounds
+from controlplane.bounds import UNBOUNDED, Bounds
 
 TARGET = 0.7
 """Of its capacity, so much of an endpoint is to be in use."""
