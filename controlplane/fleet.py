@@ -354,16 +354,19 @@ class Fleet:
         unit: Unit,
         roster: Members,
         flows: Mapping[str, int],
+        drained: Set[str],
         horizon_s: float,
         fresh: bool,
         now_s: float,
     ) -> policy.Group:
+        """:param flows: active ones of draining shadows. ``drained``: who is to get no new flows."""
         service, view, loads = unit.service, self._views[unit.service.name], self._loads
         names = [endpoint.name for endpoint in unit.endpoints]
         them = [loads.index[name] for name in names]
         own = tuple(shadow for name in names for shadow in roster.of(name))
         up = frozenset(s.name for s in own if self.is_up(s.name, False))
-        lives_up = sum(self.is_up(name, True) for name in names)
+        # Who is drained serves only where nobody else does.
+        lives_up = sum(self.is_up(name, True) for name in names if name not in drained or not unit.is_pool)
         demand = float(loads.demand[them].sum())
         sized = view.sized_together(demand) if unit.is_pool else view.sized(loads, them[0])
         seen = loads.pools.seen(service.name) or loads.seen(them[0])

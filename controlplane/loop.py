@@ -344,7 +344,7 @@ class Controller:
         self._record(lambda recorder: recorder.probed(self._roster.shadows))
         self._take_shadow_health()
         now_s, now_unix_s, fresh = self._clock.now_s(), self._clock.record_s(), self._fresh
-        there = dict(self._roster.shadows)
+        there, drained = dict(self._roster.shadows), self._drained
         horizons = {service: self._roster.lead_time_s(service) for service in self._config.services}
         self._fleet.forecast(horizons, now_s, fresh)
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
@@ -353,7 +353,7 @@ class Controller:
         verdicts: list[tuple[str, policy.Verdict]] = []
         for unit in self._fleet.busy(self._roster):
             horizon_s = horizons[unit.service.name]
-            group = self._fleet.group(unit, self._roster, flows, horizon_s, fresh, now_s)
+            group = self._fleet.group(unit, self._roster, flows, drained, horizon_s, fresh, now_s)
             verdict = self._fleet.decide(unit, group, now_unix_s)
             verdicts.append((unit.key, verdict))
             if self._is_to_act(unit.service, group, verdict):
@@ -365,7 +365,9 @@ class Controller:
         self._roster.order_fairly(more)
         lead_times = {name: (p95_s, self._roster.usual_lead_time_s(name)) for name, p95_s in horizons.items()}
         self._record(
-            lambda recorder: recorder.decided(now_s, now_unix_s, lead_times, flows, fresh, there, verdicts)
+            lambda recorder: recorder.decided(
+                now_s, now_unix_s, lead_times, flows, drained, fresh, there, verdicts
+            )
         )
 
     def _inputs(self, service: model.Service, group: policy.Group) -> dict[str, float]:

@@ -95,6 +95,7 @@ class Recorder:
         now_unix_s: float,
         lead_times: Mapping[str, tuple[float, float]],
         flows: Mapping[str, int],
+        drained: Iterable[str],
         fresh: bool,
         shadows: Mapping[str, model.Shadow],
         verdicts: Iterable[tuple[str, policy.Verdict]],
@@ -102,6 +103,7 @@ class Recorder:
         """The tick is over. ``lead_times``: p95 of each service, and that of those that were ready."""
         self._take_shadows("shadows", shadows)
         self._tick |= {"now_s": now_s, "unix_s": now_unix_s, "fresh": fresh, "flows": dict(flows)}
+        self._tick["drained"] = sorted(drained)
         self._tick["lead_times"] = {name: list(both) for name, both in lead_times.items()}
         self._tick["verdicts"] = [[name, one.act.value, one.shadow, one.reason] for name, one in verdicts]
         line, self._tick = self._tick, {}
@@ -263,7 +265,9 @@ class _Replay:
         was = {name: (act, shadow, reason) for name, act, shadow, reason in raw["verdicts"]}
         for unit in fleet.busy(roster):
             horizon_s = horizons[unit.service.name]
-            group = fleet.group(unit, roster, raw["flows"], horizon_s, raw["fresh"], raw["now_s"])
+            group = fleet.group(
+                unit, roster, raw["flows"], set(raw["drained"]), horizon_s, raw["fresh"], raw["now_s"]
+            )
             verdict = fleet.decide(unit, group, raw["unix_s"])
             found = was.pop(unit.key, None)
             yield Redone(raw["unix_s"], unit.name, verdict.act.value, verdict.shadow, verdict.reason, found)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from controlplane import model
+from controlplane import model, requests
 from controlplane.model import ShadowState
 from controlplane.pool import is_pool, ring_share
 from tests.world import CAPACITY, World, config
@@ -106,6 +106,16 @@ def test_when_one_of_many_is_down_the_others_carry_it_or_get_a_shadow():
     a.ticks(60, 0.8 * CAPACITY * 4)
     assert a.orders() != []
     assert "web-1" not in {shadow.parent for shadow in a.store.records.values()}, "who is up is cloned first"
+
+
+def test_who_is_drained_by_command_is_not_counted_on():
+    a = world(3)
+    a.ticks(60, 0.6 * CAPACITY * 3)
+    assert a.orders() == []
+    requests.request_drain(a.store, "web-1", True)
+    a.ticks(30, 0.9 * CAPACITY * 3)
+    assert a.orders() != [], "two serve less than three"
+    assert "web-1" not in shares(a)
 
 
 def test_a_shadow_of_one_that_is_down_serves_on_while_others_have_room():
