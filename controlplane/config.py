@@ -123,8 +123,8 @@ def _host_address(value: Address) -> Address:
 
 
 def _not_both(value: Network) -> Network:
-    if isinstance(value, IPv6Network) and MAPPED.subnet_of(value):
-        raise ValueError(f"it holds {MAPPED}, which stands for IPv4; longer prefixes are allowed")
+    if isinstance(value, IPv6Network) and value.overlaps(MAPPED):
+        raise ValueError(f"it has a part in {MAPPED}, which stands for IPv4; others are allowed")
     return value
 
 

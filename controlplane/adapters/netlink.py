@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Network, ip_address, ip_network
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -15,7 +15,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from controlplane.adapters.neighbours import Neighbour as Neighbour
 from controlplane.adapters.neighbours import read as read_neighbours
-from controlplane.addresses import Address, Network
+from controlplane.addresses import MAPPED, Address, Network
 from controlplane.ports import DataplaneError
 
 _AF_INET, _AF_INET6 = 2, 10
@@ -117,7 +117,7 @@ class Routing:
 
     links: Mapping[int, Link]
     routes: tuple[Route, ...]
-    """In the order of the kernel's choice: table, longest prefix, smallest metric."""
+    """In the order of the kernel's choice: table, longest prefix, smallest metric; none to mapped ones."""
     neighbours: Mapping[tuple[int, bytes], Neighbour]
     """By interface and packed address."""
     policy_rules: bool
@@ -186,7 +186,7 @@ def routing() -> Routing:
             neighbours |= read_neighbours(family)
             rules |= {message.get_attr("FRA_PRIORITY") or 0 for message in kernel.get_rules(family=family)}
     chosen = sorted(
-        (route for route in routes if route.table in _TABLES),
+        (route for route in routes if route.table in _TABLES and not _to_mapped(route.network)),
         key=lambda route: (_TABLES.index(route.table), -route.network.prefixlen, route.metric),
     )
     return Routing(
@@ -195,6 +195,12 @@ def routing() -> Routing:
         neighbours=neighbours,
         policy_rules=not rules <= _STANDARD_RULES,
     )
+
+
+def _to_mapped(network: Network) -> bool:
+    """No packet goes there, and in the maps it would be an IPv4 route. Distributions add such routes, to
+    refuse what should not be: unreachable ::ffff:0.0.0.0/96."""
+    return isinstance(network, IPv6Network) and network.subnet_of(MAPPED)
 
 
 def _mac(text: str | None) -> bytes:

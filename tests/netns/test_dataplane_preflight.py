@@ -10,6 +10,7 @@ import pytest
 
 from controlplane import model
 from controlplane.adapters import netlink, preflight
+from controlplane.addresses import MAPPED
 from controlplane.lab import network
 from controlplane.lab.topology import AP, Topology
 
@@ -70,6 +71,15 @@ def test_hops_follow_the_longest_prefix_and_gateways(ap: str, topology: Topology
     assert routing.links[behind.ifindex].name == host.name
     assert routing.hop(host.gateway.ip) is None, "local addresses have no next hop"
     assert routing.hop(IPv4Address("8.8.8.8")) is None, "no route"
+
+
+def test_routes_to_ipv4_mapped_addresses_are_none_of_ipv4_s(ap: str) -> None:
+    network.run(["ip", "-6", "route", "add", "unreachable", "::ffff:0.0.0.0/96"])
+    try:
+        assert "::ffff:0.0.0.0/96" in network.run(["ip", "-6", "route", "show", "type", "unreachable"])
+        assert MAPPED not in {route.network for route in netlink.routing().routes}
+    finally:
+        network.run(["ip", "-6", "route", "delete", "unreachable", "::ffff:0.0.0.0/96"])
 
 
 def test_a_route_over_a_bridge_is_left_to_the_kernel(ap: str) -> None:

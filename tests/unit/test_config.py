@@ -172,7 +172,11 @@ BAD = {
     "an address with a zone": (("10.0.0.2", "2001:db8::2%eth0"), "'2001:db8::2%eth0': a unicast address"),
     "a prefix that holds all of IPv4 too": (
         ("instance: lab", "instance: lab\ndirect: ['::/0']"),
-        "direct.0: '::/0': it holds ::ffff:0:0/96, which stands for IPv4",
+        "direct.0: '::/0': it has a part in ::ffff:0:0/96, which stands for IPv4",
+    ),
+    "a prefix that is an IPv4 one in disguise": (
+        ("instance: lab", "instance: lab\ndirect: ['::ffff:10.0.0.0/104']"),
+        "direct.0: '::ffff:10.0.0.0/104': it has a part in ::ffff:0:0/96, which stands for IPv4",
     ),
     "requests of something else": (
         ("port: 80\n", "port: 80\n    requests: http2\n"),
