@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
+from typing import Any
 
 import numpy as np
 
@@ -197,7 +198,8 @@ class FakeDataplane:
         if not self.still:
             self.read_at = self.clock.now
         rows = {name: self.rows[name] for name in self.members}
-        return Counters(at_s=self.read_at, rows=rows, **{f: v.copy() for f, v in self.count.items()})
+        counts: dict[str, Any] = {field: values.copy() for field, values in self.count.items()}
+        return Counters(at_s=self.read_at, rows=rows, **counts)
 
     def interface_counts(self) -> Sequence[InterfaceCounts]:
         return [

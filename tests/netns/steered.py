@@ -108,7 +108,7 @@ def assert_unharmed(records: Sequence[Record]) -> None:
 
 def shadow_processes(instance: str) -> dict[int, str]:
     """Process -> the name of the shadow that it is, by the labels in its environment."""
-    found = {}
+    found: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -138,11 +138,12 @@ def children(pid: int) -> list[str]:
     for line in listed.stdout.splitlines():
         own, parent, command = line.split(None, 2)
         parents[int(parent)].append((int(own), command))
-    found, waiting = [], [pid]
+    found: list[str] = []
+    waiting = [pid]
     while waiting:
-        for own, command in parents[waiting.pop()]:
-            found.append(f"{own} {command}")
-            waiting.append(own)
+        for child, command in parents[waiting.pop()]:
+            found.append(f"{child} {command}")
+            waiting.append(child)
     return found
 
 
