@@ -4,8 +4,8 @@
 The program finds a row by one multiplication (bpf/interface.h), so the multiplier is chosen here: one under
 which all attached interfaces have rows of their own. A row stays its interface's until unload, also when that
 is no longer attached, and counts are summed by name: when another multiplier has to be taken, an interface
-goes on in another row, and what it counted before stays its own. Where no row of its own is left for one,
-it is counted among the others.
+goes on in another row, and what it counted before stays its own. The more rows have an owner, the rarer are
+such multipliers: who has no row of its own under the best of those tried is counted among the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from controlplane.adapters.maps import Maps
 
 _TRIES = 16
 _TRIED_AT_ONCE = 4096
-"""Multipliers; with 16 interfaces, every second one serves."""
+"""Multipliers; with 16 interfaces, every second one serves; with 24 and 48 rows taken, one in 600."""
 
 
 def namespace() -> int:
