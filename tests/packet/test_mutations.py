@@ -220,8 +220,12 @@ def slow_without_packets(rig: Rig) -> None:
 
 
 def other_clock(rig: Rig) -> None:
-    http = test_requests.install(rig)
-    test_requests.TestClocks().test_a_last_seen_of_another_cpus_clock_makes_no_short_one_long(http, -3)
+    """More than once: where a tick ends between last seen and the stamp, one time in a hundred, the fault is
+    one tick too small to show."""
+    for _ in range(4):
+        rig.reset()
+        http = test_requests.install(rig)
+        test_requests.TestClocks().test_a_last_seen_of_another_cpus_clock_makes_no_short_one_long(http, -3)
 
 
 def drawn_one_by_one(rig: Rig) -> None:
