@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from controlplane.adapters import layout
-from controlplane.adapters.bcc import compile_program
 from tests.fuzz.both import SERVICES, Both, one_cpu
 from tests.fuzz.episodes import FailureError, play, search
-from tests.packet.rig import SIZES, Rig, faulty
+from tests.packet.rig import Rig, compile_faulty
 
 FRAMES, START = 5000, 5
 SMALL = 12
@@ -100,7 +99,7 @@ def test_program_and_reference_agree(rig: Rig) -> None:
 def test_a_fault_is_found_and_told_by_a_few_actions(
     rig: Rig, tmp_path: Path, file: str, right: str, wrong: str
 ) -> None:
-    other = Rig(compile_program(faulty(tmp_path, (file, right, wrong)), SIZES, rig.compiled.maps))
+    other = Rig(compile_faulty(tmp_path, (file, right, wrong), maps=rig.compiled.maps))
     try:
         with one_cpu():
             with pytest.raises(FailureError) as found:

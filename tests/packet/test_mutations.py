@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.adapters.bcc import compile_program
 from tests.fuzz.both import one_cpu
 from tests.fuzz.episodes import search
 from tests.packet import (
@@ -22,7 +21,7 @@ from tests.packet import (
     test_requests,
     test_selection,
 )
-from tests.packet.rig import SIZES, Rig, faulty
+from tests.packet.rig import Rig, compile_faulty
 
 Check = Callable[[Rig], object]
 
@@ -502,7 +501,7 @@ MUTATIONS = {
 
 def load(folder: Path, mutation: Mutation | None, maps: Mapping[str, int]) -> Rig:
     faults = [(mutation.file, mutation.right, mutation.wrong)] if mutation else []
-    return Rig(compile_program(faulty(folder, *faults), SIZES, maps))
+    return Rig(compile_faulty(folder, *faults, maps=maps))
 
 
 @pytest.fixture

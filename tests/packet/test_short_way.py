@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
 from controlplane.adapters import layout, libbpf
-from controlplane.adapters.bcc import Compiled, compile_program
+from controlplane.adapters.bcc import Compiled
 from tests.packet.rig import (
     ABORTED,
     FAR_TICK,
@@ -32,7 +33,7 @@ from tests.packet.rig import (
     TCP_NUMBER,
     UDP_NUMBER,
     Rig,
-    faulty,
+    compile_faulty,
     tcp,
     udp,
 )
@@ -72,7 +73,7 @@ class Sent:
 def compiled(rig: Rig, folder: Path, way: tuple[str, str], fault: tuple[str, str] | None = None) -> Compiled:
     """Only one way of it, on the rig's maps; ``fault`` is put into the short one."""
     changes = [("steer.c", *way), *([("hit.c", *fault)] if fault else [])]
-    return compile_program(faulty(folder, *changes), SIZES, rig.compiled.maps)
+    return compile_faulty(folder, *changes, maps=rig.compiled.maps)
 
 
 class Ways:
@@ -299,6 +300,10 @@ ODD: list[Callable[[Packet, random.Random], Packet]] = [
 ]
 
 
+def _what(number: int, raw: bytes) -> str:
+    return f"frame {number}: {Ether(raw)!r}"
+
+
 def compare(ways: Ways, seed: int, frames: int) -> dict[str, int]:
     """How many of each reason went the short way; an AssertionError names the first frame that differs."""
     rig, dice = ways.rig, random.Random(seed)
@@ -313,17 +318,18 @@ def compare(ways: Ways, seed: int, frames: int) -> dict[str, int]:
         raw = frame(dice, FLAGS if ways.flood is None else FLOOD)
         sent = ways.send(raw)
         short, long = sent["short"], sent["long"]
-        what = f"frame {number}: {Ether(raw)!r}"
+        # Only a message that is needed is made: it takes as long as the rest.
+        what = partial(_what, number, raw)
         if short.verdict == ABORTED:
-            assert short.frame == raw, f"{what} was changed before it went the long way"
+            assert short.frame == raw, f"{what()} was changed before it went the long way"
             assert short.wrote == sent["before"].wrote, (
-                f"{what}: maps were changed before it went the long way"
+                f"{what()}: maps were changed before it went the long way"
             )
             ways.restore(long.wrote)
             continue
-        assert (short.verdict, short.frame) == (long.verdict, long.frame), what
+        assert (short.verdict, short.frame) == (long.verdict, long.frame), what()
         for name, content in long.wrote.items():
-            assert short.wrote[name] == content, f"{what}: {name} differ"
+            assert short.wrote[name] == content, f"{what()}: {name} differ"
         if short.wrote["flooded"] != sent["before"].wrote["flooded"]:
             taken["flood"] = taken.get("flood", 0) + 1
             continue
