@@ -206,10 +206,10 @@ def test_when_nobody_asks_any_more_nothing_is_told_and_packets_are_counted(rig: 
 
 def test_what_finds_no_room_is_counted(rig: Capturing) -> None:
     steering(rig)
-    frame = tcp(CLIENT, 4242, VIP, PORT, "A", bytes(1000))
+    frame = bytes(tcp(CLIENT, 4242, VIP, PORT, "A", bytes(1000)))
     room = captures.RING_BYTES // (2 * len(frame))
     for _ in range(room):
-        rig.send(frame)
+        libbpf.prog_test_run(rig.compiled.program_fd, frame)
     packets = room
     read = 0
     while more := rig.told.read():
