@@ -769,9 +769,10 @@ def test_a_change_of_versions_killed_after_any_step_is_finished_by_the_next_load
     install_some(loaded)
     before, steps = loaded.installed(), 0
     narrow = replace(config, interfaces=("clients", "host1"))
+    versions = [another_version(tmp_path, name) for name in ("one", "other")]  # in turn: each compiled once
     with network.entered(topology.namespace(AP)):
         loader.load(narrow, BPF_DIR)
-        while killed_at(steps, narrow, newer := another_version(tmp_path, f"v{steps}")):
+        while killed_at(steps, narrow, newer := versions[steps % 2]):
             steps += 1
             assert {xdp(topology, name).mode for name in narrow.interfaces} == {XdpMode.NATIVE}
             assert loader.load(narrow, newer).replaced
