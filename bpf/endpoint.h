@@ -5,7 +5,7 @@
 
 #include "structs.h"
 
-#define TAKES_NONE (ENDPOINT_DOWN | ENDPOINT_DRAINING)
+#define TAKES_NONE (ENDPOINT_DOWN | ENDPOINT_DRAINING | ENDPOINT_EVICTED)
 
 static __always_inline u32 ref_index(u32 ref)
 {

@@ -92,7 +92,7 @@ static __always_inline enum reason follow_to_endpoint(struct here *here,
 	if (!place.flow)
 		return REASON_pass_icmp;
 	to = lookup_present(place.id, &state);
-	if (!to || to->service != index ||
+	if (!to || to->service != index || is_evicted(state, place.id) ||
 	    !still_serves(service, state, *(volatile u64 *)&place.flow->life))
 		return REASON_pass_icmp;
 	NOTE(error_about, 0, 0);

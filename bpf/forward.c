@@ -6,6 +6,15 @@
  * A part of steer.c, for it looks things up in maps.
  */
 
+/*
+ * Whether the flow is one of those that an endpoint which drains has given up.
+ * The short way takes none of such an endpoint's.
+ */
+static __always_inline bool is_evicted(u64 state, u64 id)
+{
+	return (u8)(id >> ID_TAG) < (u8)(state >> ENDPOINT_EVICTED_SHIFT);
+}
+
 /* Whether a cached flow's endpoint may go on serving it. */
 static __always_inline bool still_serves(const struct service *service,
 					 u64 state, u64 life)
@@ -274,6 +283,10 @@ static __always_inline struct endpoint *go_on(struct here *here, u32 index,
 	NOTE(life, 0, life);
 	if (!to || to->service != index) {
 		NOTE(stale, STALE_gone, 0);
+		return NULL;
+	}
+	if (is_evicted(state, place->id)) {
+		NOTE(stale, STALE_evicted, 0);
 		return NULL;
 	}
 	if (!still_serves(service, state, life)) {

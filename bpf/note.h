@@ -66,7 +66,8 @@
 	X(down)			/* its endpoint is down */ \
 	X(idle)			/* it was silent for longer than its limit */ \
 	X(closed)		/* it ended, and this is a SYN */ \
-	X(draining)		/* a SYN, and its endpoint takes no new flows */
+	X(draining)		/* a SYN, and its endpoint takes no new flows */ \
+	X(evicted)		/* its endpoint drains past the deadline: slice by slice */
 
 #define CHOICES(X) \
 	X(live)			/* the ring's */ \

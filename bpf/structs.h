@@ -53,6 +53,8 @@ enum role {
 #define ENDPOINT_PRESENT (1U << 0)
 #define ENDPOINT_DOWN (1U << 1)
 #define ENDPOINT_DRAINING (1U << 2)
+#define ENDPOINT_EVICTED_SHIFT 8	/* of 256 of its flows so many are misses, by their tags */
+#define ENDPOINT_EVICTED (0xffU << ENDPOINT_EVICTED_SHIFT)
 
 /* struct service.flags */
 #define SERVICE_PRESENT (1U << 0)

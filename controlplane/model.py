@@ -183,9 +183,9 @@ class ShadowSettings:
     """From healthy until it may take its full share."""
     min_life_s: float = 60.0
     idle_s: float = 60.0
-    """How long it must be unwanted before it is drained."""
+    """How long it must be unwanted until it gets no new flows any more."""
     drain_s: float = 30.0
-    """Deadline for its old flows, after which they are cut."""
+    """Deadline for its old flows, from when it gets no new ones; then they are given to others."""
     timeout_s: float = 120.0
     """Time limit of one provisioning run."""
     retries: int = 3
@@ -311,6 +311,8 @@ class Member:
     """Live only: name of a shadow (or of a neighbour with room) -> weight."""
     limit: int = 0
     """New flows in ``LIMIT_WINDOW_S`` past which they go elsewhere at once; 0: none."""
+    evicted: float = 0.0
+    """Draining only: share of its cached flows that are misses; resolution 1/100, below 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +355,7 @@ class RemoveService:
 @dataclass(frozen=True, slots=True)
 class InstallMember:
     member: Member
-    """Installed with its down flag, without spill, slots or limit."""
+    """Installed with its down flag, without spill, slots or limit; it doesn't drain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +398,8 @@ class SetDown:
 class SetDraining:
     member: str
     draining: bool
+    evicted: float = 0.0
+    """Share of its cached flows that are misses from here on."""
 
 
 Step = (
@@ -438,6 +442,10 @@ class Shadow:
     """Why it is in this state, in words."""
     by_hand: bool = False
     """Ordered by ``penumbra shadow add``: the policy does not remove it."""
+    share: float = 1.0
+    """Draining: the part of its full share of new flows that it gets; by hand it gets none."""
+    evicted: float = 0.0
+    """Draining: the part of its old flows that others have, past the deadline."""
 
 
 @dataclass(frozen=True, slots=True)

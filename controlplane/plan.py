@@ -85,7 +85,7 @@ def _steps(installed: Steering, wanted: Steering) -> Iterator[Step]:
     order = sorted(wanted.members.values(), key=lambda m: (m.role is not Role.LIVE, m.name))
     for member in order:
         if member.name not in kept:
-            yield InstallMember(replace(member, spill=0.0, slots={}, limit=0, draining=False))
+            yield InstallMember(replace(member, spill=0.0, slots={}, limit=0, draining=False, evicted=0.0))
     yield from _set_members(kept, order)
     for name, service in sorted(wanted.services.items()):
         if rings[name] != dict(service.ring):
@@ -135,8 +135,9 @@ def _set_members(kept: dict[str, Member], order: list[Member]) -> Iterator[Step]
         before = kept.get(member.name)
         if before is not None and before.down and not member.down:
             yield SetDown(member.name, False)
-        if member.draining != (before.draining if before else False):
-            yield SetDraining(member.name, member.draining)
+        drains = (before.draining, before.evicted) if before else (False, 0.0)
+        if drains != (member.draining, member.evicted):
+            yield SetDraining(member.name, member.draining, member.evicted)
     for member in order:
         before = kept.get(member.name)
         spill = before.spill if before else 0.0

@@ -154,8 +154,9 @@ class FakeDataplane:
                 self.members[name] = replace(self.members[name], limit=limit)
             case model.SetDown(name, down):
                 self.members[name] = replace(self.members[name], down=down)
-            case model.SetDraining(name, draining):
-                self.members[name] = replace(self.members[name], draining=draining)
+            case model.SetDraining(name, draining, evicted):
+                assert draining or not evicted
+                self.members[name] = replace(self.members[name], draining=draining, evicted=evicted)
 
     def _require_free(self, member: model.Member) -> None:
         for name, other in self.members.items():

@@ -61,6 +61,8 @@ class Endpoint:
     present: bool = True
     down: bool = False
     draining: bool = False
+    evicted: int = 0
+    """Of 256 of its flows so many are misses, by their tags."""
     spill: int = 0
     limit: int = 0
     """New flows that it is given in one window; 0: any number."""
@@ -344,7 +346,7 @@ class Steering:
         endpoint = self._present(flow.endpoint)
         if endpoint is None or endpoint.service != index:
             return None
-        if not self._still_serves(endpoint, service, flow):
+        if not self._still_serves(endpoint, service, flow, (packet.source, packet.source_port)):
             return None
         if packet.opens:
             if (
@@ -564,7 +566,7 @@ class Steering:
         endpoint = self._present(flow.endpoint) if flow else None
         if index is None or flow is None or endpoint is None or endpoint.service != index:
             return None
-        return flow.endpoint[0] if self._still_serves(endpoint, self.services[index], flow) else None
+        return flow.endpoint[0] if self._still_serves(endpoint, self.services[index], flow, client) else None
 
     def error_about_request(self, client: tuple[str, int], destination: Target) -> int | None:
         """Which endpoint an error is about that was sent to ``client``; None: about no flow."""
@@ -590,8 +592,12 @@ class Steering:
             limit = self.idle.established if "established" in flow.marks else self.idle.opening
         return self.now - flow.seen > limit
 
-    @staticmethod
-    def _still_serves(endpoint: Endpoint, service: Service, flow: Flow) -> bool:
+    def _still_serves(
+        self, endpoint: Endpoint, service: Service, flow: Flow, client: tuple[str, int]
+    ) -> bool:
+        value = flow_hash(self.key, client[0], service.vip, client[1], service.port, service.protocol)
+        if max(value >> 32, 1) % 256 < endpoint.evicted:
+            return False
         return not endpoint.down or (service.keep and "established" in flow.marks)
 
     def _present(self, reference: Reference | None) -> Endpoint | None:

@@ -55,6 +55,7 @@ _STALE = {
     "idle": "it was silent for longer than its idle limit",
     "closed": "it has ended, and this SYN opens another",
     "draining": "its endpoint takes no new flows, and this is a SYN",
+    "evicted": "its endpoint is drained past the deadline, and gives up flow after flow",
 }
 _CHOICE = {
     "live": "the ring's live endpoint takes it",

@@ -17,7 +17,13 @@ import numpy as np
 
 from controlplane import model, ring
 from controlplane.adapters import gateways, layout, libbpf, readings, slot_table, steering
-from controlplane.adapters.layout import ENDPOINT_DOWN, ENDPOINT_DRAINING, ENDPOINT_PRESENT, SERVICE_PRESENT
+from controlplane.adapters.layout import (
+    ENDPOINT_DOWN,
+    ENDPOINT_DRAINING,
+    ENDPOINT_EVICTED,
+    ENDPOINT_PRESENT,
+    SERVICE_PRESENT,
+)
 from controlplane.adapters.maps import Maps
 from controlplane.addresses import with_port
 from controlplane.model import Role
@@ -55,8 +61,8 @@ def apply(maps: Maps, step: model.Step, now_tick: int) -> None:
             maps.limits["limit"][_row(maps, name)] = limit
         case model.SetDown(name, down):
             _set_flag(maps, _row(maps, name), ENDPOINT_DOWN, down)
-        case model.SetDraining(name, draining):
-            _set_flag(maps, _row(maps, name), ENDPOINT_DRAINING, draining)
+        case model.SetDraining(name, draining, evicted):
+            _set_draining(maps, _row(maps, name), draining, evicted)
 
 
 def _row(maps: Maps, name: str) -> int:
@@ -321,6 +327,12 @@ def reap(maps: Maps, now_tick: int) -> None:
 def _set_flag(maps: Maps, index: int, flag: int, on: bool) -> None:
     state = int(maps.endpoints["state"][index])
     maps.endpoints["state"][index] = state | flag if on else state & ~flag
+
+
+def _set_draining(maps: Maps, index: int, draining: bool, evicted: float) -> None:
+    state = int(maps.endpoints["state"][index]) & ~(ENDPOINT_DRAINING | ENDPOINT_EVICTED)
+    flags = ENDPOINT_DRAINING | steering.evicted_bits(evicted) if draining else 0
+    maps.endpoints["state"][index] = state | flags
 
 
 # ---- ring and slots ------------------------------------------------------------------

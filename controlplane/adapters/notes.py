@@ -21,7 +21,7 @@ NOTES = (
     "completed", "gained", "request", "endpoint", "hop", "no_hop", "route", "route_mtu", "no_port",
     "too_big", "refused", "reason",
 )  # fmt: skip
-STALES = ("gone", "down", "idle", "closed", "draining")
+STALES = ("gone", "down", "idle", "closed", "draining", "evicted")
 CHOICES = ("live", "spilled", "other", "last", "nobody")
 COUNTS = ("new", "midstream", "unremembered")
 ASKS = ("started", "answered", "aborted", "sent_again")

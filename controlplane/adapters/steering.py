@@ -15,6 +15,9 @@ from controlplane.adapters.maps import Array, Maps
 from controlplane.model import Affinity, Member, OnDown, Protocol, Requests, Role, VirtualService
 
 THOUSANDTHS = 1000
+_EVICTED_PARTS = 256
+_EVICTED_DECIMALS = 2
+"""Coarser than a 256th."""
 _SPILL_DECIMALS = 9
 """Coarser than 2**-32, so that a share set with so many decimals is read back as it was set."""
 
@@ -70,6 +73,17 @@ def spill_bits(share: float) -> int:
     return layout.SPILL_ALL if share >= 1.0 else min(round(share * 2**32), layout.SPILL_ALL - 1)
 
 
+def evicted_share(state: int) -> float:
+    """Of an endpoint's flows that others have."""
+    parts = (state & layout.ENDPOINT_EVICTED) >> layout.ENDPOINT_EVICTED_SHIFT
+    return round(parts / _EVICTED_PARTS, _EVICTED_DECIMALS)
+
+
+def evicted_bits(share: float) -> int:
+    """Of ``endpoint.state``, for a share of 0..1; of a share of 1 a 256th stays."""
+    return min(round(share * _EVICTED_PARTS), _EVICTED_PARTS - 1) << layout.ENDPOINT_EVICTED_SHIFT
+
+
 def ring_weight(weight: float) -> int:
     return round(weight * THOUSANDTHS)
 
@@ -91,6 +105,7 @@ def read_member(maps: Maps, index: int) -> Member | None:
         parent=endpoint_name(maps, int(endpoint["parent"])) if role is Role.SHADOW else None,
         down=bool(state & ENDPOINT_DOWN),
         draining=bool(state & ENDPOINT_DRAINING),
+        evicted=evicted_share(state),
         spill=spill_share(int(endpoint["spill"])) if role is Role.LIVE else 0.0,
         slots=read_slots(maps, index) if role is Role.LIVE else {},
         limit=int(maps.limits["limit"][index]),

@@ -87,6 +87,7 @@ def endpoints(instance: InstanceName = None, as_json: AsJsonLines = False) -> No
             "parent": one.parent,
             "down": one.down,
             "draining": one.draining,
+            "evicted": one.evicted,
             "spill": one.spill,
             "limit": one.limit,
             "rtt_p50_ms": times[one.name][0][0],

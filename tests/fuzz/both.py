@@ -173,11 +173,16 @@ class Both:
             | REQUEST_FLAGS[requests]
         )
 
-    def state(self, index: int, present: bool, down: bool, draining: bool, generation: int) -> None:
+    def state(
+        self, index: int, present: bool, down: bool, draining: bool, generation: int, evicted: int = 0
+    ) -> None:
         endpoint = self.steering.endpoints[index]
         endpoint.present, endpoint.down, endpoint.draining = present, down, draining
+        endpoint.evicted = evicted
         endpoint.generation = generation & 0xFFF  # what a reference carries
-        self.rig.state(index, present=present, down=down, draining=draining, generation=generation)
+        self.rig.state(
+            index, present=present, down=down, draining=draining, evicted=evicted, generation=generation
+        )
 
     def slots(self, live: int, members: Sequence[int], spill: int) -> None:
         """0: an empty slot."""

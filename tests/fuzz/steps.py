@@ -91,7 +91,8 @@ def change_state(both: Both, dice: random.Random) -> list[Action]:
     present, down, draining = dice.random() < 0.9, dice.random() < 0.35, dice.random() < 0.25
     # It moves only with a reuse of the index; the ring then names nobody. A reference has 12 bits of it.
     generation = dice.choice([1, 1, 1, 1, 1, 2, 4097])
-    return [["state", index, present, down, draining, generation]]
+    evicted = dice.choice([0, 0, 1, 64, 255]) if draining else 0
+    return [["state", index, present, down, draining, generation, evicted]]
 
 
 def change_slots(both: Both, dice: random.Random) -> list[Action]:

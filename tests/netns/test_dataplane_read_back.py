@@ -59,7 +59,11 @@ STEPS = st.one_of(
     ),
     st.builds(model.SetSpill, st.sampled_from(LIVE), SHARES),
     st.builds(model.SetDown, NAMES, FLAGS),
-    st.builds(model.SetDraining, NAMES, FLAGS),
+    st.builds(
+        lambda name, percent: model.SetDraining(name, percent is not None, (percent or 0) / 100.0),
+        NAMES,
+        st.none() | st.integers(0, 99),
+    ),
 )
 
 

@@ -208,13 +208,17 @@ class Rig:
         present: bool = True,
         down: bool = False,
         draining: bool = False,
+        evicted: int = 0,
         generation: int | None = None,
     ) -> None:
         if generation is None:
             generation = int(self.endpoints[index]["state"]) >> 32
         flags = layout.ENDPOINT_PRESENT * present + layout.ENDPOINT_DOWN * down
         self.endpoints[index : index + 1]["state"] = (
-            generation << 32 | flags | layout.ENDPOINT_DRAINING * draining
+            generation << 32
+            | flags
+            | layout.ENDPOINT_DRAINING * draining
+            | evicted << layout.ENDPOINT_EVICTED_SHIFT
         )
 
     def shadows(self, live: int, references: Sequence[int], spill: float | int) -> None:

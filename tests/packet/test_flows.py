@@ -96,6 +96,31 @@ class TestAffinity:
         assert to(pair, ACK) == A
         assert to(pair, tcp(CLIENT, 4001, VIP, 80, "S")) == SHADOW
 
+    def test_past_the_deadline_a_draining_endpoint_gives_up_its_flows_slice_by_slice(self, pair: Rig) -> None:
+        ports = range(4000, 4200)
+        tags = {p: max(reference.flow_hash(KEY, CLIENT, VIP, p, 80, 6) >> 32, 1) % 256 for p in ports}
+
+        def kept() -> set[int]:
+            went = {port: to(pair, tcp(CLIENT, port, VIP, 80, "A")) for port in ports}
+            assert set(went.values()) <= {A, SHADOW}
+            return {port for port, whom in went.items() if whom == A}
+
+        assert kept() == set(ports)
+        pair.shadows(1, [layout.reference(3, 1)], 0)
+        for evicted in (0, 26, 128, 255):
+            pair.state(1, draining=True, evicted=evicted)
+            assert kept() == {port for port, tag in tags.items() if tag >= evicted}
+        pair.state(1)
+        assert kept() == {port for port, tag in tags.items() if tag >= 255}, "they stay where they went"
+
+    def test_what_it_gave_up_is_answered_by_it_no_more_but_nothing_is_lost_on_the_way(
+        self, pair: Rig
+    ) -> None:
+        establish(pair)
+        pair.shadows(1, [layout.reference(3, 1)], 0)
+        pair.state(1, draining=True, evicted=255)
+        assert pair.send(ANSWER).raw == rewritten(ANSWER, source=(VIP, 80), hop=None)
+
     def test_a_stale_generation_is_a_miss(self, pair: Rig) -> None:
         establish(pair)
         name_b(pair)

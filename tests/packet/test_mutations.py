@@ -277,13 +277,17 @@ MUTATIONS = {
         "((state >> 36) & 0xff) == ref >> (REF_INDEX_BITS + 4)",
     ),
     "new flows go to an endpoint that is down": Mutation(
-        "endpoint.h", "(ENDPOINT_DOWN | ENDPOINT_DRAINING)", "ENDPOINT_DRAINING"
+        "endpoint.h", "(ENDPOINT_DOWN | ENDPOINT_DRAINING |", "(ENDPOINT_DRAINING |"
     ),
     "new flows go to an endpoint that drains": Mutation(
-        "endpoint.h", "(ENDPOINT_DOWN | ENDPOINT_DRAINING)", "ENDPOINT_DOWN"
+        "endpoint.h", "(ENDPOINT_DOWN | ENDPOINT_DRAINING |", "(ENDPOINT_DOWN |"
     ),
     "cached flows stay on an endpoint that is down": Mutation(
         "forward.c", "if (!(state & ENDPOINT_DOWN))\n\t\treturn true;", "return true;"
+    ),
+    "evicted flows stay": Mutation("forward.c", "if (is_evicted(state, place->id))", "if (0)"),
+    "all flows of who evicts some go": Mutation(
+        "forward.c", "(u8)(id >> ID_TAG) < (u8)(state", "0 < (u8)(state"
     ),
     "keep and reset are swapped": Mutation(
         "forward.c", "(service->flags & SERVICE_ON_DOWN_KEEP)", "!(service->flags & SERVICE_ON_DOWN_KEEP)"

@@ -184,6 +184,7 @@ def change(rig: Rig, dice: random.Random) -> None:
         present=dice.random() < 0.95,
         down=dice.random() < 0.1,
         draining=dice.random() < 0.2,
+        evicted=dice.choice([0, 0, 0, 0, 26, 230]),
         generation=1 if dice.random() < 0.95 else 2,
     )
     row["spill"] = dice.choice([0, 0, 0, 0, 1 << 31, layout.SPILL_ALL])
@@ -358,6 +359,10 @@ FAULTS = {
     "an endpoint that is down goes on": (
         "~(u64)ENDPOINT_DRAINING",
         "~(u64)ENDPOINT_DRAINING & ~(u64)ENDPOINT_DOWN",
+    ),
+    "an evicted flow goes on": (
+        "~(u64)ENDPOINT_DRAINING",
+        "~(u64)ENDPOINT_DRAINING & ~(u64)ENDPOINT_EVICTED",
     ),
     "TTL 1 leaves": ("ip->ttl > 1", "ip->ttl > 0"),
     "a fragment is plain": (" | IP_OFFSET", ""),
