@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,8 @@ _CONCLUDED_SHARE = 1.25
 """Of the steps that end in a mean tick."""
 _DEMAND = "demand:"
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
+_TOLD = 3
+"""Of the verdicts about a group, by status; all are in the decision log."""
 _UNKNOWN = MemberHealth()
 _SLOW = 1.5
 """A shadow whose RTT is at least its parent's divided by this is as slow as it."""
@@ -60,6 +63,7 @@ class Fleet:
         self.health: dict[str, MemberHealth] = {}
         self._memories: dict[str, policy.Memory] = {}
         self._verdicts: dict[str, policy.Verdict] = {}
+        """The last ones, in short."""
         self._shadow_rates: dict[str, tuple[float, float]] = {}
         """Shadow -> (flows per second, RTT in us) of the last reading."""
         self._responses = Responses()
@@ -386,6 +390,7 @@ class Fleet:
             shadows=own,
             up=up,
             flows={s.name: flows[s.name] for s in own if s.name in flows},
+            given={s.name: self._shadow_rates[s.name][0] for s in own if s.name in self._shadow_rates},
             rate_deviates=bool((loads.deviation.rate[them] >= REMARKABLE).any()),
             latency_deviates=bool(slow.any()),
             shadow_slow=any(map(self._is_as_slow, own)) or 2 * int(slow.sum()) > max(len(them), 2),
@@ -411,11 +416,11 @@ class Fleet:
         helped = {shadow.parent for shadow in ready}
         return frozenset(shadow.name for shadow in there if shadow in ready or shadow.parent not in helped)
 
-    def decide(self, unit: Unit, group: policy.Group, now_unix_s: float) -> policy.Verdict:
+    def decide(self, unit: Unit, group: policy.Group, now_unix_s: float) -> tuple[policy.Verdict, ...]:
         memory = self._memories.get(unit.key, policy.Memory())
-        verdict, self._memories[unit.key] = policy.decide(unit.service.shadows, group, memory, now_unix_s)
-        self._verdicts[unit.key] = verdict
-        return verdict
+        verdicts, self._memories[unit.key] = policy.decide(unit.service.shadows, group, memory, now_unix_s)
+        self._verdicts[unit.key] = _in_short(verdicts)
+        return verdicts
 
     def first_to_clone(self, unit: Unit) -> tuple[str, ...]:
         """Live endpoints that may get a shadow: those that are up, if any is; the slow ones first."""
@@ -564,10 +569,18 @@ class Fleet:
             attempts=shadow.attempts,
             reason=shadow.reason,
             weight=weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s),
+            evicted=shadow.evicted,
             served=known(self._shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),
             requests=self._responses.status(shadow.name),
             usage=self._usage_status(shadow.name, now_s),
         )
+
+
+def _in_short(verdicts: Sequence[policy.Verdict]) -> policy.Verdict:
+    """As status tells them."""
+    told = [verdict.reason for verdict in verdicts[:_TOLD]]
+    more = len(verdicts) - len(told)
+    return replace(verdicts[0], reason="; ".join([*told, f"and {more} more"] if more else told))
 
 
 def _in_pool(service: str, own: Sequence[model.Shadow]) -> policy.Verdict:

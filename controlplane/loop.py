@@ -42,6 +42,8 @@ _T = TypeVar("_T")
 _STALE_TICKS = 3.0
 _DIRECT_S = 30.0
 _KEEP_S = 60.0
+_BY_COMMAND = frozenset({policy.Act.EVICT, policy.Act.REMOVE, policy.Act.RETRY})
+"""What goes on of commands when automatic action is frozen."""
 
 
 class Controller:
@@ -350,23 +352,24 @@ class Controller:
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
         flows = self._dataplane.active_flows(draining) if draining else {}
         more: list[tuple[Sequence[str], policy.Verdict, dict[str, float]]] = []
-        verdicts: list[tuple[str, policy.Verdict]] = []
+        decided: list[tuple[str, tuple[policy.Verdict, ...]]] = []
         for unit in self._fleet.busy(self._roster):
             horizon_s = horizons[unit.service.name]
             group = self._fleet.group(unit, self._roster, flows, drained, horizon_s, fresh, now_s)
-            verdict = self._fleet.decide(unit, group, now_unix_s)
-            verdicts.append((unit.key, verdict))
-            if self._is_to_act(unit.service, group, verdict):
-                inputs = self._inputs(unit.service, group)
-                if verdict.act is policy.Act.ADD:
-                    more.append((self._fleet.first_to_clone(unit), verdict, inputs))
-                else:
-                    self._roster.obey(verdict, inputs)
+            verdicts = self._fleet.decide(unit, group, now_unix_s)
+            decided.append((unit.key, verdicts))
+            for verdict in verdicts:
+                if self._is_to_act(unit.service, group, verdict):
+                    inputs = self._inputs(unit.service, group)
+                    if verdict.act is policy.Act.ADD:
+                        more.append((self._fleet.first_to_clone(unit), verdict, inputs))
+                    else:
+                        self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)
         lead_times = {name: (p95_s, self._roster.usual_lead_time_s(name)) for name, p95_s in horizons.items()}
         self._record(
             lambda recorder: recorder.decided(
-                now_s, now_unix_s, lead_times, flows, drained, fresh, there, verdicts
+                now_s, now_unix_s, lead_times, flows, drained, fresh, there, decided
             )
         )
 
@@ -375,7 +378,7 @@ class Controller:
 
     def _is_to_act(self, service: model.Service, group: policy.Group, verdict: policy.Verdict) -> bool:
         """Else it is said, if that is news."""
-        by_command = verdict.act in (policy.Act.REMOVE, policy.Act.RETRY) and any(
+        by_command = verdict.act in _BY_COMMAND and any(
             shadow.name == verdict.shadow and shadow.by_hand for shadow in group.shadows
         )
         now_unix_s = self._clock.record_s()
@@ -387,7 +390,7 @@ class Controller:
             return False
         if not self._automatic and not by_command:
             would = f"would do: {verdict.reason}"
-            self._journal.once(group.name, "advise", would, self._inputs(service, group))
+            self._journal.once(verdict.shadow or group.name, "advise", would, self._inputs(service, group))
             return False
         return True
 

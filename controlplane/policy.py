@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many members a group, or a pool, should have: add, hold, drain, remove, with the reason in a sentence.
 
-Pure: (settings, group, memory, now) -> (verdict, memory). How many pay in the long run is told by
+Pure: (settings, group, memory, now) -> (verdicts, memory). How many pay in the long run is told by
 ``sizing.py``, step by step; between its steps the demand that is seen coming, and the demand that is there
 (a burst that nobody foresaw), add more. What is on order counts as capacity, unless it is late or failed;
-prediction only ever adds; what is unwanted goes only after an idle period, a minimum life, and on fresh
-readings.
+prediction only ever adds; what is unwanted goes only after an idle period, a minimum life, on fresh
+readings, one drain at a time (``drains.py``), which ends when the load is back.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from controlplane import drains, shadows
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 
 _LATE = 1.5
@@ -24,10 +25,10 @@ _LONGEST_PAUSE_S = 300.0
 _CONFIRM_S = 3.0
 """While one is on order, the next waits until the need for it has lasted so long: the first readings of
 an onset tell its size badly."""
-_SETTLE_S = 5.0
-"""Between two drains, so that the first one's effect is seen."""
-_MANY = 5
-"""So many that no longer pay don't wait for each other: a spike may have brought hundreds."""
+_AT_ONCE = 3
+"""One of so many members may drain at once: a spike may have brought hundreds."""
+_NEXT_TO_NONE = 0.01
+"""Of its capacity: who is given so few new flows has nothing to hand over."""
 
 _ORDERED = {ShadowState.REQUESTED, ShadowState.PROVISIONING, ShadowState.WARMING}
 
@@ -39,6 +40,10 @@ class Act(Enum):
     KEEP = "keep"
     """End a drain: the load is back."""
     DRAIN = "drain"
+    EASE = "ease"
+    """Of a drain: it gets fewer new flows."""
+    EVICT = "evict"
+    """Of a drain past its deadline: others get more of its old flows."""
     REMOVE = "remove"
 
 
@@ -52,6 +57,10 @@ class Verdict:
     """Members that the group should have, the live one included."""
     count: int = 1
     """Of an ADD: so many at once."""
+    share: float = 1.0
+    """Of a DRAIN or EASE: the part of its full share of new flows that it gets from now on."""
+    evicted: float = 0.0
+    """Of an EVICT: the part of its old flows that others have from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,8 @@ class Group:
     """Names of the shadows that are healthy."""
     flows: dict[str, int]
     """Active flows of draining shadows; absent: not known."""
+    given: dict[str, float] = field(default_factory=dict)
+    """New flows/s that draining shadows are given; absent: not known."""
     rate_deviates: bool = False
     latency_deviates: bool = False
     neighbour_up: bool = False
@@ -211,41 +222,71 @@ def counted(group: Group, now_unix_s: float) -> list[Shadow]:
     ]
 
 
+def obeyed(shadow: Shadow, verdict: Verdict, now_unix_s: float) -> Shadow:
+    """The shadow as it is after a verdict about it."""
+    if verdict.act is Act.RETRY:
+        return shadows.retried(shadow, now_unix_s, verdict.reason)
+    if verdict.act in (Act.DRAIN, Act.EASE, Act.EVICT):
+        after = shadows.drained(shadow, verdict.share, verdict.evicted, now_unix_s, verdict.reason)
+    else:
+        state = ShadowState.READY if verdict.act is Act.KEEP else ShadowState.REMOVING
+        after = shadows.entered(shadow, state, now_unix_s, verdict.reason)
+    return replace(after, attempts=0)
+
+
 def decide(
     settings: ShadowSettings, group: Group, memory: Memory, now_unix_s: float
-) -> tuple[Verdict, Memory]:
-    """One verdict for one group; ask again at the next tick for more."""
-    drained = _finish_drain(settings, group, now_unix_s)
-    if drained is not None:
-        left = group.lives_up + len(counted(group, now_unix_s))
-        return replace(drained, wanted=max(left, 1)), memory
-    for shadow in group.shadows:
-        if shadow.by_hand and shadow.state is ShadowState.FAILED and _is_due(settings, shadow, now_unix_s):
-            return Verdict(Act.RETRY, f"shadow {shadow.name} again: by command", shadow.name), memory
+) -> tuple[tuple[Verdict, ...], Memory]:
+    """What is to be done about one group, at least one verdict; several don't depend on each other. Ask again
+    at the next tick for more."""
+    last = _last_ones(group)
+    if last:
+        return last, memory
+    again = tuple(
+        Verdict(Act.RETRY, f"shadow {shadow.name} again: by command", shadow.name)
+        for shadow in group.shadows
+        if shadow.by_hand and shadow.state is ShadowState.FAILED and _is_due(settings, shadow, now_unix_s)
+    )
+    if again:
+        return again, memory
+    members = group.lives_up + len(counted(group, now_unix_s))
     if group.capacity is None or not math.isfinite(group.high):
-        return at_rest(group.name, group.capacity, group.high, group.endpoints), memory
+        going = _go_on(settings, group, members, math.nan, now_unix_s)
+        return going or (at_rest(group.name, group.capacity, group.high, group.endpoints),), memory
     usable = group.capacity * (1.0 - settings.headroom)
     need = max(group.high, group.level) if math.isfinite(group.level) else group.high
     memory = memory.learn(need, usable, group.endpoints + len(group.shadows) + 1, group.fresh, now_unix_s)
-    there = counted(group, now_unix_s)
-    members = group.lives_up + len(there)
+    more, memory = _more(settings, group, memory, need, usable, members, now_unix_s)
+    going = _go_on(settings, group, members, usable * members - need, now_unix_s, halted=bool(more))
+    if not more:
+        going += _shrink(settings, group, memory, need, usable, now_unix_s)
+    return more + going or (_hold(group, need, members),), memory
+
+
+def _more(
+    settings: ShadowSettings,
+    group: Group,
+    memory: Memory,
+    need: float,
+    usable: float,
+    members: int,
+    now_unix_s: float,
+) -> tuple[tuple[Verdict, ...], Memory]:
+    """What is to be done for more members; nothing: there are enough."""
     cause = _cause(settings, group, members, usable, need)
     if members and members < min(group.sized, group.most_shadows(settings) + group.endpoints):
         few = "1 member is" if members == 1 else f"{members} members are"
         why = cause or f"{group.sized} wanted and {few} there: {group.sized_reason}"
-        return _grow(settings, group, why, group.sized, now_unix_s, group.sized - members), memory
+        kept = _kept(group, why, group.sized, group.sized - members)
+        return _grow(settings, group, why, group.sized, now_unix_s, group.sized - members, kept), memory
     if memory.latency_answered and not group.latency_deviates:
         memory = replace(memory, latency_answered=False)
     if cause is not None:
-        needed = max(memory.sure_need(now_unix_s), members + 1)
-        if members and any(shadow.state in _ORDERED for shadow in there):
-            lasted_s = _lasted_s(memory.short_since, members, now_unix_s)
-            if lasted_s is None or lasted_s < _CONFIRM_S:
-                return Verdict(Act.HOLD, f"{group.name}: {cause}, not for long yet", None, members), memory
-        return _grow(settings, group, cause, needed, now_unix_s), memory
-    if group.latency_deviates and group.fresh and not memory.latency_answered and not there:
+        return _answer(settings, group, memory, cause, members, math.ceil(need / usable), now_unix_s), memory
+    is_alone = not counted(group, now_unix_s)
+    if group.latency_deviates and group.fresh and not memory.latency_answered and is_alone:
         return _answer_latency(settings, group, memory, now_unix_s)
-    return _shrink(settings, group, memory, need, usable, members, now_unix_s), memory
+    return (), memory
 
 
 def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, need: float) -> str | None:
@@ -264,31 +305,74 @@ def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, 
     return None
 
 
+def _answer(
+    settings: ShadowSettings,
+    group: Group,
+    memory: Memory,
+    cause: str,
+    members: int,
+    needed: int,
+    now_unix_s: float,
+) -> tuple[Verdict, ...]:
+    """To demand that is seen coming. Who drains comes back at once; others are ordered by what is sure."""
+    sure = max(memory.sure_need(now_unix_s), members + 1)
+    kept = _kept(group, cause, max(sure, needed), max(sure, needed) - members)
+    if members and any(shadow.state in _ORDERED for shadow in counted(group, now_unix_s)):
+        lasted_s = _lasted_s(memory.short_since, members, now_unix_s)
+        if lasted_s is None or lasted_s < _CONFIRM_S:
+            hold = Verdict(Act.HOLD, f"{group.name}: {cause}, not for long yet", None, members)
+            return kept or (hold,)
+    return _grow(settings, group, cause, sure, now_unix_s, kept=kept)
+
+
+def _can_come_back(group: Group, shadow: Shadow) -> bool:
+    return shadow.state is ShadowState.DRAINING and shadow.name in group.up and not shadow.by_hand
+
+
+def _kept(group: Group, cause: str, needed: int, missing: int) -> tuple[Verdict, ...]:
+    """As many of those that drain, the last ones first."""
+    able = [shadow for shadow in group.shadows if _can_come_back(group, shadow)]
+    able.sort(key=lambda shadow: (-drains.share(shadow), shadow.evicted, -shadow.changed_unix_s))
+    return tuple(
+        Verdict(Act.KEEP, f"shadow {shadow.name} kept: {cause}", shadow.name, needed)
+        for shadow in able[:missing]
+    )
+
+
 def _grow(
-    settings: ShadowSettings, group: Group, cause: str, needed: int, now_unix_s: float, missing: int = 1
-) -> Verdict:
+    settings: ShadowSettings,
+    group: Group,
+    cause: str,
+    needed: int,
+    now_unix_s: float,
+    missing: int = 1,
+    kept: tuple[Verdict, ...] = (),
+) -> tuple[Verdict, ...]:
     """More members, if that can help. Late and failed orders don't count, but what exists is bounded:
-    one more than needed, so that each trouble is answered by one replacement and then by patience."""
-    for shadow in group.shadows:
-        if shadow.state is ShadowState.DRAINING and shadow.name in group.up and not shadow.by_hand:
-            return Verdict(Act.KEEP, f"shadow {shadow.name} kept: {cause}", shadow.name, needed)
+    one more than needed, so that each trouble is answered by one replacement and then by patience.
+
+    :param kept: of those that drain: so many fewer are missing."""
+    missing -= len(kept)
+    if missing <= 0:
+        return kept
     silent = [s.name for s in group.shadows if _is_silent(group, s, now_unix_s)]
     if not group.live_up and silent:
         reason = f"{group.name}: {cause}, and {', '.join(silent)} does not answer either: a common cause"
-        return Verdict(Act.HOLD, reason, None, needed)
+        return kept or (Verdict(Act.HOLD, reason, None, needed),)
     failed = [shadow for shadow in group.shadows if shadow.state is ShadowState.FAILED]
-    for shadow in failed:
-        if now_unix_s - shadow.changed_unix_s >= pause_s(settings, shadow.attempts):
-            return Verdict(Act.RETRY, f"shadow {shadow.name} again: {cause}", shadow.name, needed)
+    due = [shadow for shadow in failed if _is_due(settings, shadow, now_unix_s)]
+    if due:
+        again = (Verdict(Act.RETRY, f"shadow {s.name} again: {cause}", s.name, needed) for s in due[:missing])
+        return *kept, *again
     most = min(needed - group.lives_up + 1, group.most_shadows(settings))
     if len(group.shadows) >= most:
         reason = f"{group.name}: {cause}, but it has {len(group.shadows)} shadows already"
         if failed:
             left = min(pause_s(settings, s.attempts) - (now_unix_s - s.changed_unix_s) for s in failed)
             reason += f", {failed[0].name} failed ({failed[0].reason}), next try in {left:.0f} s"
-        return Verdict(Act.HOLD, reason, None, needed)
+        return kept or (Verdict(Act.HOLD, reason, None, needed),)
     count = min(missing, most - len(group.shadows))
-    return Verdict(Act.ADD, f"shadow {group.name} +{count}: {cause}", None, needed, count)
+    return *kept, Verdict(Act.ADD, f"shadow {group.name} +{count}: {cause}", None, needed, count)
 
 
 def _is_silent(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
@@ -302,74 +386,111 @@ def _is_silent(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
 
 def _answer_latency(
     settings: ShadowSettings, group: Group, memory: Memory, now_unix_s: float
-) -> tuple[Verdict, Memory]:
+) -> tuple[tuple[Verdict, ...], Memory]:
     if group.shadow_slow or group.shadows:
         reason = f"{group.name}: slow, and so are its shadows: a common cause, no more shadows"
-        return Verdict(Act.HOLD, reason), memory
+        return (Verdict(Act.HOLD, reason),), memory
     slow = "answers slower than normal without rising demand"
-    verdict = _grow(settings, group, slow, group.lives_up + 1, now_unix_s)
-    return verdict, replace(memory, latency_answered=True)
+    verdicts = _grow(settings, group, slow, group.lives_up + 1, now_unix_s)
+    return verdicts, replace(memory, latency_answered=True)
+
+
+def _hold(group: Group, need: float, members: int) -> Verdict:
+    if not group.live_up:
+        who = "its neighbours take over" if members == 0 else "its shadows take over"
+        return Verdict(Act.HOLD, f"{group.name}: down, {who}", None, members)
+    ours = [s for s in _serving(group) if not s.by_hand and s.name not in group.bound]
+    if ours and group.sized >= group.lives_up + len(_serving(group)):
+        return Verdict(Act.HOLD, f"{group.name}: {group.sized} wanted: {group.sized_reason}", None, members)
+    return Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {_them(members)}", None, members)
+
+
+def _serving(group: Group) -> list[Shadow]:
+    return [s for s in group.shadows if s.state is ShadowState.READY and s.name in group.up]
 
 
 def _shrink(
+    settings: ShadowSettings, group: Group, memory: Memory, need: float, usable: float, now_unix_s: float
+) -> tuple[Verdict, ...]:
+    """Failed ones that nobody needs go, and of those that serve one begins to drain, or of many a third."""
+    if not group.live_up:
+        return ()
+    failed = tuple(
+        Verdict(Act.REMOVE, f"shadow {shadow.name} -1: failed and not needed", shadow.name)
+        for shadow in group.shadows
+        if shadow.state is ShadowState.FAILED and _is_due(settings, shadow, now_unix_s)
+    )
+    if not group.fresh or any(drains.moves_flows(settings, one, now_unix_s) for one in group.shadows):
+        return failed
+    # What is on order need not arrive.
+    serving = group.lives_up + len(_serving(group))
+    least_s = drains.begins_s(settings, settings.min_life_s)
+    able = [
+        shadow
+        for shadow in _serving(group)
+        if not shadow.by_hand
+        and shadow.name not in group.bound
+        and now_unix_s - (shadow.ready_unix_s or shadow.changed_unix_s) >= least_s
+    ]
+    able.sort(key=lambda shadow: (shadow.ready_unix_s or shadow.changed_unix_s, shadow.name), reverse=True)
+    unwanted = min(serving - group.sized, len(able))
+    most = max(1, serving // _AT_ONCE)
+    idle_s = drains.begins_s(settings, settings.idle_s)
+    for count in range(min(unwanted, most), 0, -1):
+        left = serving - count
+        lasted_s = _lasted_s(memory.fits_since, left, now_unix_s)
+        if lasted_s is None or lasted_s < idle_s:
+            continue
+        why = f"p{group.quantile * 100:.0f} demand {need:.0f}/s <= {usable * left:.0f}/s for {lasted_s:.0f} s"
+        share = drains.first_share(settings)
+        return failed + tuple(
+            Verdict(Act.DRAIN, f"shadow {one.name} drains: {why}", one.name, left, share=share)
+            for one in able[:count]
+        )
+    return failed
+
+
+def _last_ones(group: Group) -> tuple[Verdict, ...]:
+    """Who drains is kept while the live one that it serves for is down and nobody else does."""
+    return tuple(
+        Verdict(Act.KEEP, f"shadow {shadow.name} kept: {shadow.parent} is down", shadow.name)
+        for shadow in group.shadows
+        if _can_come_back(group, shadow) and _is_last(group, shadow)
+    )
+
+
+def _is_last(group: Group, shadow: Shadow) -> bool:
+    return shadow.name in group.bound or not (group.live_up or _serving(group))
+
+
+def _go_on(
     settings: ShadowSettings,
     group: Group,
-    memory: Memory,
-    need: float,
-    usable: float,
     members: int,
+    room: float,
     now_unix_s: float,
-) -> Verdict:
-    hold = Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {_them(members)}", None, members)
-    if not group.live_up:
-        reason = "its neighbours take over" if members == 0 else "its shadows take over"
-        return replace(hold, reason=f"{group.name}: down, {reason}")
-    for shadow in group.shadows:
-        due = now_unix_s - shadow.changed_unix_s >= pause_s(settings, shadow.attempts)
-        if shadow.state is ShadowState.FAILED and due:
-            return Verdict(Act.REMOVE, f"shadow {shadow.name} -1: failed and not needed", shadow.name)
-    serving = [s for s in group.shadows if s.state is ShadowState.READY and s.name in group.up]
-    ours = [shadow for shadow in serving if not shadow.by_hand and shadow.name not in group.bound]
-    draining = [s.changed_unix_s for s in group.shadows if s.state is ShadowState.DRAINING]
-    # One fewer than those that serve now: what is on order need not arrive.
-    others = group.lives_up + len(serving) - 1
-    lasted_s = _lasted_s(memory.fits_since, others, now_unix_s)
-    if not ours or not group.fresh or lasted_s is None or lasted_s < settings.idle_s:
-        return hold
-    if group.sized > others:
-        return replace(hold, reason=f"{group.name}: {group.sized} wanted: {group.sized_reason}")
-    unwanted = others + 1 - group.sized
-    if draining and now_unix_s - max(draining) < _SETTLE_S and unwanted < _MANY:
-        return hold
-    youngest = max(ours, key=lambda s: (s.ready_unix_s or s.changed_unix_s, s.name))
-    if now_unix_s - (youngest.ready_unix_s or youngest.changed_unix_s) < settings.min_life_s:
-        return hold
-    reason = (
-        f"shadow {youngest.name} drains: p{group.quantile * 100:.0f} demand {need:.0f}/s <= "
-        f"{usable * others:.0f}/s for {lasted_s:.0f} s"
-    )
-    return Verdict(Act.DRAIN, reason, youngest.name, others)
+    *,
+    halted: bool = False,
+) -> tuple[Verdict, ...]:
+    """With the drains that are under way; with those by command also when readings are stale.
 
-
-def _finish_drain(settings: ShadowSettings, group: Group, now_unix_s: float) -> Verdict | None:
-    others = any(s.state is ShadowState.READY and s.name in group.up for s in group.shadows)
+    :param room: new flows/s that the others can serve beside what is seen coming; NaN: not known.
+    :param halted: the load is back: only who can't serve on is drained further."""
+    evicting = sum(drains.is_past_deadline(settings, shadow, now_unix_s) for shadow in group.shadows)
+    each = max(room, 0.0) / max(evicting, 1)
+    found = []
     for shadow in group.shadows:
-        if shadow.state is not ShadowState.DRAINING:
+        if shadow.state is not ShadowState.DRAINING or not (group.fresh or shadow.by_hand):
             continue
-        is_last = not group.live_up and not others
-        if shadow.name in group.up and (is_last or shadow.name in group.bound):
-            if shadow.by_hand:
-                continue  # nobody else is left: it serves on until somebody is
-            return Verdict(Act.KEEP, f"shadow {shadow.name} kept: {shadow.parent} is down", shadow.name)
-        if not group.fresh and not shadow.by_hand:
+        if shadow.name in group.up and _is_last(group, shadow):
+            continue  # by command, and nobody else is left: it serves on until somebody is
+        if halted and _can_come_back(group, shadow):
             continue
-        drained_s = now_unix_s - shadow.changed_unix_s
-        if drained_s >= settings.drain_s:
-            left = group.flows.get(shadow.name)
-            rest = "its flows are not known" if left is None else f"{left} flows are cut"
-            reason = f"shadow {shadow.name} -1: drain deadline {settings.drain_s:.0f} s, {rest}"
-            return Verdict(Act.REMOVE, reason, shadow.name)
-        # A flow that was given just before the drain may not be in the reading yet.
-        if group.fresh and drained_s >= 2.0 and group.flows.get(shadow.name) == 0:
-            return Verdict(Act.REMOVE, f"shadow {shadow.name} -1: drained in {drained_s:.0f} s", shadow.name)
-    return None
+        known = (group.flows.get(shadow.name), each) if group.fresh else (None, math.nan)
+        idle = group.given.get(shadow.name, math.inf) <= _NEXT_TO_NONE * (group.capacity or 0.0)
+        step = drains.next_step(settings, shadow, *known, now_unix_s, is_idle=idle)
+        if step is not None:
+            act = Act.REMOVE if step.is_over else Act.EVICT if step.evicted else Act.EASE
+            reason = f"shadow {shadow.name}{' -1:' if step.is_over else ':'} {step.reason}"
+            found.append(Verdict(act, reason, shadow.name, max(members, 1), 1, step.share, step.evicted))
+    return tuple(found)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from ipaddress import ip_address
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -98,14 +99,16 @@ class Recorder:
         drained: Iterable[str],
         fresh: bool,
         shadows: Mapping[str, model.Shadow],
-        verdicts: Iterable[tuple[str, policy.Verdict]],
+        decided: Iterable[tuple[str, Iterable[policy.Verdict]]],
     ) -> None:
         """The tick is over. ``lead_times``: p95 of each service, and that of those that were ready."""
         self._take_shadows("shadows", shadows)
         self._tick |= {"now_s": now_s, "unix_s": now_unix_s, "fresh": fresh, "flows": dict(flows)}
         self._tick["drained"] = sorted(drained)
         self._tick["lead_times"] = {name: list(both) for name, both in lead_times.items()}
-        self._tick["verdicts"] = [[name, one.act.value, one.shadow, one.reason] for name, one in verdicts]
+        self._tick["verdicts"] = [
+            [name, one.act.value, one.shadow, one.reason] for name, verdicts in decided for one in verdicts
+        ]
         line, self._tick = self._tick, {}
         self._line(line)
 
@@ -262,14 +265,29 @@ class _Replay:
         roster.lead_times = raw["lead_times"]
         horizons = {name: both[0] for name, both in roster.lead_times.items()}
         fleet.forecast(horizons, raw["now_s"], raw["fresh"])
-        was = {name: (act, shadow, reason) for name, act, shadow, reason in raw["verdicts"]}
+        was: dict[str, list[tuple[str, str | None, str]]] = {}
+        for name, act, shadow, reason in raw["verdicts"]:
+            was.setdefault(name, []).append((act, shadow, reason))
         for unit in fleet.busy(roster):
             horizon_s = horizons[unit.service.name]
             group = fleet.group(
                 unit, roster, raw["flows"], set(raw["drained"]), horizon_s, raw["fresh"], raw["now_s"]
             )
-            verdict = fleet.decide(unit, group, raw["unix_s"])
-            found = was.pop(unit.key, None)
-            yield Redone(raw["unix_s"], unit.name, verdict.act.value, verdict.shadow, verdict.reason, found)
+            verdicts = fleet.decide(unit, group, raw["unix_s"])
+            yield from _compared(raw["unix_s"], unit.name, verdicts, was.pop(unit.key, []))
         for name, found in was.items():
-            yield Redone(raw["unix_s"], name, "none", None, "nothing was to be decided", found)
+            yield from _compared(raw["unix_s"], name, (), found)
+
+
+def _compared(
+    unix_s: float,
+    endpoint: str,
+    verdicts: Iterable[policy.Verdict],
+    was: Iterable[tuple[str, str | None, str]],
+) -> Iterator[Redone]:
+    """One after the other, as they were decided about one endpoint."""
+    for verdict, found in zip_longest(verdicts, was):
+        if verdict is None:
+            yield Redone(unix_s, endpoint, "none", None, "nothing was to be decided", found)
+        else:
+            yield Redone(unix_s, endpoint, verdict.act.value, verdict.shadow, verdict.reason, found)

@@ -234,23 +234,18 @@ class Roster:
         if verdict.shadow is None:
             return
         shadow = self.shadows[verdict.shadow]
-        if verdict.act is policy.Act.RETRY:
-            self._put(shadows.retried(shadow, now, verdict.reason))
-        else:
-            state = {
-                policy.Act.KEEP: ShadowState.READY,
-                policy.Act.DRAIN: ShadowState.DRAINING,
-                policy.Act.REMOVE: ShadowState.REMOVING,
-            }[verdict.act]
-            self._put(replace(shadows.entered(shadow, state, now, verdict.reason), attempts=0))
-        self._journal.say(shadow.name, verdict.act.value, verdict.reason, inputs)
+        self._put(policy.obeyed(shadow, verdict, now))
+        goes_on = verdict.act is policy.Act.EVICT and shadow.evicted
+        if verdict.act is not policy.Act.EASE and not goes_on:
+            self._journal.say(shadow.name, verdict.act.value, verdict.reason, inputs)
 
     def drain(self, name: str, reason: str) -> None:
         """By command: at once, and the policy does not end it."""
         shadow = self.shadows[name]
         ready = shadow.state in (ShadowState.READY, ShadowState.DRAINING)
         state = ShadowState.DRAINING if ready else ShadowState.REMOVING
-        if shadow.state in (state, ShadowState.REMOVING):
+        begun = shadow.state is ShadowState.DRAINING and shadow.by_hand
+        if begun or shadow.state is ShadowState.REMOVING:
             return
         sentence = f"shadow {name}: {state.value} {reason}"
         moved = shadows.entered(shadow, state, self._clock.record_s(), sentence)

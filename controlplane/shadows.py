@@ -15,7 +15,13 @@ _UNHEALTHY_S = 60.0
 
 
 def entered(shadow: Shadow, state: ShadowState, now_unix_s: float, reason: str = "") -> Shadow:
-    return replace(shadow, state=state, changed_unix_s=now_unix_s, reason=reason)
+    return replace(shadow, state=state, changed_unix_s=now_unix_s, reason=reason, share=1.0, evicted=0.0)
+
+
+def drained(shadow: Shadow, share: float, evicted: float, now_unix_s: float, reason: str) -> Shadow:
+    """Further: so much of its share of new flows it gets, and so much of its old flows others have."""
+    draining = entered(shadow, ShadowState.DRAINING, now_unix_s, reason)
+    return replace(draining, share=share, evicted=evicted)
 
 
 def not_after(shadow: Shadow, now_unix_s: float) -> Shadow:

@@ -63,6 +63,8 @@ class ShadowStatus:
     reason: str
     weight: float
     """Its share of the slots' weights, 0..1 of a full shadow."""
+    evicted: float
+    """Of its flows, past the drain's deadline: the share that others have."""
     served: float | None
     """Flows per second that it is given."""
     requests: RequestStatus | None = None

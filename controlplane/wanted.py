@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from controlplane import model, shadows, weights
+from controlplane import drains, model, shadows, weights
 from controlplane.model import Member, Role, Shadow, ShadowState
 from controlplane.pool import ring_share
 
@@ -205,8 +205,10 @@ def _shadow(fleet: Knowledge, shadow: Shadow, limit: int, drained: frozenset[str
         role=Role.SHADOW,
         parent=shadow.parent,
         down=not fleet.is_up(shadow.name, False),
-        draining=shadow.state is ShadowState.DRAINING or shadow.name in drained,
+        draining=(shadow.state is ShadowState.DRAINING and drains.share(shadow) == 0.0)
+        or shadow.name in drained,
         limit=limit,
+        evicted=shadow.evicted if shadow.state is ShadowState.DRAINING else 0.0,
     )
 
 

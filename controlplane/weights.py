@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping
 
+from controlplane import drains
 from controlplane.model import LIMIT_WINDOW_S, Endpoint, Shadow, ShadowState
 
 _OWN_SHARE = 0.5
@@ -54,6 +55,8 @@ def shadow_part(shadow: Shadow, warm_up_s: float, now_unix_s: float) -> float:
 def shadow_weight(shadow: Shadow, up: bool, warm_up_s: float, now_unix_s: float) -> float:
     """0..1 of its full share; 0 if it may get no new flows."""
     warming = shadow.state is ShadowState.WARMING and shadow.healthy_unix_s is not None
+    if up and shadow.state is ShadowState.DRAINING:
+        return drains.share(shadow)
     if not up or not (warming or shadow.state is ShadowState.READY):
         return 0.0
     return shadow_part(shadow, warm_up_s, now_unix_s)

@@ -63,15 +63,14 @@ class Controlled:
         said = ""
         tick_s = min(_TICK_S, self._interval_s)
         for tick in range(math.ceil(self._interval_s / tick_s)):
-            verdict = self._decided(rate, size, self._now_s + tick * tick_s)
-            if verdict.act is Act.HOLD and not any(
-                shadow.state is ShadowState.DRAINING for shadow in self._shadows.values()
-            ):
+            verdicts = self._decided(rate, size, self._now_s + tick * tick_s)
+            holds = all(verdict.act is Act.HOLD for verdict in verdicts)
+            if holds and not any(one.state is ShadowState.DRAINING for one in self._shadows.values()):
                 break
-            said = verdict.reason if verdict.act is not Act.HOLD else said
+            said = said if holds else verdicts[0].reason
         return Size(self.wanted, said or size.reason, size.exact, size.p50, size.p90)
 
-    def _decided(self, rate: float, size: Size, now_s: float) -> Verdict:
+    def _decided(self, rate: float, size: Size, now_s: float) -> tuple[Verdict, ...]:
         for shadow in list(self._shadows.values()):
             if (
                 shadow.state is ShadowState.PROVISIONING
@@ -95,20 +94,20 @@ class Controlled:
             sized=size.wanted,
             sized_reason=size.reason,
         )
-        verdict, self._memory = policy.decide(self._settings, group, self._memory, now_s)
-        self._obey(verdict, now_s)
-        return verdict
+        verdicts, self._memory = policy.decide(self._settings, group, self._memory, now_s)
+        for verdict in verdicts:
+            self._obey(verdict, now_s)
+        return verdicts
 
     def _obey(self, verdict: Verdict, now_s: float) -> None:
         if verdict.act is Act.ADD:
             for _ in range(verdict.count):
                 self._add(ShadowState.PROVISIONING, now_s)
+        elif verdict.act is Act.REMOVE and verdict.shadow is not None:
+            del self._shadows[verdict.shadow]
         elif verdict.shadow is not None:
-            if verdict.act is Act.REMOVE:
-                del self._shadows[verdict.shadow]
-            elif verdict.act in (Act.DRAIN, Act.KEEP):
-                state = ShadowState.DRAINING if verdict.act is Act.DRAIN else ShadowState.READY
-                self._shadows[verdict.shadow] = shadows.entered(self._shadows[verdict.shadow], state, now_s)
+            after = policy.obeyed(self._shadows[verdict.shadow], verdict, now_s)
+            self._shadows[verdict.shadow] = after
 
     def _add(self, state: ShadowState, now_s: float, is_live: bool = False) -> None:
         self._named += 1

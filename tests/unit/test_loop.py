@@ -339,20 +339,34 @@ def test_run_keeps_its_cadence_and_stops():
 
 
 def draining() -> World:
+    """Half of the ramp is over."""
     world = grown(drain_s=10.0)
     world.dataplane.flows["web-1-s1"] = 3
-    world.until(ShadowState.DRAINING, 20.0, 200)
-    return world
+    for _ in range(400):
+        world.tick(60.0)
+        if 0.0 < world.store.records["web-1-s1"].share < 0.6:
+            return world
+    raise AssertionError("it is not drained")
 
 
 def test_frozen_a_drain_under_way_is_held_and_nothing_is_cut_until_thawed():
     world = draining()
+    slots = world.dataplane.members["web-1"].slots
+    assert 0.0 < slots["web-1-s1"] < 1.0
     requests.request_freeze(world.store, True)
-    world.ticks(60, 20.0)
+    world.ticks(60, 60.0)
     assert world.states() == [ShadowState.DRAINING]
+    assert world.dataplane.members["web-1"].slots == slots, "no step of the ramp is taken"
+    requests.request_freeze(world.store, False)
+    world.ticks(3, 60.0)
+    assert world.dataplane.members["web-1"].slots != {}, "nor are steps made up for"
+    world.ticks(5, 60.0)
+    requests.request_freeze(world.store, True)
+    world.ticks(60, 60.0)
+    assert world.states() == [ShadowState.DRAINING], "its flows are not cut"
     assert world.dataplane.members["web-1"].slots == {}, "it gets no new flows all the while"
     requests.request_freeze(world.store, False)
-    world.ticks(5, 20.0)
+    world.ticks(20, 60.0)
     assert world.states() == []
 
 
@@ -414,6 +428,8 @@ def test_unneeded_shadows_go_one_after_another_without_waiting_for_old_flows():
     world.until(ShadowState.DRAINING, 20.0, 200)
     world.ticks(60 * count, 20.0)
     assert world.states() == [ShadowState.DRAINING] * count
+    members = [world.dataplane.members[name] for name in world.store.records]
+    assert [one.draining for one in members] == [True] * count
 
 
 def test_a_failed_shadow_survives_a_restart_with_its_pause():

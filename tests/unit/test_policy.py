@@ -7,9 +7,10 @@ import math
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+import numpy as np
 import pytest
 
-from controlplane import policy
+from controlplane import drains, policy
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 from controlplane.policy import Act, Group, Memory, Verdict
 
@@ -47,7 +48,16 @@ def group(high: float, *shadows: Shadow, sick: tuple[str, ...] = (), **more: obj
 
 
 def decided(now: Group, memory: Memory = Memory()) -> Verdict:  # noqa: B008 - frozen
-    return policy.decide(SETTINGS, now, memory, NOW)[0]
+    return policy.decide(SETTINGS, now, memory, NOW)[0][0]
+
+
+def all_decided(now: Group) -> list[tuple[Act, str | None]]:
+    return [(one.act, one.shadow) for one in policy.decide(SETTINGS, now, long_since(), NOW)[0]]
+
+
+def drained(k: int, since_s: float, **more: object) -> Shadow:
+    """It gets no new flows since then."""
+    return shadow(k, ShadowState.DRAINING, since_s, share=0.0, **more)
 
 
 def long_since() -> Memory:
@@ -113,7 +123,8 @@ ROWS = {
     "down, its only shadow drains by command: it serves on": (
         group(0.0, shadow(1, DRAINING, 60.0, by_hand=True), live_up=False), Act.ADD),
     "unneeded for long: drain": (group(30.0, shadow(1, READY, OLD)), Act.DRAIN),
-    "unneeded, but young: hold": (group(30.0, shadow(1, READY, 15.0)), Act.HOLD),
+    "unneeded, but young: hold": (group(30.0, shadow(1, READY, 9.0)), Act.HOLD),
+    "unneeded, its least life ends with the ramp: drain": (group(30.0, shadow(1, READY, 10.0)), Act.DRAIN),
     "unneeded now, but it pays: hold": (group(30.0, shadow(1, READY, OLD), sized=2), Act.HOLD),
     "more pay than the forecast asks for: add": (group(30.0, sized=2), Act.ADD),
     "as many as pay are on order: hold": (group(30.0, shadow(1, ON_ORDER), sized=2), Act.HOLD),
@@ -124,18 +135,44 @@ ROWS = {
     "more pay, and one drains: kept": (group(30.0, shadow(1, DRAINING), sized=2), Act.KEEP),
     "unneeded on stale readings: hold": (group(30.0, shadow(1, READY, OLD), fresh=False), Act.HOLD),
     "unneeded, but by hand: hold": (group(30.0, shadow(1, READY, OLD, by_hand=True)), Act.HOLD),
-    "two unneeded, the first drains since just now: hold": (
-        group(30.0, shadow(1, READY, OLD), shadow(2, DRAINING, 1.0)), Act.HOLD),
-    "two unneeded, the first drains since a while: the next": (
-        group(30.0, shadow(1, READY, OLD), shadow(2, DRAINING, 6.0)), Act.DRAIN),
-    "many unneeded, the first drains since just now: the next": (
-        group(30.0, *(shadow(k, READY, OLD) for k in range(1, 6)), shadow(6, DRAINING, 1.0)), Act.DRAIN),
-    "drained, no flows left: remove": (
-        group(30.0, shadow(1, DRAINING, 3.0), flows={"web-s1": 0}), Act.REMOVE),
-    "draining, flows left: hold": (group(30.0, shadow(1, DRAINING, 3.0), flows={"web-s1": 1}), Act.HOLD),
-    "drain deadline: remove": (group(30.0, shadow(1, DRAINING, 11.0), flows={"web-s1": 9}), Act.REMOVE),
+    "two unneeded, the first gets fewer and fewer new flows: the second waits": (
+        group(30.0, shadow(1, READY, OLD), shadow(2, DRAINING, 0.5)), Act.HOLD),
+    "two unneeded, the first gets no new flows since just now: hold": (
+        group(30.0, shadow(1, READY, OLD), drained(2, 1.0)), Act.HOLD),
+    "two unneeded, the first waits for its old flows: the next": (
+        group(30.0, shadow(1, READY, OLD), drained(2, 6.0)), Act.DRAIN),
+    "two unneeded, the first gives up its old flows: hold": (
+        group(30.0, shadow(1, READY, OLD), drained(2, 0.5, evicted=0.2)), Act.HOLD),
+    "many unneeded, one gets fewer new flows: the others wait": (
+        group(30.0, *(shadow(k, READY, OLD) for k in range(1, 6)), shadow(6, DRAINING, 0.5)), Act.HOLD),
+    "a tenth of the ramp later: fewer new flows": (group(30.0, shadow(1, DRAINING, 1.0)), Act.EASE),
+    "half a second later, and it was given no new flows: none from now on": (
+        group(30.0, shadow(1, DRAINING, 0.5), given={"web-s1": 1.0}), Act.EASE),
+    "half a second later, and it was given some: hold": (
+        group(30.0, shadow(1, DRAINING, 0.5), given={"web-s1": 1.1}), Act.HOLD),
+    "the same on stale readings: hold": (group(30.0, shadow(1, DRAINING, 1.0), fresh=False), Act.HOLD),
+    "the ramp, and what is left no longer fits: kept": (group(90.0, shadow(1, DRAINING, 1.0)), Act.KEEP),
+    "the ramp, no flows left: nobody goes before it is over": (
+        group(30.0, shadow(1, DRAINING, 0.5), flows={"web-s1": 0}), Act.HOLD),
+    "drained, no flows left: remove": (group(30.0, drained(1, 3.0), flows={"web-s1": 0}), Act.REMOVE),
+    "drained just now, no flows seen: hold": (
+        group(30.0, drained(1, 1.0), flows={"web-s1": 0}), Act.HOLD),
+    "draining, flows left: hold": (group(30.0, drained(1, 3.0), flows={"web-s1": 1}), Act.HOLD),
+    "drain deadline: some of its flows are given away": (
+        group(30.0, drained(1, 11.0), flows={"web-s1": 9}), Act.EVICT),
+    "drain deadline, all but the last are given away: remove": (
+        group(30.0, drained(1, 1.0, evicted=0.95), flows={"web-s1": 1}), Act.REMOVE),
+    "drain deadline, some were given away just now: hold": (
+        group(30.0, drained(1, 0.5, evicted=0.5), flows={"web-s1": 9}), Act.HOLD),
+    "drain deadline, and the load is back: kept": (
+        group(90.0, drained(1, 1.0, evicted=0.5), flows={"web-s1": 9}), Act.KEEP),
     "drain deadline on stale readings: hold": (
-        group(30.0, shadow(1, DRAINING, 11.0), flows={"web-s1": 0}, fresh=False), Act.HOLD),
+        group(30.0, drained(1, 11.0), flows={"web-s1": 0}, fresh=False), Act.HOLD),
+    "drain deadline on stale readings, by command: it goes on": (
+        group(30.0, shadow(1, DRAINING, 11.0, by_hand=True), flows={"web-s1": 9}, fresh=False), Act.EVICT),
+    "by command, and the load is back: it goes on": (
+        group(90.0, shadow(1, DRAINING, 3.0, by_hand=True), shadow(2, ON_ORDER), flows={"web-s1": 0}),
+        Act.REMOVE),
     "failed and not needed, after its pause: remove": (group(30.0, shadow(1, FAILED, 6.0)), Act.REMOVE),
     "one is being removed: hold": (group(30.0, shadow(1, REMOVING)), Act.HOLD),
 }  # fmt: skip
@@ -149,32 +186,115 @@ def test_a_rule(now, act):
 
 def test_while_one_is_on_order_the_next_waits_until_the_need_has_lasted():
     now = group(170.0, shadow(1, ON_ORDER))
-    verdict, memory = policy.decide(SETTINGS, now, Memory(), NOW)
+    (verdict,), memory = policy.decide(SETTINGS, now, Memory(), NOW)
     assert verdict.act is Act.HOLD
-    assert policy.decide(SETTINGS, now, memory, NOW + 2.0)[0].act is Act.HOLD
-    assert policy.decide(SETTINGS, now, memory, NOW + 3.0)[0].act is Act.ADD
+    assert policy.decide(SETTINGS, now, memory, NOW + 2.0)[0][0].act is Act.HOLD
+    assert policy.decide(SETTINGS, now, memory, NOW + 3.0)[0][0].act is Act.ADD
 
 
 def test_idle_time_starts_anew_when_demand_comes_back_or_readings_go_stale():
     calm = group(30.0, shadow(1, READY, OLD))
     for interruption in (group(110.0, shadow(1, READY, OLD)), replace(calm, fresh=False)):
         _, memory = policy.decide(SETTINGS, interruption, long_since(), NOW)
-        verdict, memory = policy.decide(SETTINGS, calm, memory, NOW + 1.0)
+        (verdict,), memory = policy.decide(SETTINGS, calm, memory, NOW + 1.0)
         assert verdict.act is Act.HOLD
-        assert policy.decide(SETTINGS, calm, memory, NOW + 10.0)[0].act is Act.HOLD
-        assert policy.decide(SETTINGS, calm, memory, NOW + 11.0)[0].act is Act.DRAIN
+        # Of the 10 s it may get fewer new flows in the last 5.
+        assert policy.decide(SETTINGS, calm, memory, NOW + 5.0)[0][0].act is Act.HOLD
+        assert policy.decide(SETTINGS, calm, memory, NOW + 6.0)[0][0].act is Act.DRAIN
 
 
 def test_slow_answers_are_answered_once():
     slow = group(30.0, latency_deviates=True)
-    verdict, memory = policy.decide(SETTINGS, slow, Memory(), NOW)
+    (verdict,), memory = policy.decide(SETTINGS, slow, Memory(), NOW)
     assert verdict.act is Act.ADD
-    assert policy.decide(SETTINGS, slow, memory, NOW + 1.0)[0].act is Act.HOLD
+    assert policy.decide(SETTINGS, slow, memory, NOW + 1.0)[0][0].act is Act.HOLD
 
 
 def test_the_youngest_drains_first():
     verdict = decided(group(30.0, shadow(1, READY, 200.0), shadow(2, READY, OLD)), long_since())
     assert (verdict.act, verdict.shadow) == (Act.DRAIN, "web-s2")
+
+
+def many(count: int, state: ShadowState = ShadowState.READY, **more: object) -> list[Shadow]:
+    return [shadow(k, state, OLD + k, **more) for k in range(1, count + 1)]
+
+
+def test_one_drains_at_a_time_and_of_many_members_up_to_a_third_the_youngest():
+    settings = replace(SETTINGS, max_per_endpoint=100)
+
+    def begun(count: int, sized: int = 1) -> list[str | None]:
+        memory = Memory((None,) * 60, (NOW - 3600.0,) * 60)
+        verdicts, _ = policy.decide(settings, group(30.0, *many(count), sized=sized), memory, NOW)
+        return [one.shadow for one in verdicts if one.act is Act.DRAIN]
+
+    assert [len(begun(count)) for count in (1, 4, 5, 38)] == [1, 1, 2, 13]
+    assert begun(5) == ["web-s1", "web-s2"]
+    assert len(begun(40, sized=38)) == 3, "those that don't pay"
+    assert begun(40, sized=41) == []
+
+
+def test_of_many_no_more_drain_than_leave_enough_for_what_was_needed_of_late():
+    settings = replace(SETTINGS, max_per_endpoint=100)
+    lately = tuple(NOW - (3600.0 if n > 15 else 1.0) for n in range(1, 61))
+    verdicts, _ = policy.decide(settings, group(30.0, *many(20)), Memory((None,) * 60, lately), NOW)
+    assert [one.act for one in verdicts] == [Act.DRAIN] * 5, "the last minutes took 16 members"
+
+
+def test_all_that_are_drained_go_at_once_and_those_that_drain_go_on_beside_each_other():
+    done = [drained(k, 3.0) for k in range(1, 5)]
+    flows = {one.name: 0 for one in done}
+    on_the_way = [shadow(5, ShadowState.DRAINING, 1.0), drained(6, 11.0)]
+    assert all_decided(group(30.0, *done, *on_the_way, flows=flows | {"web-s6": 9})) == [
+        *((Act.REMOVE, one.name) for one in done),
+        (Act.EASE, "web-s5"),
+        (Act.EVICT, "web-s6"),
+    ]
+
+
+def test_as_many_are_kept_as_are_missing_those_with_most_of_their_share_first_and_others_stand_still():
+    there = [shadow(k, ShadowState.DRAINING, 1.0, share=share) for k, share in ((1, 0.2), (2, 0.5), (3, 0.9))]
+    assert all_decided(group(210.0, *there)) == [(Act.KEEP, "web-s3"), (Act.KEEP, "web-s2")]
+    assert all_decided(group(30.0, *there, sized=2)) == [(Act.KEEP, "web-s3")]
+    sick = replace(group(210.0, *there, drained(4, 11.0)), up=frozenset({"web-s3"}), flows={"web-s4": 0})
+    assert (Act.REMOVE, "web-s4") in all_decided(sick), "who can't serve does not come back"
+
+
+def test_who_is_missing_beyond_those_that_come_back_is_ordered_at_once():
+    now = group(30.0, shadow(1, ShadowState.DRAINING), sized=4)
+    assert all_decided(now) == [(Act.KEEP, "web-s1"), (Act.ADD, None)]
+    assert policy.decide(SETTINGS, now, long_since(), NOW)[0][1].count == 2
+
+
+def test_a_drain_from_its_first_step_to_its_last():
+    settings = ShadowSettings(headroom=0.2)
+    draining, seen = shadow(1, ShadowState.READY, 1000.0), []
+    memory = Memory((None,) * 3, (NOW - 3600.0,) * 3)
+    for second in range(200):
+        left = round(1000 * (1.0 - draining.evicted))
+        now = group(30.0, draining, flows={"web-s1": left})
+        for one in policy.decide(settings, now, memory, NOW + second)[0]:
+            if one.act not in (Act.HOLD, Act.REMOVE):
+                draining = policy.obeyed(draining, one, NOW + second)
+            if one.act is not Act.HOLD:
+                seen.append((second, one.act, draining.share, draining.evicted))
+        if seen and seen[-1][1] is Act.REMOVE:
+            break
+    shares = [(second, share) for second, act, share, _ in seen if act is Act.EASE]
+    assert shares == [(3 * n, pytest.approx(1.0 - 0.1 * n)) for n in range(1, 11)], "to nothing in 30 s"
+    slices = [(second, evicted) for second, act, _, evicted in seen if act is Act.EVICT]
+    # 1000 flows, and the live one has room for 50/s more than it is to serve: half of that is 25/s.
+    assert slices[0] == (60, 0.02)
+    assert np.allclose(np.diff([evicted for _, evicted in slices]), 0.02)
+    assert seen[-1][0] == 60 + 49
+
+
+@pytest.mark.parametrize(
+    ("flows", "room", "part"), [(100, 1000.0, 0.1), (1000, 100.0, 0.05), (1000, 0.0, 0.01)]
+)
+def test_a_slice_is_no_larger_than_what_others_have_room_for(flows, room, part):
+    step = drains.next_step(SETTINGS, drained(1, 11.0), flows, room, NOW)
+    assert step is not None
+    assert (step.evicted, step.is_over) == (part, False)
 
 
 def test_pauses_double_and_end_at_five_minutes():

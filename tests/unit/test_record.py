@@ -50,7 +50,7 @@ def test_the_same_is_decided_with_the_same_reasons(recorded):
     decisions = again(recorded, recorded.recorded)
     assert [one for one in decisions if not one.is_same] == []
     acts = {one.act for one in decisions}
-    assert {"add", "hold", "retry", "drain", "remove"} <= acts
+    assert {"add", "hold", "retry", "drain", "ease", "remove"} <= acts
 
 
 def test_negative_control_other_readings_are_decided_about_otherwise(recorded):

@@ -58,7 +58,7 @@ def test_spill(demand, capacity, shadows, live_usable, spill):
 
 
 def a_shadow(state: ShadowState, healthy: float | None = None) -> Shadow:
-    return Shadow("s", "web", "web-1", "a", "netns", state, 0.0, 0.0, healthy_unix_s=healthy)
+    return Shadow("s", "web", "web-1", "a", "netns", state, 0.0, 0.0, healthy_unix_s=healthy, share=0.4)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,8 @@ def a_shadow(state: ShadowState, healthy: float | None = None) -> Shadow:
         (ShadowState.READY, True, 1.0),
         (ShadowState.READY, False, 0.0),
         (ShadowState.WARMING, True, 0.5),
-        (ShadowState.DRAINING, True, 0.0),
+        (ShadowState.DRAINING, True, 0.4),
+        (ShadowState.DRAINING, False, 0.0),
         (ShadowState.REMOVING, True, 0.0),
         (ShadowState.FAILED, True, 0.0),
     ],
