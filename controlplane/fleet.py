@@ -22,6 +22,7 @@ from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
 from controlplane.roster import Roster
 from controlplane.status import GroupStatus, PoolStatus, ServiceStatus, ShadowStatus, UsageStatus, known
+from controlplane.turnover import Turnover, earlier_s
 
 Floats = npt.NDArray[np.float64]
 
@@ -73,15 +74,17 @@ class Fleet:
         self._unread = True
 
     def reconfigure(self, config: model.Config) -> None:
-        views, loads = self._views, self._loads
+        views, loads, turnover = self._views, self._loads, self._turnover
         self._set_up(config)
         self._loads.resume(loads)
+        self._turnover.resume(turnover)
         for name in self._views.keys() & views.keys():
             self._views[name].resume(views[name])
 
     def _set_up(self, config: model.Config) -> None:
         self._views = {name: Outlook(service, config.tick_s) for name, service in config.services.items()}
         self._loads = Loads(config.services.values(), [view.method for view in self._views.values()])
+        self._turnover = Turnover(config.services)
         self._rows = Rows(self._loads.names)
         self._probes = {
             endpoint.name: service.probe
@@ -150,6 +153,7 @@ class Fleet:
         reading = rates(before, after, self._rows)
         if reading is not None:
             demand = self._loads.take(reading, self._down(), after.at_s)
+            self._turnover.take(demand, reading.over_s)
             self._foresee(demand, reading.over_s, now_unix_s)
         return True
 
@@ -166,6 +170,18 @@ class Fleet:
             foresight = self._views[name].foresight
             if foresight is not None:
                 foresight.conclude()
+
+    def count_flows(self, established: Mapping[str, int], installed: model.Steering) -> None:
+        """:param established: of each member, now."""
+        flows: dict[str, int] = {}
+        for name, count in established.items():
+            service = installed.members[name].service
+            flows[service] = flows.get(service, 0) + count
+        self._turnover.count(flows)
+
+    def lives_s(self) -> dict[str, float]:
+        """Service -> mean life of its flows; absent: not known."""
+        return self._turnover.lives_s()
 
     def learn(self) -> None:
         """What can wait until what was decided is applied: ended steps of many services, and the past."""
@@ -362,8 +378,10 @@ class Fleet:
         horizon_s: float,
         fresh: bool,
         now_s: float,
+        life_s: float | None = None,
     ) -> policy.Group:
-        """:param flows: active ones of draining shadows. ``drained``: who is to get no new flows."""
+        """:param flows: active ones of draining shadows. ``drained``: who is to get no new flows. ``life_s``:
+        mean life of the service's flows; None: not known."""
         service, view, loads = unit.service, self._views[unit.service.name], self._loads
         names = [endpoint.name for endpoint in unit.endpoints]
         them = [loads.index[name] for name in names]
@@ -397,6 +415,7 @@ class Fleet:
             sized=sized.wanted,
             sized_reason=sized.reason,
             usual_s=roster.usual_lead_time_s(service.name),
+            life_s=life_s,
             standing=sized.standing,
             p50=sized.p50,
             p90=sized.p90,
@@ -439,6 +458,7 @@ class Fleet:
         now_s: float,
         now_unix_s: float,
     ) -> tuple[ServiceStatus, ...]:
+        lives_s = self.lives_s()
         out = []
         for name, view in self._views.items():
             service = view.service
@@ -457,6 +477,8 @@ class Fleet:
                     protocol=service.protocol.name.lower(),
                     lead_time_s=round(roster.lead_time_s(name), 3),
                     lead_times_measured=roster.measured(name),
+                    flow_life_s=lives_s.get(name),
+                    earlier_s=round(earlier_s(lives_s.get(name)), 1),
                     fail_open=self.fail_open.get(name, False),
                     groups=groups,
                     pool=self._pool_status(view, roster) if view.is_pool else None,

@@ -34,6 +34,7 @@ from controlplane.ports import (
 from controlplane.record import Recorder
 from controlplane.roster import Roster
 from controlplane.status import Status, samples
+from controlplane.turnover import earlier_s
 from controlplane.wanted import wanted_steering
 
 _log = logging.getLogger("penumbra")
@@ -42,6 +43,8 @@ _T = TypeVar("_T")
 _STALE_TICKS = 3.0
 _DIRECT_S = 30.0
 _KEEP_S = 60.0
+_COUNT_S = 30.0
+"""The flow cache is gone through so often, to tell how long flows live."""
 _BY_COMMAND = frozenset({policy.Act.EVICT, policy.Act.REMOVE, policy.Act.RETRY})
 """What goes on of commands when automatic action is frozen."""
 
@@ -100,6 +103,7 @@ class Controller:
         self._steps = 0
         self._status: Status | None = None
         self._keep_due_s = clock.now_s() + _KEEP_S
+        self._count_due_s = clock.now_s() + _COUNT_S
         self._recorder = recorder
         self._record(lambda recorder: recorder.configured())
         self._guarded("learned", self._recall)
@@ -221,6 +225,10 @@ class Controller:
     def _keep(self) -> None:
         """Learns on, and keeps what came since the last time, so that a crash costs little of it."""
         self._fleet.learn()
+        if self._clock.now_s() >= self._count_due_s and self._read_back:
+            self._count_due_s = self._clock.now_s() + _COUNT_S
+            established = self._dataplane.established_flows(self._installed.members)
+            self._fleet.count_flows(established, self._installed)
         if self._clock.now_s() >= self._keep_due_s:
             self._keep_due_s = self._clock.now_s() + _KEEP_S
             for key, value in self._fleet.to_keep():
@@ -347,7 +355,11 @@ class Controller:
         self._take_shadow_health()
         now_s, now_unix_s, fresh = self._clock.now_s(), self._clock.record_s(), self._fresh
         there, drained = dict(self._roster.shadows), self._drained
-        horizons = {service: self._roster.lead_time_s(service) for service in self._config.services}
+        lives_s = self._fleet.lives_s()
+        horizons = {
+            service: self._roster.lead_time_s(service) + earlier_s(lives_s.get(service))
+            for service in self._config.services
+        }
         self._fleet.forecast(horizons, now_s, fresh)
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
         flows = self._dataplane.active_flows(draining) if draining else {}
@@ -355,7 +367,8 @@ class Controller:
         decided: list[tuple[str, tuple[policy.Verdict, ...]]] = []
         for unit in self._fleet.busy(self._roster):
             horizon_s = horizons[unit.service.name]
-            group = self._fleet.group(unit, self._roster, flows, drained, horizon_s, fresh, now_s)
+            life_s = lives_s.get(unit.service.name)
+            group = self._fleet.group(unit, self._roster, flows, drained, horizon_s, fresh, now_s, life_s)
             verdicts = self._fleet.decide(unit, group, now_unix_s)
             decided.append((unit.key, verdicts))
             for verdict in verdicts:
@@ -366,7 +379,10 @@ class Controller:
                     else:
                         self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)
-        lead_times = {name: (p95_s, self._roster.usual_lead_time_s(name)) for name, p95_s in horizons.items()}
+        lead_times = {
+            name: (horizon_s, self._roster.usual_lead_time_s(name), lives_s.get(name))
+            for name, horizon_s in horizons.items()
+        }
         self._record(
             lambda recorder: recorder.decided(
                 now_s, now_unix_s, lead_times, flows, drained, fresh, there, decided

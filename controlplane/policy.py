@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from controlplane import drains, shadows
+from controlplane import drains, shadows, turnover
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 
 _LATE = 1.5
@@ -140,6 +140,8 @@ class Group:
     sized_reason: str = ""
     usual_s: float | None = None
     """p95 lead time of the orders that were ready in the end; None: the horizon."""
+    life_s: float | None = None
+    """Mean life of a flow, by which the horizon is longer than the lead time; None: not known."""
     standing: int = 0
     """Of them, those that stand by for more than the forecast's ninth decile."""
     p50: float = math.nan
@@ -166,6 +168,7 @@ class Group:
             "level": self.level,
             "high": self.high,
             "horizon_s": self.horizon_s,
+            "flow_life_s": math.nan if self.life_s is None else self.life_s,
             "quantile": self.quantile,
             "p50": self.p50,
             "p90": self.p90,
@@ -372,7 +375,16 @@ def _grow(
             reason += f", {failed[0].name} failed ({failed[0].reason}), next try in {left:.0f} s"
         return kept or (Verdict(Act.HOLD, reason, None, needed),)
     count = min(missing, most - len(group.shadows))
-    return *kept, Verdict(Act.ADD, f"shadow {group.name} +{count}: {cause}", None, needed, count)
+    reason = f"shadow {group.name} +{count}: {cause}{_earlier(group)}"
+    return *kept, Verdict(Act.ADD, reason, None, needed, count)
+
+
+def _earlier(group: Group) -> str:
+    """Why so early."""
+    earlier_s = turnover.earlier_s(group.life_s)
+    if not earlier_s:
+        return ""
+    return f"; flows live {group.life_s:.0f} s: little can be moved, so {earlier_s:.0f} s earlier"
 
 
 def _is_silent(group: Group, shadow: Shadow, now_unix_s: float) -> bool:

@@ -110,6 +110,9 @@ class Dataplane(Protocol):
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
         """Flows in the cache, within their idle limit and not closed, per member."""
 
+    def established_flows(self, members: Collection[str]) -> Mapping[str, int]:
+        """Of the active ones those whose handshake is done, or that were answered."""
+
     def in_flight(self, members: Sequence[str]) -> npt.NDArray[np.intp]:
         """(members,) requests without an answer yet, on flows within their idle limit."""
 

@@ -94,18 +94,19 @@ class Recorder:
         self,
         now_s: float,
         now_unix_s: float,
-        lead_times: Mapping[str, tuple[float, float]],
+        lead_times: Mapping[str, tuple[float, float, float | None]],
         flows: Mapping[str, int],
         drained: Iterable[str],
         fresh: bool,
         shadows: Mapping[str, model.Shadow],
         decided: Iterable[tuple[str, Iterable[policy.Verdict]]],
     ) -> None:
-        """The tick is over. ``lead_times``: p95 of each service, and that of those that were ready."""
+        """The tick is over. ``lead_times``: of each service the horizon, the p95 of orders that were ready,
+        and the mean life of its flows."""
         self._take_shadows("shadows", shadows)
         self._tick |= {"now_s": now_s, "unix_s": now_unix_s, "fresh": fresh, "flows": dict(flows)}
         self._tick["drained"] = sorted(drained)
-        self._tick["lead_times"] = {name: list(both) for name, both in lead_times.items()}
+        self._tick["lead_times"] = {name: list(told) for name, told in lead_times.items()}
         self._tick["verdicts"] = [
             [name, one.act.value, one.shadow, one.reason] for name, verdicts in decided for one in verdicts
         ]
@@ -183,7 +184,7 @@ class _Roster:
     def __init__(self) -> None:
         self.endpoints: dict[str, model.Endpoint] = {}
         self.shadows: dict[str, model.Shadow] = {}
-        self.lead_times: dict[str, list[float]] = {}
+        self.lead_times: dict[str, tuple[float, float, float | None]] = {}
 
     def of(self, parent: str) -> tuple[model.Shadow, ...]:
         return tuple(shadow for shadow in self.shadows.values() if shadow.parent == parent)
@@ -262,17 +263,17 @@ class _Replay:
 
     def _decide(self, raw: Mapping[str, Any]) -> Iterator[Redone]:
         fleet, roster = self._fleet, self._roster
-        roster.lead_times = raw["lead_times"]
-        horizons = {name: both[0] for name, both in roster.lead_times.items()}
+        roster.lead_times = {name: tuple(told) for name, told in raw["lead_times"].items()}
+        horizons = {name: told[0] for name, told in roster.lead_times.items()}
         fleet.forecast(horizons, raw["now_s"], raw["fresh"])
         was: dict[str, list[tuple[str, str | None, str]]] = {}
         for name, act, shadow, reason in raw["verdicts"]:
             was.setdefault(name, []).append((act, shadow, reason))
         for unit in fleet.busy(roster):
             horizon_s = horizons[unit.service.name]
-            group = fleet.group(
-                unit, roster, raw["flows"], set(raw["drained"]), horizon_s, raw["fresh"], raw["now_s"]
-            )
+            life_s = roster.lead_times[unit.service.name][2]
+            drained, fresh = set(raw["drained"]), raw["fresh"]
+            group = fleet.group(unit, roster, raw["flows"], drained, horizon_s, fresh, raw["now_s"], life_s)
             verdicts = fleet.decide(unit, group, raw["unix_s"])
             yield from _compared(raw["unix_s"], unit.name, verdicts, was.pop(unit.key, []))
         for name, found in was.items():

@@ -136,6 +136,10 @@ class ServiceStatus:
     protocol: str
     lead_time_s: float
     lead_times_measured: int
+    flow_life_s: float | None
+    """Mean life of its flows."""
+    earlier_s: float
+    """By so much shadows are ordered earlier, as only new flows can be moved."""
     fail_open: bool
     """No member is healthy: packets go to all of them."""
     groups: tuple[GroupStatus, ...] = ()
@@ -217,6 +221,9 @@ def samples(status: Status) -> list[Sample]:
     for service in status.services:
         labels = {"service": service.name}
         out.append(Sample("lead_time_seconds", labels, service.lead_time_s))
+        out.append(Sample("ordered_earlier_seconds", labels, service.earlier_s))
+        if service.flow_life_s is not None:
+            out.append(Sample("flow_life_seconds", labels, service.flow_life_s))
         out.append(Sample("fail_open", labels, float(service.fail_open)))
         if service.pool is not None:
             out.extend(_pool_samples(service.pool, labels))

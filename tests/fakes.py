@@ -210,6 +210,9 @@ class FakeDataplane:
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
         return {name: self.flows[name] for name in members if name in self.flows}
 
+    def established_flows(self, members: Collection[str]) -> Mapping[str, int]:
+        return self.active_flows(members)
+
     def in_flight(self, members: Sequence[str]) -> np.ndarray:
         return np.array([self.waiting.get(name, 0) for name in members], np.intp)
 

@@ -51,7 +51,10 @@ class FlowingDataplane(FakeDataplane):
 
 
 class FlowingWorld(World):
-    def __init__(self, configuration: model.Config, life_s: float, old: float) -> None:
+    def __init__(
+        self, configuration: model.Config, life_s: float, old: float, *, records: bool = False
+    ) -> None:
         super().__init__(configuration)
+        self.records = records
         self.dataplane: FlowingDataplane = FlowingDataplane(self.clock, life_s, old)
         self.controller = self._controller()

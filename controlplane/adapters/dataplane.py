@@ -125,9 +125,15 @@ class MapDataplane:
         return readings.counters(self._maps, self._clock.now_s())
 
     def active_flows(self, members: Collection[str]) -> Mapping[str, int]:
+        return self._flows_of(members, established=False)
+
+    def established_flows(self, members: Collection[str]) -> Mapping[str, int]:
+        return self._flows_of(members, established=True)
+
+    def _flows_of(self, members: Collection[str], *, established: bool) -> Mapping[str, int]:
         if not members:
             return {}
-        flows = flow_table.active(self._maps, self._tick())
+        flows = flow_table.active(self._maps, self._tick(), established=established)
         rows = steering.endpoint_rows(self._maps)
         return {name: int(flows[rows[name]]) if name in rows else 0 for name in members}
 

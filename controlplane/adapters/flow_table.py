@@ -123,11 +123,15 @@ def _limits(maps: Maps, entries: _Entries) -> Array:
     return np.where(entries.has(_CLOSING_FLAGS), settings["idle_closing_ticks"], limits)
 
 
-def active(maps: Maps, now_tick: int) -> npt.NDArray[np.intp]:
-    """(endpoints,) flows of each endpoint that are neither idle nor closed."""
+def active(maps: Maps, now_tick: int, *, established: bool = False) -> npt.NDArray[np.intp]:
+    """(endpoints,) flows of each endpoint that are neither idle nor closed.
+
+    :param established: only those whose handshake is done, or that were answered."""
     entries = _entries(maps, now_tick)
     closed = entries.flags & np.uint8(_BOTH_FINS) == np.uint8(_BOTH_FINS)
     closed |= entries.has(layout.FLOW_RST)
+    if established:
+        closed |= ~entries.has(layout.FLOW_ESTABLISHED)
     return np.bincount(entries.endpoints[~closed], minlength=maps.sizes.endpoints)
 
 

@@ -41,7 +41,9 @@ def explain(
     groups = [
         {
             "service": service["name"],
-            "horizon_s": service["lead_time_s"],
+            "horizon_s": service["lead_time_s"] + service["earlier_s"],
+            "flow_life_s": service["flow_life_s"],
+            "earlier_s": service["earlier_s"],
             "pool": service.get("pool"),
             **group,
         }
@@ -91,6 +93,11 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield f"  capacity   {_rate(group['capacity'])} each"
     yield from _of_pool(group["service"], group["pool"]) if group["pool"] else _of_size(group)
+    if group["earlier_s"]:
+        yield (
+            f"  flows      live {group['flow_life_s']:.0f} s: little can be moved, so shadows are ordered "
+            f"{group['earlier_s']:.0f} s earlier"
+        )
     yield f"  weights    {group['spill']:.0%} of its new flows spill; {group['ring_weight']:g} in the ring"
     yield (
         f"  deviation  request rate {group['rate_deviation']:g}, RTT {group['latency_deviation']:g} "
