@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -311,13 +312,15 @@ def test_status_and_metrics_tell_it_while_it_is_fresh():
         ({}, "not known"),
     ],
 )
-def test_explain_says_it_in_a_line(told, said):
+def test_explain_says_it_in_a_line(told, said, monkeypatch, capsys):
     world = world_of()
     world.load_source.tell("web-1", **told)
     world.ticks(2, 30.0)
-    group = json.loads(world.shown[-1])["services"][0]["groups"][0]
-    lines = list(explain._of_group({"service": "web", "pool": None, **group}))
-    assert f"  uses       {said} (0 s ago)" in lines
+    there = SimpleNamespace(name="test", store=lambda: world.store)
+    monkeypatch.setattr("controlplane.cli.instance.find", lambda name: there)
+    monkeypatch.setattr("controlplane.adapters.status_file.read", lambda name: world.shown[-1])
+    explain.explain("web-1", decisions=0, instance=None, as_json=False)
+    assert f"  uses       {said} (0 s ago)" in capsys.readouterr().out.splitlines()
 
 
 def test_what_an_agent_asked_for_is_decided_again_from_the_record():
