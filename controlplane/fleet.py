@@ -258,13 +258,19 @@ class Fleet:
         view = self._views.get(shadow.service)
         return view.service.usage if view else None
 
-    def forecast(self, horizons_s: Mapping[str, float], now_s: float, fresh: bool) -> None:
-        """A prediction per service; without fresh readings the last one stays."""
+    def forecast(
+        self, leads_s: Mapping[str, float], lives_s: Mapping[str, float], now_s: float, fresh: bool
+    ) -> None:
+        """A prediction per service; without fresh readings the last one stays.
+
+        :param lives_s: of flows. Where they live long, what is coming is looked for further ahead; what pays
+            in the long run is reckoned with lead times alone, for that had to be learned anew."""
         if not fresh or self._unread:
             return
-        self._loads.forecast([horizons_s[name] for name in self._views], now_s)
+        horizons_s = [leads_s[name] + earlier_s(lives_s.get(name)) for name in self._views]
+        self._loads.forecast(horizons_s, now_s)
         for name, view in self._views.items():
-            view.reckon(horizons_s[name])
+            view.reckon(leads_s[name])
 
     # ---- what was learned -------------------------------------------------------------------
 
@@ -375,10 +381,10 @@ class Fleet:
         roster: Members,
         flows: Mapping[str, int],
         drained: Set[str],
-        horizon_s: float,
+        lead_s: float,
+        life_s: float | None,
         fresh: bool,
         now_s: float,
-        life_s: float | None = None,
     ) -> policy.Group:
         """:param flows: active ones of draining shadows. ``drained``: who is to get no new flows. ``life_s``:
         mean life of the service's flows; None: not known."""
@@ -398,7 +404,7 @@ class Fleet:
             capacity=unit.capacity,
             level=seen.level,
             high=seen.high,
-            horizon_s=horizon_s,
+            horizon_s=lead_s + earlier_s(life_s),
             quantile=seen.quantile,
             fresh=fresh
             and math.isfinite(demand)

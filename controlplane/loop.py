@@ -34,7 +34,6 @@ from controlplane.ports import (
 from controlplane.record import Recorder
 from controlplane.roster import Roster
 from controlplane.status import Status, samples
-from controlplane.turnover import earlier_s
 from controlplane.wanted import wanted_steering
 
 _log = logging.getLogger("penumbra")
@@ -356,19 +355,15 @@ class Controller:
         now_s, now_unix_s, fresh = self._clock.now_s(), self._clock.record_s(), self._fresh
         there, drained = dict(self._roster.shadows), self._drained
         lives_s = self._fleet.lives_s()
-        horizons = {
-            service: self._roster.lead_time_s(service) + earlier_s(lives_s.get(service))
-            for service in self._config.services
-        }
-        self._fleet.forecast(horizons, now_s, fresh)
+        leads_s = {service: self._roster.lead_time_s(service) for service in self._config.services}
+        self._fleet.forecast(leads_s, lives_s, now_s, fresh)
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
         flows = self._dataplane.active_flows(draining) if draining else {}
         more: list[tuple[Sequence[str], policy.Verdict, dict[str, float]]] = []
         decided: list[tuple[str, tuple[policy.Verdict, ...]]] = []
         for unit in self._fleet.busy(self._roster):
-            horizon_s = horizons[unit.service.name]
-            life_s = lives_s.get(unit.service.name)
-            group = self._fleet.group(unit, self._roster, flows, drained, horizon_s, fresh, now_s, life_s)
+            lead_s, life_s = leads_s[unit.service.name], lives_s.get(unit.service.name)
+            group = self._fleet.group(unit, self._roster, flows, drained, lead_s, life_s, fresh, now_s)
             verdicts = self._fleet.decide(unit, group, now_unix_s)
             decided.append((unit.key, verdicts))
             for verdict in verdicts:
@@ -380,8 +375,8 @@ class Controller:
                         self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)
         lead_times = {
-            name: (horizon_s, self._roster.usual_lead_time_s(name), lives_s.get(name))
-            for name, horizon_s in horizons.items()
+            name: (lead_s, self._roster.usual_lead_time_s(name), lives_s.get(name))
+            for name, lead_s in leads_s.items()
         }
         self._record(
             lambda recorder: recorder.decided(

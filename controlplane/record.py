@@ -101,7 +101,7 @@ class Recorder:
         shadows: Mapping[str, model.Shadow],
         decided: Iterable[tuple[str, Iterable[policy.Verdict]]],
     ) -> None:
-        """The tick is over. ``lead_times``: of each service the horizon, the p95 of orders that were ready,
+        """The tick is over. ``lead_times``: of each service p95, that of those that were ready,
         and the mean life of its flows."""
         self._take_shadows("shadows", shadows)
         self._tick |= {"now_s": now_s, "unix_s": now_unix_s, "fresh": fresh, "flows": dict(flows)}
@@ -264,16 +264,16 @@ class _Replay:
     def _decide(self, raw: Mapping[str, Any]) -> Iterator[Redone]:
         fleet, roster = self._fleet, self._roster
         roster.lead_times = {name: tuple(told) for name, told in raw["lead_times"].items()}
-        horizons = {name: told[0] for name, told in roster.lead_times.items()}
-        fleet.forecast(horizons, raw["now_s"], raw["fresh"])
+        leads_s = {name: told[0] for name, told in roster.lead_times.items()}
+        lives_s = {name: told[2] for name, told in roster.lead_times.items() if told[2] is not None}
+        drained, fresh, now_s = set(raw["drained"]), raw["fresh"], raw["now_s"]
+        fleet.forecast(leads_s, lives_s, now_s, fresh)
         was: dict[str, list[tuple[str, str | None, str]]] = {}
         for name, act, shadow, reason in raw["verdicts"]:
             was.setdefault(name, []).append((act, shadow, reason))
         for unit in fleet.busy(roster):
-            horizon_s = horizons[unit.service.name]
-            life_s = roster.lead_times[unit.service.name][2]
-            drained, fresh = set(raw["drained"]), raw["fresh"]
-            group = fleet.group(unit, roster, raw["flows"], drained, horizon_s, fresh, raw["now_s"], life_s)
+            lead_s, life_s = leads_s[unit.service.name], lives_s.get(unit.service.name)
+            group = fleet.group(unit, roster, raw["flows"], drained, lead_s, life_s, fresh, now_s)
             verdicts = fleet.decide(unit, group, raw["unix_s"])
             yield from _compared(raw["unix_s"], unit.name, verdicts, was.pop(unit.key, []))
         for name, found in was.items():

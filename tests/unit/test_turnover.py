@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from controlplane import loop
+from controlplane import fleet
 from controlplane.record import redone
 from controlplane.turnover import Turnover, earlier_s
 from tests.flowing import FlowingWorld
@@ -81,7 +81,7 @@ def test_where_little_can_be_moved_shadows_are_ordered_earlier_and_it_is_said():
 
 def test_negative_control_with_the_measurement_withheld_they_are_not(monkeypatch):
     with_it, _ = rising(120.0)
-    monkeypatch.setattr(loop, "earlier_s", lambda life_s: 0.0)
+    monkeypatch.setattr(fleet, "earlier_s", lambda life_s: 0.0)
     without, _ = rising(120.0)
     assert with_it < without - 20
 
@@ -98,5 +98,5 @@ def test_a_rise_that_is_faster_than_provisioning_is_over_capacity_for_less_long_
         return over
 
     with_it = over_s()
-    monkeypatch.setattr(loop, "earlier_s", lambda life_s: 0.0)
+    monkeypatch.setattr(fleet, "earlier_s", lambda life_s: 0.0)
     assert 0 < with_it < over_s()
