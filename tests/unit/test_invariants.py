@@ -120,7 +120,7 @@ def live_through(story: Iterable[tuple[str, float, int]], seed: int) -> None:
 STORIES = (
     [("nothing", 150.0, 25), ("live dies", 150.0, 25), ("live lives", 40.0, 25)],
     [("nothing", 150.0, 25), ("probes stop", 5.0, 25), ("nothing", 5.0, 25), ("nothing", 5.0, 25)],
-    [("nothing", 150.0, 30), ("nothing", 5.0, 6), ("counters stop", 5.0, 40)],
+    [("nothing", 150.0, 30), ("nothing", 5.0, 2), ("counters stop", 5.0, 40)],
     [("live dies", 40.0, 20), ("live lives", 40.0, 20)],
     [("nothing", 150.0, 10), ("restart", 150.0, 20), ("store lost", 150.0, 20)],
     [("runs hang", 150.0, 60), ("runs work", 150.0, 20)],
