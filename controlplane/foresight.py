@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from controlplane.model import ShadowSettings
 from controlplane.past import Past
@@ -57,7 +58,7 @@ class Foresight:
         self._next_step = 0
         self._number: int | None = None
         """Of the step that goes on."""
-        self._sum, self._read_s = 0.0, 0.0
+        self._sums = _Sums()
         self.size: Size | None = None
         """Members for each live endpoint with its capacity's share of the demand; None: not known yet."""
 
@@ -86,7 +87,7 @@ class Foresight:
     def resume(self, other: Foresight) -> None:
         """Knows what another one with the same steps knew; where costs or capacity differ, learns anew."""
         self.past = other.past
-        self._number, self._sum, self._read_s = other._number, other._sum, other._read_s
+        self._number, self._sums = other._number, other._sums
         if (self._capacity, self._settings) != (other._capacity, other._settings):
             self._start_anew()
             return
@@ -139,21 +140,44 @@ class Foresight:
             self.size = self._sizing.after(mean)
         self._concluded = self.past.end
 
-    def gather(self, demand: float, over_s: float, now_unix_s: float) -> bool:
+    def gather(self, demand: float, over_s: float, now_unix_s: float, teaches: bool = True) -> bool:
         """True if a step has ended: it is to be concluded.
 
-        :param demand: flows/s, the mean of the ``over_s`` that end now; NaN: no reading."""
+        :param demand: flows/s, the mean of the ``over_s`` that end now; NaN: no reading. ``teaches``: they
+            are as others are."""
         if self._number is None:
             self._number = self.past.number(now_unix_s - over_s / 2)
-        if not math.isnan(demand):
-            self._sum += demand * over_s
-            self._read_s += over_s
+        self._sums.add(demand, over_s, teaches)
         following = self.past.number(now_unix_s + _ROUNDING_S)
         if following <= self._number:
             return False
-        was_read = self._read_s >= _READ_LEAST * self._step_s
-        self.past.add(self._number, self._sum / self._read_s if was_read else math.nan)
+        self.past.add(self._number, *self._sums.mean(_READ_LEAST * self._step_s))
         if following - self._number > 1:
             self.past.add(following - 1, math.nan)  # nobody told of the steps between
-        self._number, self._sum, self._read_s = following, 0.0, 0.0
+        self._number, self._sums = following, _Sums()
         return True
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of one step: of all of it, and of what teaches."""
+
+    demand: float = 0.0
+    read_s: float = 0.0
+    taught: float = 0.0
+    taught_s: float = 0.0
+
+    def add(self, demand: float, over_s: float, teaches: bool) -> None:
+        if math.isnan(demand):
+            return
+        self.demand += demand * over_s
+        self.read_s += over_s
+        if teaches:
+            self.taught += demand * over_s
+            self.taught_s += over_s
+
+    def mean(self, least_s: float) -> tuple[float, bool]:
+        """flows/s, and whether it teaches; NaN: too little was read."""
+        if self.taught_s >= least_s:
+            return self.taught / self.taught_s, True
+        return (self.demand / self.read_s, False) if self.read_s >= least_s else (math.nan, True)

@@ -22,6 +22,8 @@ class Past:
         self._first = 0
         """Number of the first step that is kept."""
         self._demand: list[float] = []
+        self._untaught: set[int] = set()
+        """Numbers of steps that are kept, but not learned from: of times with failures."""
         self.kept = 0
         """Number of the first step that is not in the store."""
 
@@ -37,13 +39,16 @@ class Past:
     def number(self, at_unix_s: float) -> int:
         return math.floor(at_unix_s / self._step_s)
 
-    def add(self, number: int, demand: float) -> None:
+    def add(self, number: int, demand: float, teaches: bool = True) -> None:
         """:param demand: flows/s, the mean of that step; NaN: no reading. Steps before it that nobody told
-        of had none; one that is before the last one is dropped."""
+        of had none; one that is before the last one is dropped. ``teaches``: it is to be learned from."""
         if self._demand and number < self.end:
             return
         if not self._demand or number - self.end > MOST:
             self._first, self._demand = number, []
+            self._untaught.clear()
+        if not teaches:
+            self._untaught.add(number)
         self._demand += [math.nan] * (number - self.end)
         self._demand.append(float(f"{demand:.6g}"))
         if len(self._demand) >= 2 * MOST:
@@ -53,10 +58,15 @@ class Past:
         gone = len(self._demand) - MOST
         self._first += gone
         del self._demand[:gone]
+        self._untaught = {number for number in self._untaught if number >= self._first}
 
     def since(self, number: int) -> list[float]:
-        """(steps,) flows/s from this step on."""
-        return self._demand[max(number - self._first, 0) :]
+        """(steps,) flows/s from this step on, to be learned from; NaN: no reading, or none to learn from."""
+        begin = max(number, self._first)
+        demand = self._demand[begin - self._first :]
+        if not self._untaught:
+            return demand
+        return [math.nan if step in self._untaught else one for step, one in enumerate(demand, begin)]
 
     def chunks(self, since: int) -> Iterator[tuple[int, str | None]]:
         """Number and text of those that have changed since this step, and, to be forgotten, of the one that
@@ -67,7 +77,9 @@ class Past:
             begin = max(chunk * _CHUNK, self._first)
             demand = self._demand[begin - self._first : (chunk + 1) * _CHUNK - self._first]
             told = [None if math.isnan(one) else one for one in demand]
-            yield chunk, json.dumps({"step_s": self._step_s, "begin": begin, "demand": told})
+            text: dict[str, object] = {"step_s": self._step_s, "begin": begin, "demand": told}
+            untaught = sorted(self._untaught.intersection(range(begin, begin + len(told))))
+            yield chunk, json.dumps(text | ({"untaught": untaught} if untaught else {}))
             yield chunk - MOST // _CHUNK - 1, None
 
     def recall(self, number: int, read: Callable[[int], str | None]) -> list[str]:
@@ -83,6 +95,7 @@ class Past:
             try:
                 raw = json.loads(text)
                 begin, demand = int(raw["begin"]), [_told(one) for one in raw["demand"]]
+                untaught = frozenset(map(int, raw.get("untaught", ())))
                 if raw["step_s"] != self._step_s:
                     continue  # the lead time that is configured was another one
             except (ValueError, TypeError, KeyError) as error:
@@ -90,7 +103,7 @@ class Past:
                 continue
             for at, one in enumerate(demand, begin):
                 if at < number:
-                    self.add(at, one)
+                    self.add(at, one, at not in untaught)
         return wrong
 
 

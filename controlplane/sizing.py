@@ -137,7 +137,7 @@ class Sizing:
         if self._majority:
             self._majority.skip()
         self._there = self._thrice.after(self._there)
-        return Size(self._there, f"no reading: {self._there} as before", self._exact)
+        return Size(self._there, f"no reading to learn from: {self._there} as before", self._exact)
 
     def _foreseen(self, need: float, strain: float) -> tuple[int, float, str]:
         """Whoever is missing is started, whoever will not be is let go, and the rest stays as it is."""

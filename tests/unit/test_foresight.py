@@ -63,7 +63,7 @@ def test_a_step_of_which_little_was_read_and_steps_without_a_tick_had_no_reading
     foresight.observe(20.0, 1.0, BEGIN_S + 46)
     assert np.isnan(foresight.past.since(0)).tolist() == [True, True, True]
     assert foresight.size is not None
-    assert foresight.size.reason == "no reading: 1 as before"
+    assert foresight.size.reason == "no reading to learn from: 1 as before"
 
 
 def test_after_a_crash_the_same_is_known_but_for_what_was_not_kept_yet():
@@ -139,6 +139,31 @@ def test_another_lead_time_is_learned_from_the_same_past():
         foresight.learn_again(50)
     other = Foresight(STEP_S, 2 * LEAD_S, CAPACITY, SETTINGS)
     assert foresight.size == fed(demand, other).size
+
+
+def test_what_does_not_teach_is_kept_and_sizes_nothing():
+    demand, foresight = load(120), Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    gap = Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    for step, rate in enumerate(demand, 1):
+        in_storm = 60 < step <= 90
+        now_s = BEGIN_S + step * STEP_S
+        foresight.gather(9.0 * rate if in_storm else rate, STEP_S, now_s, teaches=not in_storm)
+        gap.gather(math.nan if in_storm else rate, STEP_S, now_s)
+    foresight.conclude()
+    gap.conclude()
+    assert foresight.size == gap.size
+    chunks = {chunk: text for chunk, text in foresight.past.chunks(0) if text}
+    again, number = Past(STEP_S), foresight.past.end
+    assert again.recall(number, chunks.get) == []
+    assert [math.isnan(one) for one in again.since(0)] == [60 < step <= 90 for step in range(1, 121)]
+    assert any(9.0 * demand[70] == pytest.approx(one, rel=1e-4) for one in again._demand), "it is kept"
+
+
+def test_a_step_of_which_half_teaches_is_that_half():
+    foresight = Foresight(STEP_S, LEAD_S, CAPACITY, SETTINGS)
+    for second in range(1, int(STEP_S) + 1):
+        foresight.gather(10.0 if second > 4 else 500.0, 1.0, BEGIN_S + second, teaches=second > 4)
+    assert foresight.past.since(0) == [10.0]
 
 
 def test_the_past_ends_with_what_is_kept_and_old_chunks_are_forgotten():

@@ -179,7 +179,7 @@ def test_without_a_reading_nobody_is_let_go() -> None:
     before = [sizing.after(rate).wanted for rate in [15.0] * 400 + [95.0] * 3]
     blind = [sizing.after(math.nan) for _ in range(100)]
     assert {size.wanted for size in blind} == {before[-1]}
-    assert blind[-1].reason == f"no reading: {before[-1]} as before"
+    assert blind[-1].reason == f"no reading to learn from: {before[-1]} as before"
     for _ in range(400):
         after = sizing.after(15.0)
     assert after.wanted < before[-1]
