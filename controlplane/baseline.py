@@ -1,106 +1,240 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deviation from what is normal: request rate and RTT of groups, as z-scores against their own past.
+"""Deviation from what is normal, of many rows at once: request rates, times, errors.
 
-Mean and variance are exponentially weighted (West, CACM 22, 1979) and take outliers in clipped to three
-standard deviations, so that a burst does not become normal at once.
+Each sign is summed up as evidence: by how much more likely readings are if there is more of it by a fair
+amount than if all is normal (Page, "Continuous inspection schemes", Biometrika 41, 1954). A sum that starts
+at nought passes ``h`` by chance once in e^h readings at most (Lorden, Ann. Math. Statist. 42, 1971), whatever
+its scale; and no reading counts for more than a part of ``h``: one alone is chance. Counts are held against a
+Poisson process with as much more spread as was seen, logarithms of times against a normal distribution.
+
+Means and spreads forget exponentially. Readings are learned clipped, and not while they deviate; what has
+deviated for long is what is normal now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from controlplane.signs import Count, Signs, Time
+
 Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
-_GAIN = 0.02
-"""Memory of about 50 readings."""
-_LEARNED = 30
+REMARKABLE = 0.5
+"""The score of a deviation that is not chance."""
+SUSPECT = 0.125
+"""The score from which on readings are not learned from."""
+_CERTAIN = 36.0
+"""Evidence that scores 1. Half of it comes by chance once in 6e7 readings, or two years of seconds."""
+_MOST_OF_RATE, _MOST = _CERTAIN / 6.0, _CERTAIN / 16.0
+"""Evidence that one reading makes: three have to deviate, or eight."""
+_FADES = 0.99
+"""What is left of evidence after a reading that tells nothing."""
+_LEARNED = 60.0
 """Readings until a deviation is believed."""
-_LASTING = 3
-"""Readings that have to deviate, one after another."""
-_CERTAIN = 6.0
-"""Standard deviations that score 1; half of it is remarkable."""
+_ACCEPTED_S = 1800.0
+"""What has deviated for so long, but for demand, is learned anew."""
+_CLIPPED = 3.0
+"""Standard deviations."""
 
+_RATE_GAIN, _GAIN = 1 / 150, 1 / 300
+"""Memory of so many readings: demand changes with the hour, the rest seldom."""
+_RECENT_GAIN = 0.2
 
-@dataclass(frozen=True, slots=True)
-class Deviation:
-    """Scores 0..1 per group, the least of the last readings: one alone is chance. 0.5 and above is
-    remarkable."""
-
-    rate: Floats
-    latency: Floats
-
-    def reason(self, group: int) -> str:
-        """In words; empty when both are normal."""
-        said = []
-        if self.rate[group] >= 0.5:
-            said.append(f"request rate {self.rate[group] * _CERTAIN:.1f} sd above normal")
-        if self.latency[group] >= 0.5:
-            said.append(f"RTT {self.latency[group] * _CERTAIN:.1f} sd above normal")
-        return ", ".join(said)
-
-
-class _Normal:
-    def __init__(self, groups: int, floor: float) -> None:
-        self._mean = np.full(groups, np.nan)
-        self._variance = np.zeros(groups)
-        self._count = np.zeros(groups)
-        self._floor = floor
-        self._last = np.zeros((_LASTING, groups))
-
-    def carry(self, other: _Normal, to: npt.NDArray[np.intp], source: npt.NDArray[np.intp]) -> None:
-        for attribute in ("_mean", "_variance", "_count"):
-            getattr(self, attribute)[to] = getattr(other, attribute)[source]
-        self._last[:, to] = other._last[:, source]
-
-    def score(self, values: Floats, least_variance: Floats) -> Floats:
-        """How far above normal the last readings all were, 0..1; then learns. NaN: nothing learned, nothing
-        changes."""
-        read = np.isfinite(values)
-        self._mean = np.where(read & np.isnan(self._mean), values, self._mean)
-        mean = np.nan_to_num(self._mean)
-        spread = np.sqrt(np.maximum(self._variance, np.maximum(least_variance, (self._floor * mean) ** 2)))
-        spread = np.maximum(spread, 1e-9)
-        z = np.where(read, (np.nan_to_num(values) - mean) / spread, 0.0)
-        known = self._count >= _LEARNED
-        score = np.where(known, np.clip(z / _CERTAIN, 0.0, 1.0), 0.0)
-        step = np.where(known, np.clip(z, -3.0, 3.0), z) * spread
-        gain = np.where(known, _GAIN, 1.0 / (self._count + 1.0))
-        self._mean = np.where(read, mean + gain * step, self._mean)
-        self._variance = np.where(read, (1 - gain) * (self._variance + gain * step**2), self._variance)
-        self._count += read
-        self._last = np.where(read, np.vstack([score, self._last[:-1]]), self._last)
-        return np.asarray(self._last.min(axis=0), dtype=np.float64)
+_COUNTS, _TIMES = len(Count), len(Time)
+_IS_RATE = np.array([one in (Count.RATE, Count.OFFERED) for one in Count])[:, None]
+_RATES, _SHARES = slice(0, Count.RESETS), slice(Count.RESETS, _COUNTS)
+_COUNT_GAIN = np.where(_IS_RATE, _RATE_GAIN, _GAIN)
+_PRIOR, _PRIOR_OF = np.where(_IS_RATE, 0.0, 0.5), np.where(_IS_RATE, 1e-9, 50.0)
+"""As if of 50 flows half a one had failed."""
+_LEAST = np.where(_IS_RATE, 1.0, 0.005)
+"""Expected at least: one a second, one in 200."""
+_RATE_STEP, _RATE_DEVIATIONS, _RATE_FLOOR = 0.6, 1.5, 0.05
+"""More of a rate, at least, and in standard deviations of a reading; spread that every rate has."""
+_SHARE_STEP = 0.04
+"""More failures by that, or as many again."""
+_TIME_STEP, _TIME_FLOOR = float(np.log(2.5)), 0.1
+"""Two and a half times as long: less than 1.6 times is never found; spread that every time has."""
+_MOST_OF = np.vstack([np.where(_IS_RATE, _MOST_OF_RATE, _MOST), np.full((_TIMES, 1), _MOST)])
+_CARRIED = (
+    "_count", "_of", "_squares", "_expected", "_apart", "_recent_count", "_recent_of",
+    "_time", "_variance", "_recent_time", "_readings", "_evidence", "_lasted_s",
+)  # fmt: skip
 
 
 class Baseline:
-    """What is normal for groups, of all services together."""
+    """Of named rows. First ``judge`` a tick, then ``learn`` it."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self._rate = _Normal(len(self.names), floor=0.05)
-        self._latency = _Normal(len(self.names), floor=0.0)
+        n = len(self.names)
+        self._count, self._of = np.zeros((_COUNTS, n)), np.zeros((_COUNTS, n))
+        """Sums that forget, as the following three."""
+        self._squares, self._expected = np.zeros((_COUNTS, n)), np.zeros((_COUNTS, n))
+        self._apart = np.zeros((_COUNTS, n))
+        """The last reading's distance from what was expected."""
+        self._recent_count, self._recent_of = np.zeros((_COUNTS, n)), np.zeros((_COUNTS, n))
+        self._time, self._variance = np.zeros((_TIMES, n)), np.zeros((_TIMES, n))
+        self._recent_time = np.full((_TIMES, n), np.nan)
+        self._normal, self._least, self._bound = (np.zeros((_COUNTS, n)) for _ in range(3))
+        """Of what is judged: normal, expected at least, how far from that what is learned may be."""
+        self._readings = np.zeros((_COUNTS + _TIMES, n))
+        self._evidence = np.zeros((_COUNTS + _TIMES, n))
+        self._lasted_s = np.zeros((_COUNTS + _TIMES, n))
 
-    def regroup(self, names: Sequence[str]) -> Baseline:
-        """The same knowledge for another set of groups."""
-        other = Baseline(names)
-        old = {name: i for i, name in enumerate(self.names)}
-        to = np.array([i for i, name in enumerate(other.names) if name in old], dtype=np.intp)
-        source = np.array([old[name] for name in other.names if name in old], dtype=np.intp)
-        other._rate.carry(self._rate, to, source)
-        other._latency.carry(self._latency, to, source)
-        return other
+    def resume(self, other: Baseline) -> None:
+        """The same knowledge of rows that have the same names."""
+        old = {name: i for i, name in enumerate(other.names)}
+        to = [i for i, name in enumerate(self.names) if name in old]
+        source = [old[self.names[i]] for i in to]
+        for attribute in _CARRIED:
+            getattr(self, attribute)[:, to] = getattr(other, attribute)[:, source]
 
-    def update(self, rate: Floats, rtt_us: Floats, tick_s: float) -> Deviation:
-        """One reading per group: completed flows per second over ``tick_s``, mean RTT; NaN: none."""
-        counting = np.nan_to_num(np.maximum(rate, 1.0), nan=1.0) / tick_s
-        # RTTs are lognormal: their logarithm is what is normal.
-        logs = np.log(np.where(rtt_us > 0, rtt_us, np.nan))
-        return Deviation(self._rate.score(rate, counting), self._latency_score(logs))
+    # ---- what is known -----------------------------------------------------------------------
 
-    def _latency_score(self, logs: Floats) -> Floats:
-        # A third more than usual, at least, is one standard deviation.
-        return self._latency.score(logs, np.full(logs.shape, 0.3**2))
+    @property
+    def scores(self) -> Floats:
+        """(Count and then Time, rows) 0..1."""
+        return np.minimum(self._evidence / _CERTAIN, 1.0)
+
+    @property
+    def known(self) -> Flags:
+        """(Count and then Time, rows) enough was learned to judge by."""
+        return self._readings >= _LEARNED
+
+    def normal_count(self, rows: slice = slice(None)) -> Floats:
+        """(Count, rows) per second, or the share."""
+        return np.asarray((self._count[:, rows] + _PRIOR) / (self._of[:, rows] + _PRIOR_OF), dtype=np.float64)
+
+    def recent_count(self, rows: slice = slice(None)) -> Floats:
+        """(Count, rows) the same of the last seconds; NaN: there was none of which it is a share."""
+        of = self._recent_of[:, rows]
+        out: Floats = np.full(of.shape, np.nan)
+        np.divide(self._recent_count[:, rows], of, out=out, where=of > 1e-6)
+        return out
+
+    def normal_time(self, rows: slice = slice(None)) -> Floats:
+        """(Time, rows) logarithms of us; NaN: nothing was learned."""
+        return np.where(self._readings[_COUNTS:, rows] > 0, self._time[:, rows], np.nan)
+
+    def recent_time(self, rows: slice = slice(None)) -> Floats:
+        """(Time, rows) the same of the last seconds."""
+        return self._recent_time[:, rows]
+
+    def scores_of(self, row: int) -> list[float]:
+        """(Count and then Time,)"""
+        return [min(one / _CERTAIN, 1.0) for one in self._evidence[:, row].tolist()]
+
+    def told_count(self, row: int) -> tuple[list[float], list[float]]:
+        """(Count,) of the last seconds, and what is normal."""
+        one = slice(row, row + 1)
+        return self.recent_count(one)[:, 0].tolist(), self.normal_count(one)[:, 0].tolist()
+
+    def told_time(self, row: int) -> tuple[list[float], list[float]]:
+        """(Time,) of the last seconds, and what is normal."""
+        one = slice(row, row + 1)
+        return self.recent_time(one)[:, 0].tolist(), self.normal_time(one)[:, 0].tolist()
+
+    # ---- a tick ------------------------------------------------------------------------------
+
+    def judge(self, signs: Signs, usual_rate: Floats, usual_time: Floats) -> None:
+        """:param usual_rate: (rows,) so many times the normal rate is usual at this time. ``usual_time``:
+        (Time, rows) so much may be added to a time's logarithm."""
+        evidence = np.vstack([self._of_counts(signs, usual_rate), self._of_times(signs, usual_time)])
+        read = ~np.isnan(evidence)
+        summed = self._evidence + np.minimum(evidence, _MOST_OF)
+        summed = np.where(read & self.known, summed, self._evidence * _FADES)
+        self._evidence = np.clip(summed, 0.0, _CERTAIN)
+        self._remember(signs)
+
+    def _of_counts(self, signs: Signs, usual_rate: Floats) -> Floats:
+        self._normal = self.normal_count()
+        normal = np.maximum(self._normal, _LEAST)
+        self._least = normal * signs.of
+        spread = np.maximum(self._squares / np.maximum(self._expected, 1e-9), 1.0)
+        spread[_RATES] += _RATE_FLOOR**2 * self._least[_RATES]
+        self._bound = _CLIPPED * np.sqrt(spread * self._least) + 1.0
+        expected = self._least.copy()
+        expected[_RATES] *= usual_rate
+        more = np.empty_like(expected)
+        deviation = np.sqrt(spread[_RATES] / np.maximum(expected[_RATES], 1e-9))
+        more[_RATES] = np.maximum(_RATE_STEP, _RATE_DEVIATIONS * deviation)
+        more[_SHARES] = np.maximum(_SHARE_STEP / normal[_SHARES], 1.0)
+        return (signs.counts * np.log1p(more) - expected * more) / spread
+
+    def _of_times(self, signs: Signs, usual_time: Floats) -> Floats:
+        above = signs.times - self._time - usual_time
+        return (_TIME_STEP * above - _TIME_STEP**2 / 2.0) / np.maximum(self._variance, _TIME_FLOOR**2)
+
+    def _remember(self, signs: Signs) -> None:
+        read = ~np.isnan(signs.counts + signs.of)
+        for sums, values in ((self._recent_count, signs.counts), (self._recent_of, signs.of)):
+            np.add(sums, _RECENT_GAIN * (values - sums), out=sums, where=read)
+        step = np.where(np.isnan(self._recent_time), 1.0, _RECENT_GAIN)
+        before = np.where(np.isnan(self._recent_time), signs.times, self._recent_time)
+        self._recent_time = np.where(
+            np.isnan(signs.times), self._recent_time, before + step * (signs.times - before)
+        )
+
+    def dismiss(self, rows: Flags) -> None:
+        """What looks like slow answers or errors of these is none."""
+        if rows.any():
+            self._evidence[_SHARES.start :, rows] = 0.0
+
+    def learn(self, signs: Signs, trains: Flags, is_comparable: Flags) -> None:
+        """:param trains: (rows,) this time is as others are. ``is_comparable``: (rows,) times are of who
+        serves all of its demand."""
+        calm = self._evidence < SUSPECT * _CERTAIN
+        calm[_RATES] = True  # another demand is no fault
+        self._learn_counts(signs, trains & calm[:_COUNTS])
+        self._learn_times(signs, trains & is_comparable & calm[_COUNTS:])
+        self._lasted_s = np.where(self._evidence >= REMARKABLE * _CERTAIN, self._lasted_s + signs.over_s, 0.0)
+        self._lasted_s[Count.RATE] = 0.0
+        accepted = self._lasted_s >= _ACCEPTED_S
+        if accepted.any():
+            self._forget(accepted)
+
+    def _learn_counts(self, signs: Signs, trains: Flags) -> None:
+        trains = trains & ~np.isnan(signs.counts) & (signs.of + np.maximum(signs.counts, 0.0) > 0)
+        expected = self._normal * signs.of
+        apart = signs.counts - expected
+        clipped = np.where(self.known[:_COUNTS], np.clip(apart, -self._bound, self._bound), apart)
+        counts = expected + clipped
+        first = self._readings[:_COUNTS] == 0.0
+        if first.any():
+            counts[first], clipped[first] = signs.counts[first], 0.0
+        kept = 1.0 - _COUNT_GAIN * trains
+        for sums, values in (
+            (self._count, counts),
+            (self._of, signs.of),
+            # Beside its own square what it has in common with its neighbours: what is only late evens out.
+            (self._squares, clipped * (clipped + 2.0 * self._apart)),
+            (self._expected, self._least),
+        ):
+            sums *= kept
+            np.add(sums, values, out=sums, where=trains)
+        np.copyto(self._apart, clipped, where=trains)
+        self._readings[:_COUNTS] += trains
+
+    def _learn_times(self, signs: Signs, trains: Flags) -> None:
+        trains = trains & ~np.isnan(signs.times)
+        readings = self._readings[_COUNTS:]
+        apart = np.where(readings > 0, signs.times - self._time, 0.0)
+        bound = _CLIPPED * np.sqrt(np.maximum(self._variance, _TIME_FLOOR**2))
+        clipped = np.where(readings >= _LEARNED, np.clip(apart, -bound, bound), apart)
+        gain = np.maximum(1.0 / (readings + 1.0), _GAIN)
+        base = np.where(readings > 0, self._time, signs.times)
+        self._time = np.where(trains, base + gain * clipped, self._time)
+        variance = (1.0 - gain) * (self._variance + gain * clipped**2)
+        self._variance = np.where(trains, variance, self._variance)
+        self._readings[_COUNTS:] += trains
+
+    def _forget(self, what: Flags) -> None:
+        self._readings[what] = self._evidence[what] = self._lasted_s[what] = 0.0
+        counts, times = what[:_COUNTS], what[_COUNTS:]
+        for sums in (self._count, self._of, self._squares, self._expected, self._apart):
+            sums[counts] = 0.0
+        self._time[times] = self._variance[times] = 0.0

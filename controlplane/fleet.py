@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from controlplane import model, policy, shadows, usage, weights
 from controlplane.balance import Balance
+from controlplane.clones import Clones
 from controlplane.health import MemberHealth
-from controlplane.loads import REMARKABLE, Loads
+from controlplane.loads import Loads
 from controlplane.observe import Rows, rates
 from controlplane.outlook import Outlook
 from controlplane.pool import Unit
@@ -32,13 +33,27 @@ _CONCLUDED = 16
 """Services whose ended step is learned from before a tick decides: 6 ms. The steps of all end together."""
 _CONCLUDED_SHARE = 1.25
 """Of the steps that end in a mean tick."""
-_DEMAND = "demand:"
+_DEMAND, _USUAL = "demand:", "usual:"
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
 _TOLD = 3
 """Of the verdicts about a group, by status; all are in the decision log."""
 _UNKNOWN = MemberHealth()
-_SLOW = 1.5
-"""A shadow whose RTT is at least its parent's divided by this is as slow as it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """Slow answers or errors of a unit's groups."""
+
+    words: str
+    others_too: bool
+    shadows_too: bool
+    is_helped: bool
+    """One of them has a shadow."""
+    alone: frozenset[str]
+    """Live endpoints whose shadows, if they have some, and neighbours are well."""
+
+
+_NO_TROUBLE = _Trouble("", False, False, False, frozenset())
 
 
 class Members(Protocol):
@@ -67,6 +82,11 @@ class Fleet:
         """The last ones, in short."""
         self._shadow_rates: dict[str, tuple[float, float]] = {}
         """Shadow -> (flows per second, RTT in us) of the last reading."""
+        self._clones = Clones()
+        self._in_trouble: set[str] = set()
+        """Live endpoints that are slow or failing, and whose shadows are not."""
+        self._answered: dict[str, str] = {}
+        """Units that are asked about until they have been normal for long: key -> one of their endpoints."""
         self._responses = Responses()
         self._usages = usage.Usages()
         self._balance = Balance()
@@ -150,17 +170,21 @@ class Fleet:
         if found is None:
             return False
         self._shadow_rates = {n: (float(found.flows[i]), float(found.rtt_us[i])) for i, n in enumerate(names)}
+        self._clones.take(names, found.counted, found.over_s)
         reading = rates(before, after, self._rows)
         if reading is not None:
-            demand = self._loads.take(reading, self._down(), after.at_s)
+            both = (found.counted, reading.counted)
+            new = sum(float(np.nansum(one.flows) - np.nansum(one.unremembered)) for one in both)
+            demand = self._loads.take(reading, self._down(), after.at_s, now_unix_s, new / reading.over_s)
             self._turnover.take(demand, reading.over_s)
             self._foresee(demand, reading.over_s, now_unix_s)
         return True
 
     def _foresee(self, demand: Floats, over_s: float, now_unix_s: float) -> None:
         """:param demand: (services,) flows/s."""
-        for (name, view), one in zip(self._views.items(), demand.tolist(), strict=True):
-            if view.foresight is not None and view.foresight.gather(one, over_s, now_unix_s):
+        teaches = self._loads.conditions.teaches.tolist()
+        for (name, view), one, is_told in zip(self._views.items(), demand.tolist(), teaches, strict=True):
+            if view.foresight is not None and view.foresight.gather(one, over_s, now_unix_s, is_told):
                 self._ended.setdefault(name)
         self._conclude(_CONCLUDED)
 
@@ -279,15 +303,19 @@ class Fleet:
 
         :param get: of the store."""
         wrong = []
-        for name, view in self._views.items():
+        for at, (name, view) in enumerate(self._views.items()):
+            faults = self._loads.conditions.recall(at, now_unix_s, lambda day: get(f"{_USUAL}{name}:{day}"))  # noqa: B023
+            wrong += [f"{name}: {fault}" for fault in faults]
             if view.foresight is not None:
                 faults = view.foresight.recall(now_unix_s, lambda chunk: get(f"{_DEMAND}{name}:{chunk}"))  # noqa: B023
                 wrong += [f"{name}: {fault}" for fault in faults]
                 view.foresight.past.kept = view.foresight.past.end
         return wrong
 
-    def to_keep(self) -> Iterator[tuple[str, str | None]]:
+    def to_keep(self, now_unix_s: float) -> Iterator[tuple[str, str | None]]:
         """Keys and values for the store of what came since it was asked last; None: to be forgotten."""
+        for name, day, text in self._loads.conditions.to_keep(now_unix_s):
+            yield f"{_USUAL}{name}:{day}", text
         for name, view in self._views.items():
             if view.foresight is None:
                 continue
@@ -361,7 +389,8 @@ class Fleet:
         exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64) / least
         wants = loads.busy(wanted, exact)
         parents = {shadow.parent for shadow in roster.shadows.values()}
-        wants[[loads.index[name] for name in parents | self._down() if name in loads.index]] = True
+        known = (parents | self._down() | set(self._answered.values())) & loads.index.keys()
+        wants[[loads.index[name] for name in known]] = True
         them = {loads.names[i] for i in np.flatnonzero(wants).tolist()}
         found = [
             unit
@@ -373,6 +402,7 @@ class Fleet:
         keys = {unit.key for unit in found}
         self._memories = {key: one for key, one in self._memories.items() if key in keys}
         self._verdicts = {key: one for key, one in self._verdicts.items() if key in keys}
+        self._in_trouble.clear()  # who still is, is told by ``group``
         return found
 
     def group(
@@ -389,6 +419,7 @@ class Fleet:
         """:param flows: active ones of draining shadows. ``drained``: who is to get no new flows. ``life_s``:
         mean life of the service's flows; None: not known."""
         service, view, loads = unit.service, self._views[unit.service.name], self._loads
+        conditions = loads.conditions
         names = [endpoint.name for endpoint in unit.endpoints]
         them = [loads.index[name] for name in names]
         own = tuple(shadow for name in names for shadow in roster.of(name))
@@ -398,7 +429,9 @@ class Fleet:
         demand = float(loads.demand[them].sum())
         sized = view.sized_together(demand) if unit.is_pool else view.sized(loads, them[0])
         seen = loads.pools.seen(service.name) or loads.seen(them[0])
-        slow = loads.deviation.latency[them] >= REMARKABLE
+        trouble = self._trouble(unit, them, own)
+        self._in_trouble |= trouble.alone
+        scores = conditions.together(them)
         return policy.Group(
             name=unit.name,
             capacity=unit.capacity,
@@ -415,9 +448,14 @@ class Fleet:
             up=up,
             flows={s.name: flows[s.name] for s in own if s.name in flows},
             given={s.name: self._shadow_rates[s.name][0] for s in own if s.name in self._shadow_rates},
-            rate_deviates=bool((loads.deviation.rate[them] >= REMARKABLE).any()),
-            latency_deviates=bool(slow.any()),
-            shadow_slow=any(map(self._is_as_slow, own)) or 2 * int(slow.sum()) > max(len(them), 2),
+            rate_deviation=scores.rate,
+            latency_deviation=scores.latency,
+            error_deviation=scores.errors,
+            trouble=trouble.words,
+            others_too=trouble.others_too,
+            shadows_too=trouble.shadows_too,
+            is_helped=trouble.is_helped,
+            failing=scores.failing,
             sized=sized.wanted,
             sized_reason=sized.reason,
             usual_s=roster.usual_lead_time_s(service.name),
@@ -430,10 +468,6 @@ class Fleet:
             bound=self._bound(own, up) if unit.is_pool else frozenset(),
         )
 
-    def _is_as_slow(self, shadow: model.Shadow) -> bool:
-        rtt_us = self._shadow_rates.get(shadow.name, (0.0, np.nan))[1]
-        return bool(rtt_us * _SLOW >= self._loads.rtt_us[self._loads.index[shadow.parent]])
-
     def _bound(self, own: Sequence[model.Shadow], up: Set[str]) -> frozenset[str]:
         """Shadows that serve for a live endpoint that is down; one that drains, if nobody else does."""
         there = [shadow for shadow in own if shadow.name in up and not self.is_up(shadow.parent, True)]
@@ -441,18 +475,45 @@ class Fleet:
         helped = {shadow.parent for shadow in ready}
         return frozenset(shadow.name for shadow in there if shadow in ready or shadow.parent not in helped)
 
+    def _trouble(self, unit: Unit, them: Sequence[int], own: Sequence[model.Shadow]) -> _Trouble:
+        """:param them: indices of its groups. ``own``: their shadows."""
+        conditions, names = self._loads.conditions, self._loads.names
+        found = [i for i in them if conditions.in_trouble[i]]
+        if not found:
+            return _NO_TROUBLE
+        which = [i for i in found if not conditions.others_too[i]] or found
+        words = conditions.trouble(which[0])
+        if unit.is_pool:
+            words = f"{names[which[0]]}: {words}" + (f" and {len(which) - 1} more" if len(which) > 1 else "")
+        signs = {names[i]: conditions.troubled_signs(i) for i in which}
+        helpers = [shadow for shadow in own if shadow.parent in signs]
+        bad = {s.parent for s in helpers if self._clones.is_as_bad(s.name, signs[s.parent])}
+        others_too = bool(conditions.others_too[which[0]])
+        alone = frozenset() if others_too else frozenset(signs.keys() - bad)
+        return _Trouble(words, others_too, bool(bad), bool(helpers), alone)
+
     def decide(self, unit: Unit, group: policy.Group, now_unix_s: float) -> tuple[policy.Verdict, ...]:
         memory = self._memories.get(unit.key, policy.Memory())
-        verdicts, self._memories[unit.key] = policy.decide(unit.service.shadows, group, memory, now_unix_s)
-        self._verdicts[unit.key] = _in_short(verdicts)
+        verdicts, memory = policy.decide(unit.service.shadows, group, memory, now_unix_s)
+        self._memories[unit.key], self._verdicts[unit.key] = memory, _in_short(verdicts)
+        self._answered.pop(unit.key, None)
+        if memory.answered:
+            self._answered[unit.key] = unit.endpoints[0].name
         return verdicts
 
     def first_to_clone(self, unit: Unit) -> tuple[str, ...]:
-        """Live endpoints that may get a shadow: those that are up, if any is; the slow ones first."""
-        index, slow = self._loads.index, self._loads.deviation.latency >= REMARKABLE
+        """Live endpoints that may get a shadow: those that are up, if any is; those in trouble first."""
         names = [endpoint.name for endpoint in unit.endpoints]
         up = [name for name in names if self.is_up(name, True)]
-        return tuple(sorted(up or names, key=lambda name: not slow[index[name]]))
+        return tuple(sorted(up or names, key=lambda name: name not in self._in_trouble))
+
+    def is_in_trouble(self, name: str) -> bool:
+        """A live endpoint that is slow or failing, and its shadows, if it has some, are not."""
+        return name in self._in_trouble
+
+    def common_causes(self) -> dict[str, str]:
+        """Of each service, what several groups have at once, slow answers or errors; empty: nothing."""
+        return {name: self._loads.conditions.common_cause(at) for at, name in enumerate(self._views)}
 
     # ---- status -----------------------------------------------------------------------------
 
@@ -466,8 +527,8 @@ class Fleet:
     ) -> tuple[ServiceStatus, ...]:
         lives_s = self.lives_s()
         out = []
-        for name, view in self._views.items():
-            service = view.service
+        for at, (name, view) in enumerate(self._views.items()):
+            service, condition = view.service, self._loads.conditions.service(at)
             ring = installed.services[name].ring if name in installed.services else {}
             groups = tuple(
                 self._group_status(
@@ -486,6 +547,12 @@ class Fleet:
                     flow_life_s=lives_s.get(name),
                     earlier_s=round(earlier_s(lives_s.get(name)), 1),
                     fail_open=self.fail_open.get(name, False),
+                    rate_deviation=round(condition.rate, 3),
+                    latency_deviation=round(condition.latency, 3),
+                    error_deviation=round(condition.errors, 3),
+                    deviation_reason=condition.reason,
+                    failing=condition.failing,
+                    common_cause=self._loads.conditions.common_cause(at),
                     groups=groups,
                     pool=self._pool_status(view, roster) if view.is_pool else None,
                 )
@@ -532,6 +599,7 @@ class Fleet:
         now_unix_s: float,
     ) -> GroupStatus:
         loads, i = self._loads, self._loads.index[endpoint.name]
+        condition = loads.conditions.group(i)
         health = self.health.get(endpoint.name, _UNKNOWN)
         sized = view.sized(loads, i)
         verdict = self._verdicts.get(endpoint.name) or policy.at_rest(
@@ -553,8 +621,11 @@ class Fleet:
             spill=member.spill if member else 0.0,
             ring_weight=ring.get(endpoint.name, 0.0),
             rtt_us=known(loads.rtt_us[i]),
-            rate_deviation=round(float(loads.deviation.rate[i]), 3),
-            latency_deviation=round(float(loads.deviation.latency[i]), 3),
+            rate_deviation=round(condition.rate, 3),
+            latency_deviation=round(condition.latency, 3),
+            error_deviation=round(condition.errors, 3),
+            deviation_reason=condition.reason,
+            failing=condition.failing,
             p50=known(sized.p50),
             p90=known(sized.p90),
             sized=sized.wanted,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The load of all groups at once: demand, what is coming within seconds, deviation, shares of their services.
+"""The load of all groups at once: demand, what is coming within seconds, shares of their services.
 
 A group's demand in the long run is its share of its service's. In a pool that is its share of the ring; else
 shares are measured over a minute, and while few flows tell of them, they are those of the ring.
@@ -15,15 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane import model, weights
-from controlplane.baseline import Baseline, Deviation
+from controlplane.baseline import REMARKABLE
+from controlplane.conditions import Conditions
 from controlplane.forecast import Forecaster, Prediction
 from controlplane.observe import Rates
 from controlplane.pool import Pools, Seen
 
 Floats = npt.NDArray[np.float64]
 
-REMARKABLE = 0.5
-"""A deviation that is not chance."""
 ALIKE = 0.02
 """Who has so nearly its capacity's share of the demand is sized like the service."""
 _SHARES_S = 60.0
@@ -43,15 +42,14 @@ class Loads:
         self.index = {name: i for i, name in enumerate(self.names)}
         n = len(self.names)
         self._service = np.repeat(np.arange(len(services)), [len(one.endpoints) for one in services])
+        self.conditions = Conditions(services, self._service)
         # The newsvendor's ratio: a second too few costs so many seconds of one too many.
         over_costs = np.array([service.shadows.over_cost for service in services])
         self.quantile: Floats = self._of_groups(over_costs / (1.0 + over_costs))
         keys = [f"{endpoint.service}/{endpoint.name}" for endpoint in self.endpoints]
         self._forecaster = Forecaster([methods[k] for k in self._service.tolist()], self.quantile, keys)
-        self._baseline = Baseline(keys)
         self.demand: Floats = np.full(n, np.nan)
         self.rtt_us: Floats = np.full(n, np.nan)
-        self.deviation = Deviation(np.zeros(n), np.zeros(n))
         nothing = np.full(n, np.nan)
         self.prediction = Prediction(np.zeros(n), nothing, nothing, nothing)
         self.pools = Pools(self.services, methods)
@@ -91,7 +89,7 @@ class Loads:
         self.take_rings(other._rings)
         self._forecaster.resume(other._forecaster)
         self.pools.resume(other.pools)
-        self._baseline = other._baseline.regroup(self._baseline.names)
+        self.conditions.resume(other.conditions)
         for name, i in self.index.items():
             j = other.index.get(name)
             if j is not None and other.endpoints[j].service == self.endpoints[i].service:
@@ -108,23 +106,27 @@ class Loads:
                 self._rings[name] = ring
                 self._by_weight[them.start : them.stop] = shares
 
-    def take(self, reading: Rates, down: Set[str], now_s: float) -> Floats:
+    def take(
+        self, reading: Rates, down: Set[str], now_s: float, now_unix_s: float, new_flows: float
+    ) -> Floats:
         """(services,) flows/s; NaN: not read of all groups.
 
-        :param down: whose share others have. ``now_s``: when it was read."""
+        :param down: whose share others have. ``now_s``, ``now_unix_s``: when it was read. ``new_flows``: per
+            second that the program remembered, of all members."""
         self.demand, self.rtt_us = reading.completed, reading.rtt_us
-        self.deviation = self._baseline.update(reading.completed, reading.rtt_us, reading.over_s)
         self._forecaster.update(reading.completed, now_s)
         up = np.ones(len(self.names), dtype=np.bool_)
         up[[self.index[name] for name in down if name in self.index]] = False
+        self.conditions.take(reading, up, self._shares, new_flows, now_unix_s)
         self._share(reading, up)
         together = self._of_services(reading.completed)
         self.pools.take(together, now_s)
         return together
 
     def _share(self, reading: Rates, up: npt.NDArray[np.bool_]) -> None:
-        self._flows *= math.exp(-reading.over_s / _SHARES_S)
-        self._flows += np.nan_to_num(reading.completed) * reading.over_s
+        learned = self.conditions.teaches[self._service]
+        self._flows[learned] *= math.exp(-reading.over_s / _SHARES_S)
+        self._flows[learned] += np.nan_to_num(reading.completed[learned]) * reading.over_s
         nobody = self._of_services(np.where(up, self._by_weight, 0.0)) == 0.0
         up = up | nobody[self._service]
         by_weight = np.where(up, self._by_weight, 0.0)
@@ -138,6 +140,9 @@ class Loads:
         of_services = np.array(horizons_s)
         own = self._forecaster.predict(self._of_groups(of_services), now_s)
         whole = self.pools.forecast(of_services, now_s)
+        groups = len(self.names)
+        _widen(own, self.conditions.rate[:groups])
+        _widen(whole, self.conditions.rate[groups:][self.pools.services])
         for values, those in ((own.point, whole.point), (own.high, whole.high), (own.level, whole.level)):
             together = those[self._pool] * self._shares[self._pooled]
             values[self._pooled] = np.where(np.isnan(together), values[self._pooled], together)
@@ -168,12 +173,22 @@ class Loads:
             rounded up; NaN: not known."""
         need = np.fmax(self.prediction.high, self.prediction.level)
         wants = ~(need <= self.capacity)
-        wants |= (self.deviation.rate >= REMARKABLE) | (self.deviation.latency >= REMARKABLE)
+        there = self.conditions
+        wants |= there.rate[: len(self.names)] >= REMARKABLE
+        wants |= there.in_trouble & ~there.others_too
         load = self._shares * self._of_groups(self.together) / self.capacity
         wants |= (
             np.where(np.abs(load - 1.0) < ALIKE, self._of_groups(wanted), self._of_groups(exact) * load) > 1.0
         )
         return np.asarray(wants & self._has_capacity, dtype=np.bool_)
+
+
+def _widen(prediction: Prediction, deviation: Floats) -> None:
+    """What is unusual now may go on so.
+
+    :param deviation: of the rate, as scores."""
+    by = np.where(deviation >= REMARKABLE, deviation, 0.0)
+    prediction.high[...] += by * (prediction.high - prediction.point)
 
 
 def _ring_weights(service: model.Service) -> Floats:

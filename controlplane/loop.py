@@ -230,7 +230,7 @@ class Controller:
             self._fleet.count_flows(established, self._installed)
         if self._clock.now_s() >= self._keep_due_s:
             self._keep_due_s = self._clock.now_s() + _KEEP_S
-            for key, value in self._fleet.to_keep():
+            for key, value in self._fleet.to_keep(self._clock.record_s()):
                 self._store.put(key, value)
 
     # ---- observe ------------------------------------------------------------------------
@@ -374,6 +374,7 @@ class Controller:
                     else:
                         self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)
+        self._say_common_causes()
         lead_times = {
             name: (lead_s, self._roster.usual_lead_time_s(name), lives_s.get(name))
             for name, lead_s in leads_s.items()
@@ -383,6 +384,14 @@ class Controller:
                 now_s, now_unix_s, lead_times, flows, drained, fresh, there, decided
             )
         )
+
+    def _say_common_causes(self) -> None:
+        for service, cause in self._fleet.common_causes().items():
+            if cause:
+                said = f"{service}: {cause}: a common cause, no shadows for it"
+                self._journal.once(service, "common-cause", said)
+            else:
+                self._journal.forget(service, "common-cause")
 
     def _inputs(self, service: model.Service, group: policy.Group) -> dict[str, float]:
         return group.inputs(service.shadows, self._clock.record_s())
@@ -394,6 +403,10 @@ class Controller:
         )
         now_unix_s = self._clock.record_s()
         if verdict.act is policy.Act.HOLD:
+            if group.trouble and group.shadows_too and not group.others_too:
+                self._journal.once(group.name, "common-cause", verdict.reason, self._inputs(service, group))
+            elif not group.trouble:
+                self._journal.forget(group.name, "common-cause")
             if verdict.wanted > len(policy.counted(group, now_unix_s)) + group.endpoints:
                 self._journal.once(group.name, "hold", verdict.reason, self._inputs(service, group))
             return False

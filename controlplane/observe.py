@@ -15,6 +15,29 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """By how much counters grew, each (names,); see ``ports.Counters``."""
+
+    offered: Floats
+    completed: Floats
+    spilled: Floats
+    flows: Floats
+    unremembered: Floats
+    resets: Floats
+    rtt_count: Floats
+    rtt_sum_us: Floats
+    requests: Floats
+    """NaN, as all that follow, where requests are not read."""
+    aborted: Floats
+    response_count: Floats
+    response_sum_us: Floats
+
+
+COUNTED = tuple(Counted.__dataclass_fields__)
+_OF_REQUESTS = frozenset({"requests", "aborted", "response_count", "response_sum_us"})
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """Between two readings, for the names asked; NaN where either reading lacks the member."""
 
@@ -22,6 +45,7 @@ class Rates:
     completed: Floats
     flows: Floats
     rtt_us: Floats
+    counted: Counted
 
 
 class Rows:
@@ -46,13 +70,25 @@ class Rows:
 
 def rates(before: Counters | None, after: Counters, rows: Rows) -> Rates | None:
     """None when there is nothing to compare with, or time stood still."""
-    grown = growth(before, after, rows, ("completed", "flows", "rtt_count", "rtt_sum_us"))
-    if grown is None or before is None:
+    if before is None:
         return None
+    are_told = before.requests_read and after.requests_read
+    wanted = COUNTED if are_told else [name for name in COUNTED if name not in _OF_REQUESTS]
+    grown = growth(before, after, rows, wanted)
+    if grown is None:
+        return None
+    nothing = np.full(len(rows), np.nan)
+    counted = Counted(**{name: grown.get(name, nothing) for name in COUNTED})
     over_s = after.at_s - before.at_s
-    samples = grown["rtt_count"]
-    mean = np.divide(grown["rtt_sum_us"], samples, out=np.full(len(rows), np.nan), where=samples > 0)
-    return Rates(over_s, grown["completed"] / over_s, grown["flows"] / over_s, mean)
+    rtt_us = mean(counted.rtt_sum_us, counted.rtt_count)
+    return Rates(over_s, counted.completed / over_s, counted.flows / over_s, rtt_us, counted)
+
+
+def mean(sums: Floats, counts: Floats) -> Floats:
+    """NaN where nothing was counted."""
+    out: Floats = np.full(counts.shape, np.nan)
+    np.divide(sums, counts, out=out, where=counts > 0)
+    return out
 
 
 def growth(

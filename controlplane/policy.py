@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from controlplane import drains, shadows, turnover
+from controlplane.baseline import REMARKABLE
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 
 _LATE = 1.5
@@ -29,7 +30,12 @@ _AT_ONCE = 3
 """One of so many members may drain at once: a spike may have brought hundreds."""
 _NEXT_TO_NONE = 0.01
 """Of its capacity: who is given so few new flows has nothing to hand over."""
+_NORMAL_S = 600.0
+"""Slow answers or errors are answered again after so long without them, and until then the answer stays."""
+_DOUBLES_S = 60.0
+"""In a time with failures the members at most double, and again after so long."""
 
+_UNBOUNDED = 1 << 30
 _ORDERED = {ShadowState.REQUESTED, ShadowState.PROVISIONING, ShadowState.WARMING}
 
 
@@ -71,8 +77,42 @@ class Memory:
     """Index n - 1: since when (Unix seconds) n members have been too few; None: they are enough."""
     fits_since: tuple[float | None, ...] = ()
     """Index n - 1: since when n members would be enough; None: they would not."""
-    latency_answered: bool = False
-    """A shadow was ordered for slow answers; not again until they are normal."""
+    troubled_since: float | None = None
+    """Since when answers are slow or failing; None: they are not."""
+    normal_since: float | None = None
+    """Since when they are not."""
+    answered: bool = False
+    """There was a shadow while they were; not again until they have been normal for a while."""
+    failing_since: float | None = None
+    calm_members: int = 1
+    """Before the time with failures."""
+
+    def watch(self, group: Group, members: int, now_unix_s: float) -> Memory:
+        """What is remembered of slow answers, errors and times with failures."""
+        troubled_since = normal_since = failing_since = None
+        if group.trouble:
+            troubled_since = now_unix_s if self.troubled_since is None else self.troubled_since
+        else:
+            normal_since = now_unix_s if self.normal_since is None else self.normal_since
+        if group.failing:
+            failing_since = now_unix_s if self.failing_since is None else self.failing_since
+        is_normal = normal_since is not None and now_unix_s - normal_since >= _NORMAL_S
+        return replace(
+            self,
+            troubled_since=troubled_since,
+            normal_since=normal_since,
+            answered=(self.answered and not is_normal) or group.is_helped,
+            failing_since=failing_since,
+            calm_members=members if self.failing_since is None else self.calm_members,
+        )
+
+    def most(self, now_unix_s: float) -> int:
+        """Members that demand may have brought by now: in a time with failures it may be the same clients,
+        who try again."""
+        if self.failing_since is None:
+            return _UNBOUNDED
+        doublings = 1 + int((now_unix_s - self.failing_since) / _DOUBLES_S)
+        return max(self.calm_members, 1) << min(doublings, 10)
 
     def sure_need(self, now_unix_s: float) -> int:
         """Members that demand has called for long enough not to be an onset's first guess."""
@@ -129,12 +169,22 @@ class Group:
     """Active flows of draining shadows; absent: not known."""
     given: dict[str, float] = field(default_factory=dict)
     """New flows/s that draining shadows are given; absent: not known."""
-    rate_deviates: bool = False
-    latency_deviates: bool = False
+    rate_deviation: float = 0.0
+    """Scores, 0..1; 0.5 and above is no chance."""
+    latency_deviation: float = 0.0
+    error_deviation: float = 0.0
+    trouble: str = ""
+    """Slow answers or errors, in words and numbers; empty: there are none."""
+    others_too: bool = False
+    """At least half of the service's other groups have them as well."""
+    shadows_too: bool = False
+    """A shadow is as slow, or fails as much."""
+    is_helped: bool = False
+    """One that is slow or failing has a shadow."""
+    failing: bool = False
+    """This is a time with failures, in which clients may only be trying again."""
     neighbour_up: bool = False
     """Another live endpoint of the service is healthy and takes over when this one is down."""
-    shadow_slow: bool = False
-    """A shadow is as slow: a common cause, cloning does not help."""
     sized: int = 1
     """Members that pay in the long run, those included that were wanted not long ago."""
     sized_reason: str = ""
@@ -179,8 +229,10 @@ class Group:
             "sized": float(self.sized),
             "standing": float(self.standing),
             "fresh": float(self.fresh),
-            "rate_deviates": float(self.rate_deviates),
-            "latency_deviates": float(self.latency_deviates),
+            "rate_deviation": self.rate_deviation,
+            "latency_deviation": self.latency_deviation,
+            "error_deviation": self.error_deviation,
+            "failing": float(self.failing),
         }
         return {name: round(value, 4) for name, value in numbers.items() if math.isfinite(value)}
 
@@ -259,10 +311,13 @@ def decide(
     usable = group.capacity * (1.0 - settings.headroom)
     need = max(group.high, group.level) if math.isfinite(group.level) else group.high
     memory = memory.learn(need, usable, group.endpoints + len(group.shadows) + 1, group.fresh, now_unix_s)
-    more, memory = _more(settings, group, memory, need, usable, members, now_unix_s)
+    memory = memory.watch(group, members, now_unix_s)
+    more = _more(settings, group, memory, need, usable, members, now_unix_s)
     going = _go_on(settings, group, members, usable * members - need, now_unix_s, halted=bool(more))
     if not more:
-        going += _shrink(settings, group, memory, need, usable, now_unix_s)
+        stays = memory.answered and not _has_common_cause(group)
+        fewer = _shrink(settings, group, memory, need, usable, now_unix_s)
+        going += tuple(one for one in fewer if not stays or one.act is not Act.DRAIN)
     return more + going or (_hold(group, need, members),), memory
 
 
@@ -274,22 +329,25 @@ def _more(
     usable: float,
     members: int,
     now_unix_s: float,
-) -> tuple[tuple[Verdict, ...], Memory]:
+) -> tuple[Verdict, ...]:
     """What is to be done for more members; nothing: there are enough."""
     cause = _cause(settings, group, members, usable, need)
-    if members and members < min(group.sized, group.most_shadows(settings) + group.endpoints):
+    most = memory.most(now_unix_s)
+    sized = min(group.sized, most)
+    if members and members < min(sized, group.most_shadows(settings) + group.endpoints):
         few = "1 member is" if members == 1 else f"{members} members are"
         why = cause or f"{group.sized} wanted and {few} there: {group.sized_reason}"
-        kept = _kept(group, why, group.sized, group.sized - members)
-        return _grow(settings, group, why, group.sized, now_unix_s, group.sized - members, kept), memory
-    if memory.latency_answered and not group.latency_deviates:
-        memory = replace(memory, latency_answered=False)
+        kept = _kept(group, why, sized, sized - members)
+        return _grow(settings, group, why, sized, now_unix_s, sized - members, kept)
     if cause is not None:
-        return _answer(settings, group, memory, cause, members, math.ceil(need / usable), now_unix_s), memory
-    is_alone = not counted(group, now_unix_s)
-    if group.latency_deviates and group.fresh and not memory.latency_answered and is_alone:
-        return _answer_latency(settings, group, memory, now_unix_s)
-    return (), memory
+        if members >= most:
+            reason = f"{group.name}: {cause}, but no more than {most} members while there are failures"
+            return (Verdict(Act.HOLD, reason, None, most),)
+        needed = min(math.ceil(need / usable), most)
+        return _answer(settings, group, memory, cause, members, needed, now_unix_s)
+    if _needs_help(group, memory, now_unix_s):
+        return _grow(settings, group, f"{group.trouble}, without rising demand", members + 1, now_unix_s)
+    return ()
 
 
 def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, need: float) -> str | None:
@@ -303,7 +361,7 @@ def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, 
         return None if group.neighbour_up else "down and no shadow takes over"
     if need > limit:
         return numbers + of
-    if group.rate_deviates and members == group.lives_up and need > _NEAR * limit:
+    if group.rate_deviation >= REMARKABLE and members == group.lives_up and need > _NEAR * limit:
         return f"request rate deviates from normal and {numbers}{_NEAR} x {of}"
     return None
 
@@ -318,7 +376,7 @@ def _answer(
     now_unix_s: float,
 ) -> tuple[Verdict, ...]:
     """To demand that is seen coming. Who drains comes back at once; others are ordered by what is sure."""
-    sure = max(memory.sure_need(now_unix_s), members + 1)
+    sure = min(max(memory.sure_need(now_unix_s), members + 1), memory.most(now_unix_s))
     kept = _kept(group, cause, max(sure, needed), max(sure, needed) - members)
     if members and any(shadow.state in _ORDERED for shadow in counted(group, now_unix_s)):
         lasted_s = _lasted_s(memory.short_since, members, now_unix_s)
@@ -396,21 +454,28 @@ def _is_silent(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
     )
 
 
-def _answer_latency(
-    settings: ShadowSettings, group: Group, memory: Memory, now_unix_s: float
-) -> tuple[tuple[Verdict, ...], Memory]:
-    if group.shadow_slow or group.shadows:
-        reason = f"{group.name}: slow, and so are its shadows: a common cause, no more shadows"
-        return (Verdict(Act.HOLD, reason),), memory
-    slow = "answers slower than normal without rising demand"
-    verdicts = _grow(settings, group, slow, group.lives_up + 1, now_unix_s)
-    return verdicts, replace(memory, latency_answered=True)
+def _has_common_cause(group: Group) -> bool:
+    """Slow answers or errors that one more member would have too: of a database, or a bad release."""
+    return bool(group.trouble) and (group.others_too or group.shadows_too)
+
+
+def _needs_help(group: Group, memory: Memory, now_unix_s: float) -> bool:
+    """It is slow or failing, though demand does not rise, and one shadow may help."""
+    if not (group.trouble and group.fresh and group.live_up) or memory.answered or _has_common_cause(group):
+        return False
+    return memory.troubled_since is not None and now_unix_s - memory.troubled_since >= _CONFIRM_S
 
 
 def _hold(group: Group, need: float, members: int) -> Verdict:
     if not group.live_up:
         who = "its neighbours take over" if members == 0 else "its shadows take over"
         return Verdict(Act.HOLD, f"{group.name}: down, {who}", None, members)
+    if group.trouble:
+        reason = f"{group.name}: {group.trouble}"
+        if _has_common_cause(group):
+            whose = "its neighbours" if group.others_too else "its shadows"
+            reason += f", and so with {whose}: a common cause, no more shadows"
+        return Verdict(Act.HOLD, reason, None, members)
     ours = [s for s in _serving(group) if not s.by_hand and s.name not in group.bound]
     if ours and group.sized >= group.lives_up + len(_serving(group)):
         return Verdict(Act.HOLD, f"{group.name}: {group.sized} wanted: {group.sized_reason}", None, members)

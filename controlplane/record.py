@@ -21,13 +21,12 @@ from controlplane import model, policy
 from controlplane.addresses import Address
 from controlplane.fleet import Fleet
 from controlplane.health import MemberHealth
+from controlplane.observe import COUNTED
 from controlplane.ports import Counters
 
-VERSION = 2
-_COUNTED = ("completed", "flows", "rtt_count", "rtt_sum_us")
-"""What forecasts and policy go by."""
+VERSION = 3
 _NOT_COUNTED = tuple(
-    field.name for field in fields(Counters) if field.name not in ("at_s", "rows", "requests_read", *_COUNTED)
+    field.name for field in fields(Counters) if field.name not in ("at_s", "rows", "requests_read", *COUNTED)
 )
 
 
@@ -81,10 +80,12 @@ class Recorder:
             tick, self._tick = self._tick, {}
             self._line(tick)
         self._tick |= {"at_s": counters.at_s, "observed_unix_s": now_unix_s}
-        self._tick["counters"] = {
-            name: [row, *(int(getattr(counters, field)[row]) for field in _COUNTED)]
-            for name, row in counters.rows.items()
-        }
+        rows = np.fromiter(counters.rows.values(), np.intp)
+        table = np.array(
+            [rows.astype(np.uint64), *(np.asarray(getattr(counters, field))[rows] for field in COUNTED)]
+        )
+        self._tick["counters"] = dict(zip(counters.rows, table.T.tolist(), strict=True))
+        self._tick["requests_read"] = counters.requests_read
         self._take_shadows("observed_shadows", shadows)
 
     def probed(self, shadows: Mapping[str, model.Shadow]) -> None:
@@ -144,15 +145,15 @@ def _plain(shadow: model.Shadow) -> dict[str, object]:
     }
 
 
-def _counters(at_s: float, told: Mapping[str, list[int]]) -> Counters:
+def _counters(at_s: float, told: Mapping[str, list[int]], requests_read: bool) -> Counters:
     rows = {name: row for name, (row, *_) in told.items()}
-    table = np.zeros((max(rows.values(), default=-1) + 1, len(_COUNTED)), dtype=np.uint64)
+    table = np.zeros((max(rows.values(), default=-1) + 1, len(COUNTED)), dtype=np.uint64)
     for row, *counts in told.values():
         table[row] = counts
     nothing = np.zeros(len(table), dtype=np.uint64)
     columns: dict[str, Any] = dict.fromkeys(_NOT_COUNTED, nothing)
-    columns |= {field: table[:, at] for at, field in enumerate(_COUNTED)}
-    return Counters(at_s=at_s, rows=rows, **columns)
+    columns |= {field: table[:, at] for at, field in enumerate(COUNTED)}
+    return Counters(at_s=at_s, rows=rows, requests_read=requests_read, **columns)
 
 
 def _shadow(raw: Mapping[str, Any]) -> model.Shadow:
@@ -204,7 +205,9 @@ def redone(lines: Iterable[str], parse: Callable[[str], model.Config]) -> Iterat
             raw = json.loads(line)
             if "config" in raw:
                 if raw["penumbra_record"] != VERSION:
-                    raise ValueError(f"a record of version {VERSION} is allowed")
+                    raise ValueError(
+                        f"a record of version {VERSION} is allowed, not {raw['penumbra_record']!r}"
+                    )
                 configured = parse(raw["config"])
                 anew = replay is None or raw["begins"]
                 replay = _Replay(configured) if anew or replay is None else replay.with_config(configured)
@@ -246,7 +249,7 @@ class _Replay:
             fleet.health.setdefault(name, MemberHealth(up=not down))
         fleet.observe_health([model.Health(*answer) for answer in raw.get("answers", ())], roster)
         if "counters" in raw:
-            counters = _counters(raw["at_s"], raw["counters"])
+            counters = _counters(raw["at_s"], raw["counters"], raw["requests_read"])
             fleet.observe_counters(self._counters, counters, roster, raw["observed_unix_s"])
             self._counters = counters
         fleet.observe_usage([_usage(told) for told in raw.get("usages", ())])

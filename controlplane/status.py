@@ -91,7 +91,13 @@ class GroupStatus:
     ring_weight: float
     rtt_us: float | None
     rate_deviation: float
+    """How far it is from what is normal, 0..1; 0.5 is remarkable."""
     latency_deviation: float
+    error_deviation: float
+    deviation_reason: str
+    """In words and numbers; empty when all is normal."""
+    failing: bool
+    """Nothing is learned of this time: members fail, or many clients connect anew."""
     p50: float | None
     """Quantiles of demand a lead time from now, foreseen step by step."""
     p90: float | None
@@ -142,6 +148,14 @@ class ServiceStatus:
     """By so much shadows are ordered earlier, as only new flows can be moved."""
     fail_open: bool
     """No member is healthy: packets go to all of them."""
+    rate_deviation: float = 0.0
+    """As of groups, as the following four; of all of them together."""
+    latency_deviation: float = 0.0
+    error_deviation: float = 0.0
+    deviation_reason: str = ""
+    failing: bool = False
+    common_cause: str = ""
+    """Of what several groups have at once, in words and numbers; empty: nothing."""
     groups: tuple[GroupStatus, ...] = ()
     pool: PoolStatus | None = None
     """None: each group is decided about on its own."""
@@ -227,6 +241,11 @@ def samples(status: Status) -> list[Sample]:
         out.append(Sample("fail_open", labels, float(service.fail_open)))
         if service.pool is not None:
             out.extend(_pool_samples(service.pool, labels))
+        out.append(Sample("service_rate_deviation", labels, service.rate_deviation))
+        out.append(Sample("service_latency_deviation", labels, service.latency_deviation))
+        out.append(Sample("service_error_deviation", labels, service.error_deviation))
+        out.append(Sample("service_failing", labels, float(service.failing)))
+        out.append(Sample("common_cause", labels, float(bool(service.common_cause))))
         for group in service.groups:
             out.extend(_group_samples(group, labels | {"endpoint": group.name}))
     return out
@@ -259,6 +278,7 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
         "endpoint_healthy": None if group.up is None else float(group.up),
         "rate_deviation": group.rate_deviation,
         "latency_deviation": group.latency_deviation,
+        "error_deviation": group.error_deviation,
         "forecast_p50_flows_per_second": group.p50,
         "forecast_p90_flows_per_second": group.p90,
         "members_sized": float(group.sized),

@@ -38,6 +38,8 @@ class Knowledge(Protocol):
 
     def shadow_fitness(self, shadow: Shadow, now_s: float) -> float: ...
 
+    def is_in_trouble(self, name: str) -> bool: ...
+
 
 def wanted_steering(
     config: model.Config,
@@ -295,6 +297,8 @@ def _live(
             target = weights.wanted_spill(0.0, None, usable, True)
         else:
             target = weights.wanted_spill(high, endpoint.capacity, usable, True) if high == high else spill
+            if fleet.is_in_trouble(endpoint.name):  # its shadows take their whole share
+                target = max(target, weights.wanted_spill(0.0, None, usable, True))
         if part is not None:
             spill = weights.warming_spill(target, part)
         else:

@@ -89,6 +89,14 @@ class FakeDataplane:
         self.lost = 0.0
         """Flows that found nobody, or somebody down or removed."""
         self.rtt_us: dict[str, float] = {}
+        self.response_us: dict[str, float] = {}
+        """Of who is here each flow is a request, and timed."""
+        self.resets: dict[str, float] = {}
+        """The share of its flows that a member resets, as of those not answered and of requests aborted."""
+        self.unanswered: dict[str, float] = {}
+        self.aborts: dict[str, float] = {}
+        self.noise: np.random.Generator | None = None
+        """Of times and errors; None: there is none."""
         self.own_address = IPv4Address("10.0.0.254")
         self.detached: set[str] = set()
         """Interfaces that are gone."""
@@ -174,22 +182,53 @@ class FakeDataplane:
             share = flows * weight / sum(ring.values())
             member = self.members[name]
             self._count(name, "offered", share)
-            self._count(name, "completed", share)
             slots = {n: w for n, w in member.slots.items() if n in self.members and not self.members[n].down}
             spilled = share * member.spill if slots else 0.0
             self._count(name, "spilled", spilled)
+            failed = 0.0
             for shadow, slot in slots.items():
-                self._give(shadow, spilled * slot / sum(slots.values()), dead)
-            self._give(name, share - spilled, dead)
+                failed += self._give(shadow, spilled * slot / sum(slots.values()), dead)
+            failed += self._give(name, share - spilled, dead)
+            self._count(name, "completed", share - failed)
 
-    def _give(self, name: str, flows: float, dead: Collection[str]) -> None:
+    def _give(self, name: str, flows: float, dead: Collection[str]) -> float:
+        """How many are not answered."""
         if name in dead:
             self.lost += flows
         self.served[name] = self.served.get(name, 0.0) + flows
         self._count(name, "flows", flows)
-        if flows:
-            self._count(name, "rtt_count", flows)
-            self._count(name, "rtt_sum_us", flows * self.rtt_us.get(name, 500.0))
+        unanswered = self._part(flows, self.unanswered.get(name, 0.0))
+        if flows > unanswered:
+            answered = round(flows) - unanswered
+            self._count(name, "rtt_count", answered)
+            self._count(name, "rtt_sum_us", self._times(answered, self.rtt_us.get(name, 500.0)))
+        self._count(name, "resets", self._part(flows, self.resets.get(name, 0.0)))
+        if name in self.response_us:
+            self._count(name, "requests", flows)
+            self._count(name, "aborted", self._part(flows, self.aborts.get(name, 0.0)))
+            self._count(name, "response_count", flows)
+            self._count(name, "response_sum_us", self._times(flows, self.response_us[name]))
+        return unanswered
+
+    def _part(self, flows: float, share: float) -> float:
+        if self.noise is None or not share:
+            return flows * share
+        return float(self.noise.binomial(round(flows), share))
+
+    def _times(self, count: float, median_us: float) -> float:
+        """So many of them, together."""
+        if self.noise is None:
+            return count * median_us
+        return float(np.exp(0.5 * self.noise.standard_normal(round(count))).sum()) * median_us
+
+    def flood(self, name: str, syns: int, answers: float) -> None:
+        """Of forged SYNs in the last second, all by one CPU: of the handshakes past 2048 in a tick of 268 ms
+        it times one in eight."""
+        for field in ("offered", "flows"):
+            self._count(name, field, syns)
+        timed = min(answers * syns, 7629 + (answers * syns - 7629) / 8)
+        self._count(name, "rtt_count", timed)
+        self._count(name, "rtt_sum_us", timed * self.rtt_us.get(name, 500.0))
 
     def _count(self, name: str, field: str, amount: float) -> None:
         self.count[field][self.rows[name]] += np.uint64(round(amount))

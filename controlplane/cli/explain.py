@@ -18,6 +18,7 @@ from controlplane.cli import output
 from controlplane.cli.options import AsJson, InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail, say
 
+_DEVIATIONS = {"rate": "rate_deviation", "times": "latency_deviation", "errors": "error_deviation"}
 _ANY_SHADOW = re.compile(r"-s\d+\Z")
 
 
@@ -45,6 +46,7 @@ def explain(
             "flow_life_s": service["flow_life_s"],
             "earlier_s": service["earlier_s"],
             "pool": service.get("pool"),
+            "common_cause": service["common_cause"],
             **group,
         }
         for service in status.get("services", ())
@@ -99,10 +101,7 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
             f"{group['earlier_s']:.0f} s earlier"
         )
     yield f"  weights    {group['spill']:.0%} of its new flows spill; {group['ring_weight']:g} in the ring"
-    yield (
-        f"  deviation  request rate {group['rate_deviation']:g}, RTT {group['latency_deviation']:g} "
-        f"(0: normal, 0.5: remarkable, 1: most)"
-    )
+    yield from _of_deviation(group)
     if group.get("usage"):
         yield f"  uses       {_used(group['usage'])}"
     for shadow in group["shadows"]:
@@ -132,6 +131,16 @@ def _used(usage: Mapping[str, Any]) -> str:
     asked = usage["asks"] or ("" if usage["weight"] is None else f"{usage['weight']:.0%} of its weight")
     wish = [f"its agent: {asked}"] if asked else []
     return f"{', '.join(told + wish) or 'not known'} ({usage['age_s']:.0f} s ago)"
+
+
+def _of_deviation(group: Mapping[str, Any]) -> Iterator[str]:
+    said = group["deviation_reason"] or "all is normal"
+    if group["failing"]:
+        said += "; nothing is learned of this time"
+    scores = [f"{what} {group[key]:g}" for what, key in _DEVIATIONS.items()]
+    yield f"  deviation  {', '.join(scores)} (0: normal, 0.5: remarkable, 1: most): {said}"
+    if group["common_cause"]:
+        yield f"  common     {group['common_cause']}: a common cause, no shadows for it"
 
 
 def _rate(value: float | None) -> str:

@@ -17,7 +17,7 @@ from controlplane.forecast import Forecaster, normal
 from controlplane.forecast.errors import Errors
 from controlplane.loads import Loads
 from controlplane.model import ForecastMethod
-from controlplane.observe import Rates, Rows, rates
+from controlplane.observe import COUNTED, Counted, Rates, Rows, rates
 from tests.fakes import FakeClock, FakeDataplane
 from tests.world import World, config
 
@@ -135,15 +135,21 @@ def loads(*services: model.Service) -> Loads:
 
 def reading(completed: list[float]) -> Rates:
     flows = np.array(completed)
-    return Rates(1.0, flows, flows, np.full(len(completed), 500.0))
+    nothing = np.zeros(len(completed))
+    counted = Counted(
+        **dict.fromkeys(COUNTED, flows) | {"spilled": nothing, "resets": nothing, "aborted": nothing}
+    )
+    return Rates(1.0, flows, flows, np.full(len(completed), 500.0), counted)
+
+
+def take(loads: Loads, completed: list[float], down: set[str] | frozenset[str], second: float) -> np.ndarray:
+    return loads.take(reading(completed), down, second, 1.7e9 + second, 0.0)
 
 
 def test_shares_are_those_of_each_service_and_the_dead_have_none():
     bound = replace(service("b", [50.0, 50.0, 50.0]), affinity=model.Affinity.SOURCE)
     both = loads(service("a", [100.0, 300.0]), bound)
-    demand = [
-        both.take(reading([30.0, 10.0, 1.0, 1.0, math.nan]), {"b-0"}, float(second)) for second in range(300)
-    ]
+    demand = [take(both, [30.0, 10.0, 1.0, 1.0, math.nan], {"b-0"}, float(second)) for second in range(300)]
     assert demand[-1][0] == 40.0
     assert math.isnan(demand[-1][1]), "not all of it was read"
     assert both.share(0) + both.share(1) == pytest.approx(1.0)
@@ -155,21 +161,21 @@ def test_shares_are_those_of_each_service_and_the_dead_have_none():
 def test_shares_of_a_pool_are_those_of_its_ring_at_once():
     one = loads(service("a", [100.0, 100.0]))
     for second in range(100):
-        one.take(reading([10.0, 30.0]), frozenset(), float(second))
+        take(one, [10.0, 30.0], frozenset(), float(second))
     assert one.share(0) == pytest.approx(0.5)
     one.take_rings({"a": {"a-0": 2.0, "a-1": 1.0}, "gone": {"x": 1.0}})
-    one.take(reading([10.0, 30.0]), frozenset(), 100.0)
+    take(one, [10.0, 30.0], frozenset(), 100.0)
     one.forecast([5.0], 100.0)
     assert one.share(0) == pytest.approx(2 / 3)
     assert one.prediction.level.tolist() == pytest.approx([80 / 3, 40 / 3])
     one.take_rings({"a": {}})
-    one.take(reading([10.0, 30.0]), frozenset(), 101.0)
+    take(one, [10.0, 30.0], frozenset(), 101.0)
     assert one.share(0) == pytest.approx(2 / 3), "no ring says nothing"
 
 
 def test_when_all_of_a_service_are_down_shares_are_as_if_none_were():
     one = loads(service("a", [100.0, 300.0]))
-    one.take(reading([0.0, 0.0]), {"a-0", "a-1", "who"}, 1.0)
+    take(one, [0.0, 0.0], {"a-0", "a-1", "who"}, 1.0)
     assert [one.share(0), one.share(1)] == [0.25, 0.75]
 
 
@@ -177,7 +183,7 @@ def test_another_configuration_knows_what_was_known_of_groups_that_stay():
     a, b = service("a", [100.0, 100.0]), service("b", [100.0])
     before = loads(a, b)
     for second in range(20):
-        before.take(reading([10.0, 20.0, 30.0]), frozenset(), float(second))
+        take(before, [10.0, 20.0, 30.0], frozenset(), float(second))
     moved = replace(b.endpoints[0], name="a-1", service="b")
     after = loads(replace(b, endpoints=(*b.endpoints, moved)), replace(a, endpoints=a.endpoints[:1]))
     after.resume(before)
@@ -191,7 +197,7 @@ def test_another_configuration_knows_what_was_known_of_groups_that_stay():
 def test_nobody_without_capacity_is_busy_and_who_has_too_little_is():
     both = loads(service("a", [100.0, 20.0]), service("b", [None]))
     for second in range(10):
-        both.take(reading([15.0, 25.0, 900.0]), frozenset(), float(second))
+        take(both, [15.0, 25.0, 900.0], frozenset(), float(second))
         both.forecast([5.0, 5.0], float(second))
     unknown = np.full(2, np.nan)
     assert both.busy(unknown, unknown).tolist() == [False, True, False]

@@ -62,7 +62,10 @@ def drained(k: int, since_s: float, **more: object) -> Shadow:
 
 def long_since() -> Memory:
     """Everything has been so for an hour."""
-    return Memory((NOW - 3600.0,) * 5, (NOW - 3600.0,) * 5)
+    return Memory((NOW - 3600.0,) * 5, (NOW - 3600.0,) * 5, troubled_since=NOW - 3600.0)
+
+
+SLOW = "RTT 5 ms, 0.5 ms is normal"
 
 
 READY, ON_ORDER, WARM = ShadowState.READY, ShadowState.PROVISIONING, ShadowState.WARMING
@@ -105,14 +108,25 @@ ROWS = {
     "as many as a group may have: hold": (
         group(900.0, *(shadow(k, READY) for k in range(1, 5))), Act.HOLD),
     "a draining one comes back before another is made": (group(110.0, shadow(1, DRAINING)), Act.KEEP),
-    "the rate deviates near the threshold: add": (group(70.0, rate_deviates=True), Act.ADD),
+    "the rate deviates near the threshold: add": (group(70.0, rate_deviation=0.6), Act.ADD),
     "the rate deviates near the second threshold: hold": (
-        group(150.0, shadow(1, READY), rate_deviates=True), Act.HOLD),
-    "the rate deviates far from it: hold": (group(60.0, rate_deviates=True), Act.HOLD),
-    "slow without demand: one": (group(30.0, latency_deviates=True), Act.ADD),
+        group(150.0, shadow(1, READY), rate_deviation=0.6), Act.HOLD),
+    "the rate deviates far from it: hold": (group(60.0, rate_deviation=0.6), Act.HOLD),
+    "slow without demand: one": (group(30.0, trouble=SLOW), Act.ADD),
     "slow, and the shadows too: a common cause": (
-        group(30.0, shadow(1, READY), latency_deviates=True, shadow_slow=True), Act.HOLD),
-    "slow, but on stale readings: hold": (group(30.0, latency_deviates=True, fresh=False), Act.HOLD),
+        group(30.0, shadow(1, READY), trouble=SLOW, shadows_too=True, is_helped=True), Act.HOLD),
+    "slow, and so are the service's others: a common cause": (
+        group(30.0, trouble=SLOW, others_too=True), Act.HOLD),
+    "slow, and a shadow is there and is not: hold": (
+        group(30.0, shadow(1, READY, OLD), trouble=SLOW, is_helped=True), Act.HOLD),
+    "slow, and a shadow is there of another one: one of its own": (
+        group(60.0, shadow(1, READY), trouble=SLOW, endpoints=2, others_up=1), Act.ADD),
+    "slow, and a shadow is there that is slow too and not needed: drain": (
+        group(30.0, shadow(1, READY, OLD), trouble=SLOW, shadows_too=True, is_helped=True), Act.DRAIN),
+    "slow, and demand rises: by demand": (
+        group(170.0, shadow(1, READY, OLD), trouble=SLOW, shadows_too=True, is_helped=True), Act.ADD),
+    "failures, and demand has doubled: add": (group(110.0, failing=True), Act.ADD),
+    "slow, but on stale readings: hold": (group(30.0, trouble=SLOW, fresh=False), Act.HOLD),
     "down without a shadow: add": (group(30.0, live_up=False), Act.ADD),
     "down, a neighbour is there: hold": (group(0.0, live_up=False, neighbour_up=True), Act.HOLD),
     "down, and its shadow does not answer either: a common cause": (
@@ -203,11 +217,69 @@ def test_idle_time_starts_anew_when_demand_comes_back_or_readings_go_stale():
         assert policy.decide(SETTINGS, calm, memory, NOW + 6.0)[0][0].act is Act.DRAIN
 
 
-def test_slow_answers_are_answered_once():
-    slow = group(30.0, latency_deviates=True)
-    (verdict,), memory = policy.decide(SETTINGS, slow, Memory(), NOW)
-    assert verdict.act is Act.ADD
-    assert policy.decide(SETTINGS, slow, memory, NOW + 1.0)[0][0].act is Act.HOLD
+class Told:
+    """A group that the policy is asked about every second, and whose orders are there at once."""
+
+    def __init__(self) -> None:
+        self.now_s, self.memory, self.shadows = NOW, Memory(), ()
+        self.acts: list[Act] = []
+
+    def tick(self, seconds: int, high: float = 30.0, **more: object) -> None:
+        for _ in range(seconds):
+            self.now_s += 1.0
+            helped = bool(self.shadows) and "trouble" in more
+            now = group(high, *self.shadows, is_helped=helped, **more)
+            (verdict, *_), self.memory = policy.decide(SETTINGS, now, self.memory, self.now_s)
+            self.acts.append(verdict.act)
+            if verdict.act is Act.ADD:
+                made = shadow(len(self.shadows) + 1, READY)
+                self.shadows += (replace(made, ready_unix_s=self.now_s, changed_unix_s=self.now_s),)
+            if verdict.act is Act.DRAIN:
+                self.shadows = self.shadows[:-1]
+
+
+def test_slow_answers_are_answered_once_and_again_only_after_they_were_normal_for_a_while():
+    told = Told()
+    told.tick(2, trouble=SLOW)
+    assert Act.ADD not in told.acts, "not for long yet"
+    told.tick(300, trouble=SLOW)
+    told.shadows = ()  # somebody took it away
+    told.tick(300, trouble=SLOW)
+    told.tick(500)
+    told.tick(300, trouble=SLOW)
+    assert told.acts.count(Act.ADD) == 1, "normal for 500 s only"
+    told.tick(610)
+    told.tick(60, trouble=SLOW)
+    assert told.acts.count(Act.ADD) == 2
+
+
+def test_the_answer_stays_until_they_have_been_normal_for_a_while():
+    told = Told()
+    told.tick(300, trouble=SLOW)
+    told.tick(590)
+    assert (told.acts.count(Act.ADD), told.acts.count(Act.DRAIN)) == (1, 0)
+    told.tick(60)
+    assert told.acts.count(Act.DRAIN) == 1
+
+
+def test_in_a_time_with_failures_members_at_most_double_each_minute():
+    told = Told()
+    told.tick(10)
+    told.tick(55, high=900.0, failing=True)
+    assert len(told.shadows) == 1, "of one: two"
+    told.tick(60, high=900.0, failing=True)
+    assert len(told.shadows) == 3
+    told.tick(1, high=900.0)
+    assert len(told.shadows) == 4, "the time with failures is over"
+
+
+def test_a_verdict_of_slow_answers_tells_why():
+    assert (
+        "RTT 5 ms, 0.5 ms is normal, without rising demand"
+        in decided(group(30.0, trouble=SLOW), long_since()).reason
+    )
+    held = decided(group(30.0, trouble=SLOW, others_too=True), long_since())
+    assert held.reason == f"web: {SLOW}, and so with its neighbours: a common cause, no more shadows"
 
 
 def test_the_youngest_drains_first():

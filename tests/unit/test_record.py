@@ -10,12 +10,13 @@ import pytest
 
 from controlplane import requests
 from controlplane.cli import replay
+from controlplane.observe import COUNTED
 from controlplane.record import RecordError, Redone, redone
 from tests.world import World, config
 
 
 def lively() -> World:
-    """Loads that come and go, a crash, a reload, a dead shadow, stale readings, an order that fails."""
+    """Loads that come and go, a crash, a reload, a dead shadow, stale readings, a failing order, errors."""
     world = World(config(endpoints=2, idle_s=30.0), records=True)
     world.ticks(60, 80.0)
     world.ticks(40, 250.0)
@@ -34,6 +35,8 @@ def lively() -> World:
     world.ticks(40, 420.0)
     world.provisioner.fail = False
     world.ticks(150, 60.0)
+    world.dataplane.resets["web-3"] = 0.3
+    world.ticks(40, 60.0)
     return world
 
 
@@ -51,6 +54,7 @@ def test_the_same_is_decided_with_the_same_reasons(recorded):
     assert [one for one in decisions if not one.is_same] == []
     acts = {one.act for one in decisions}
     assert {"add", "hold", "retry", "drain", "ease", "remove"} <= acts
+    assert any("of flows are reset" in one.reason for one in decisions)
 
 
 def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
@@ -58,7 +62,7 @@ def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
     for line in recorded.recorded:
         raw = json.loads(line)
         for counts in raw.get("counters", {}).values():
-            counts[1] *= 2
+            counts[1 + COUNTED.index("completed")] *= 2
         lines.append(json.dumps(raw))
     assert any(not one.is_same for one in again(recorded, lines))
 
@@ -69,8 +73,8 @@ def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
         (lambda lines: lines[1:], "line 1: .*begins with a configuration"),
         (lambda lines: ["nonsense"], "line 1: "),
         (
-            lambda lines: [lines[0].replace('"penumbra_record": 2', '"penumbra_record": 1')],
-            "version 2 is allowed",
+            lambda lines: [lines[0].replace('"penumbra_record": 3', '"penumbra_record": 2')],
+            "version 3 is allowed, not 2",
         ),
         (lambda lines: [*lines[:20], lines[20][:50]], "line 21: "),
     ],

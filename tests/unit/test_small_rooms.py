@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placement, baseline and requests."""
+"""Placement and requests."""
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-import numpy as np
-
 from controlplane import placement, requests
-from controlplane.baseline import Baseline
 from controlplane.model import Endpoint, Host, Shadow, ShadowState
 from tests.fakes import FakeStore
 
@@ -37,39 +34,6 @@ def test_a_failed_shadow_keeps_its_slot_and_a_full_fleet_is_none():
 
 def test_names_are_the_first_that_is_free():
     assert placement.name("web-1", ["web-1-s1", "web-1-s3"]) == "web-1-s2"
-
-
-def learned(rate: float, rtt_us: float) -> tuple[Baseline, np.random.Generator]:
-    random = np.random.default_rng(3)
-    baseline = Baseline(["web-1"])
-    for _ in range(120):
-        baseline.update(np.array([float(random.poisson(rate))]), np.array([rtt_us]), 1.0)
-    return baseline, random
-
-
-def test_a_burst_of_requests_and_slow_answers_deviate_and_each_is_its_own_signal():
-    baseline, _ = learned(50.0, 500.0)
-    bursts = [baseline.update(np.array([90.0]), np.array([500.0]), 1.0) for _ in range(3)]
-    burst = bursts[-1]
-    assert burst.rate[0] >= 0.5
-    assert bursts[-2].rate[0] < 0.5, "two readings may be chance"
-    assert burst.latency[0] == 0.0
-    baseline, _ = learned(50.0, 500.0)
-    for _ in range(3):
-        slow = baseline.update(np.array([50.0]), np.array([2000.0]), 1.0)
-    assert slow.latency[0] >= 0.5
-    assert slow.rate[0] < 0.5
-    assert "RTT" in slow.reason(0)
-
-
-def test_noise_and_missing_readings_do_not_deviate():
-    baseline, random = learned(50.0, 500.0)
-    scores = [
-        baseline.update(np.array([float(random.poisson(50.0))]), np.array([np.nan]), 1.0).rate[0]
-        for _ in range(600)
-    ]
-    assert np.mean(np.array(scores) >= 0.5) < 0.01
-    assert baseline.update(np.array([np.nan]), np.array([np.nan]), 1.0).rate[0] == 0.0
 
 
 def test_requests_are_taken_once_and_freeze_and_drain_stay():

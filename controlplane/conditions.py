@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How groups and services are doing, all at once: what deviates, whether others do too, and whether this is a
+time to learn from.
+
+A flood of SYNs that nobody completes, and clients that only try again, look like errors and slow answers, and
+are no reason to clone anybody. A time with failures, or in which many connect anew, is not as others are:
+nothing is learned of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane import model, signs
+from controlplane.baseline import REMARKABLE, SUSPECT, Baseline
+from controlplane.habits import Habits
+from controlplane.observe import Rates
+from controlplane.pool import is_pool
+from controlplane.signs import Count, Signs, Time
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+_ALIKE = 0.25
+"""The score from which on another group has the same trouble."""
+_FLOOD, _FLOOD_S = 4.0, 30.0
+"""So many times the usual SYNs, most of which nobody completes; for so long afterwards nothing is judged."""
+_STORM_S = 60.0
+"""For so long clients connect anew, after many were cut off or somebody went down or came back."""
+_STORM_LEAST, _STORM_SHARE, _STORM_DEVIATIONS = 10.0, 0.5, 6.0
+"""Flows that are reset in one tick: at least, per new flow, and beyond what is normal."""
+_PART = 0.1
+"""Of a service, by demand: if so much of it is failing, the service is."""
+_COMPARABLE = 0.05
+"""Of demand may spill, and the live endpoint's times are those of one that serves it all."""
+_ERRORS = (Count.RESETS, Count.UNANSWERED, Count.ABORTED)
+_TIMES = len(Count)
+"""The first row of times among the scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Of one group or service, for those who read of it."""
+
+    rate: float
+    """Scores, 0..1; 0.5 is remarkable."""
+    latency: float
+    errors: float
+    failing: bool
+    """Nothing is learned of this time."""
+    reason: str = ""
+    """In words and numbers; empty when all is normal."""
+
+
+class Conditions:
+    """Arrays have shape (rows,): groups, those of one service beside each other, then services."""
+
+    def __init__(self, services: Collection[model.Service], service: npt.NDArray[np.intp]) -> None:
+        """:param service: (groups,) index of each one's."""
+        self._service, self._groups = service, len(service)
+        names = [f"{e.service}/{e.name}" for one in services for e in one.endpoints]
+        is_tcp = np.array([one.protocol is model.Protocol.TCP for one in services], np.bool_)
+        own = np.arange(self._groups + len(services))
+        whole = np.concatenate([self._groups + service, own[self._groups :]])
+        is_whole = np.array([is_pool(one) for one in services], np.bool_)
+        self._rate_row = np.where(np.concatenate([is_whole[service], ~is_whole]), whole, own)
+        """(rows,) whose rate counts: the ring moves flows between the groups of a pool."""
+        self._is_tcp = np.concatenate([is_tcp[service], is_tcp])
+        self._services = [one.name for one in services]
+        self._baseline = Baseline([*names, *self._services])
+        rows = len(self._baseline.names)
+        self._habits = Habits(1 + len(Time), len(services))
+        self._kept_part = -1
+        """Half hours before it are kept."""
+        self._flood_s, self._storm_s = np.zeros(rows), np.zeros(rows)
+        """How long it still lasts."""
+        self._up = np.ones(self._groups, np.bool_)
+        self._judge()
+        self.failing: Flags = np.zeros(rows, np.bool_)
+
+    def resume(self, other: Conditions) -> None:
+        """The same knowledge of groups and services of the same names."""
+        self._baseline.resume(other._baseline)
+        both = [name for name in self._services if name in other._services]
+        to, source = (list(map(names.index, both)) for names in (self._services, other._services))
+        self._habits.resume(other._habits, to, source)
+        self._judge()
+
+    def _of_services(self, groups: Flags) -> Floats:
+        """(services,) how many."""
+        return np.bincount(self._service, groups, len(self._services)).astype(np.float64)
+
+    # ---- a tick ------------------------------------------------------------------------------
+
+    def take(self, reading: Rates, up: Flags, shares: Floats, new_flows: float, now_unix_s: float) -> None:
+        """:param up: (groups,) not known to be down. ``shares``: (groups,) of their services' demand.
+        ``new_flows``: per second that the program remembered, of all members."""
+        counted = signs.with_services(reading.counted, self._service, len(self._services))
+        now = signs.read(counted, reading.over_s, self._is_tcp, new_flows)
+        self._baseline.judge(now, *self._usual(now_unix_s))
+        self._watch_floods(now.over_s)
+        self._watch_storms(now, up)
+        self._judge()
+        self._look_for_failures(up, shares)
+        self._baseline.learn(now, ~self.failing, ~(counted.spilled > _COMPARABLE * counted.offered))
+        recent = np.vstack([self._baseline.recent_count()[Count.RATE], self._baseline.recent_time()])
+        is_told = ~self.failing[self._groups :]
+        self._habits.take(now_unix_s, np.where(is_told, recent[:, self._groups :], np.nan))
+
+    def _usual(self, now_unix_s: float) -> tuple[Floats, Floats]:
+        """What ``Baseline.judge`` wants to know of this time of day."""
+        usual = self._habits.usual(now_unix_s)
+        rate = self._baseline.normal_count()[Count.RATE, self._groups :]
+        more = np.fmax(np.divide(usual[0], rate, out=np.ones(rate.shape), where=rate > 0), 1.0)
+        longer = np.fmax(usual[1:] - self._baseline.normal_time()[:, self._groups :], 0.0)
+        return (
+            np.concatenate([more[self._service], more]),
+            np.concatenate([longer[:, self._service], longer], axis=1),
+        )
+
+    def _watch_floods(self, over_s: float) -> None:
+        recent, normal = self._baseline.recent_count(), self._baseline.normal_count()
+        offered = recent[Count.OFFERED]
+        begins = self._baseline.scores[Count.OFFERED] >= REMARKABLE
+        begins &= offered > _FLOOD * np.maximum(normal[Count.OFFERED], 1.0)
+        begins &= recent[Count.RATE] < 0.5 * offered
+        self._flood_s = np.where(begins, _FLOOD_S, np.maximum(self._flood_s - over_s, 0.0))
+        self._baseline.dismiss(self._flood_s > 0)
+
+    def _watch_storms(self, now: Signs, up: Flags) -> None:
+        resets, flows = now.counts[Count.RESETS], now.of[Count.RESETS]
+        expected = self._baseline.normal_count()[Count.RESETS] * flows
+        bound = expected + _STORM_DEVIATIONS * np.sqrt(expected)
+        begins = resets > np.maximum(np.maximum(bound, _STORM_SHARE * flows), _STORM_LEAST)
+        begins[: self._groups] |= up != self._up
+        self._up = up
+        self._storm_s = np.where(begins, _STORM_S, np.maximum(self._storm_s - now.over_s, 0.0))
+
+    def _judge(self) -> None:
+        scores, n = self._baseline.scores, self._groups
+        self.rate: Floats = scores[Count.RATE][self._rate_row]
+        self.errors: Floats = scores[Count.RESETS : _TIMES].max(axis=0)
+        self.latency: Floats = scores[_TIMES:].max(axis=0)
+        trouble = np.maximum(self.errors, self.latency)[:n]
+        self.in_trouble: Flags = trouble >= REMARKABLE
+        """(groups,) slow, or failing, as the next two."""
+        has_flows = self._baseline.recent_count()[Count.OFFERED, :n] > 0
+        others = self._of_services(has_flows)[self._service] - has_flows
+        alike = (trouble >= _ALIKE) & has_flows
+        others_alike = self._of_services(alike)[self._service] - alike
+        self.others_too: Flags = (others_alike > 0) & (2.0 * others_alike >= others)
+        """At least half of the service's other ones are as well."""
+
+    def _look_for_failures(self, up: Flags, shares: Floats) -> None:
+        n = self._groups
+        failing = (self.errors >= SUSPECT) | (self._flood_s > 0) | (self._storm_s > 0)
+        part = np.bincount(self._service, np.where(failing[:n], shares, 0.0), len(self._services))
+        failing[n:] |= part >= _PART
+        failing[:n] |= failing[n:][self._service] | ~up
+        self.failing = failing
+
+    # ---- what is told ------------------------------------------------------------------------
+
+    @property
+    def teaches(self) -> Flags:
+        """(services,) this time is as others are."""
+        return np.asarray(~self.failing[self._groups :], dtype=np.bool_)
+
+    def together(self, groups: Sequence[int]) -> Condition:
+        """Of groups that are decided about together, of one service; without a reason."""
+        them = np.array(groups)
+        row = groups[0] if len(groups) == 1 else self._groups + int(self._service[groups[0]])
+        return Condition(
+            rate=float(self.rate[row]),
+            latency=float(self.latency[them].max()),
+            errors=float(self.errors[them].max()),
+            failing=bool(self.failing[row]),
+        )
+
+    def group(self, i: int) -> Condition:
+        return self._condition(i)
+
+    def service(self, at: int) -> Condition:
+        """By its index among the services."""
+        return self._condition(self._groups + at)
+
+    def common_cause(self, at: int) -> str:
+        """Of what befalls a service's groups together; empty: nothing does."""
+        alike = np.flatnonzero(self.in_trouble & self.others_too & (self._service == at))
+        if not alike.size:
+            return ""
+        why = self._trouble(self._groups + at, _ALIKE) or self._trouble(int(alike[0]), _ALIKE)
+        return f"{alike.size} of {np.count_nonzero(self._service == at)} endpoints at once: {why}"
+
+    def trouble(self, i: int) -> str:
+        """Of a group that is slow or failing, in words and numbers; empty: it is neither."""
+        return self._trouble(i, REMARKABLE)
+
+    def troubled_signs(self, i: int) -> list[tuple[Count | Time, float]]:
+        """Of a group: times in us, and shares, of the last seconds, those that deviate."""
+        scores, times = self._baseline.scores_of(i), self._baseline.told_time(i)[0]
+        counts = self._baseline.told_count(i)[0]
+        found: list[tuple[Count | Time, float]] = [
+            (time, math.exp(times[time])) for time in Time if scores[_TIMES + time] >= REMARKABLE
+        ]
+        return found + [(count, counts[count]) for count in _ERRORS if scores[count] >= REMARKABLE]
+
+    def _condition(self, row: int) -> Condition:
+        return Condition(
+            rate=float(self.rate[row]),
+            latency=float(self.latency[row]),
+            errors=float(self.errors[row]),
+            failing=bool(self.failing[row]),
+            reason=self._reason(row),
+        )
+
+    def _reason(self, row: int) -> str:
+        said = []
+        now, _ = self._baseline.told_count(row)
+        if self.rate[row] >= REMARKABLE:
+            rates, usual = self._baseline.told_count(int(self._rate_row[row]))
+            said.append(f"request rate {rates[Count.RATE]:.3g}/s, {usual[Count.RATE]:.3g}/s is normal")
+        if trouble := self._trouble(row, REMARKABLE):
+            said.append(trouble)
+        if self._flood_s[row] > 0:
+            said.append(
+                f"{now[Count.OFFERED]:.0f} flows/s are offered and {now[Count.RATE]:.0f}/s completed: "
+                "a flood, or clients that try again, by which nobody is judged"
+            )
+        return ", ".join(said)
+
+    def _trouble(self, row: int, least: float) -> str:
+        said, scores = [], self._baseline.scores_of(row)
+        now, normal = self._baseline.told_time(row)
+        for time, what in ((Time.RTT, "RTT"), (Time.RESPONSE, "response time")):
+            if scores[_TIMES + time] >= least:
+                said.append(f"{what} {_ms(now[time])}, {_ms(normal[time])} is normal")
+        now, normal = self._baseline.told_count(row)
+        for count, what in (
+            (Count.RESETS, "of flows are reset"),
+            (Count.UNANSWERED, "of SYNs get no SYN-ACK"),
+            (Count.ABORTED, "of requests are aborted"),
+        ):
+            if scores[count] >= least:
+                said.append(f"{now[count]:.1%} {what}, {normal[count]:.1%} is normal")
+        return ", ".join(said)
+
+    # ---- what is kept of days ------------------------------------------------------------------
+
+    def recall(self, at: int, now_unix_s: float, read: Callable[[int], str | None]) -> list[str]:
+        """What was most at this time of the last days, of the service with this index. What is wrong with it.
+
+        :param read: the text of a day."""
+        return self._habits.recall(at, now_unix_s, read)
+
+    def to_keep(self, now_unix_s: float) -> Iterator[tuple[str, int, str | None]]:
+        """Service, day and text of what came in the half hours since it was asked last; None: to be
+        forgotten."""
+        part, before = Habits.part(now_unix_s), self._kept_part
+        if part == before:
+            return
+        self._kept_part = part
+        for at, name in enumerate(self._services):
+            for day, text in self._habits.days(at, before):
+                yield name, day, text
+
+
+def _ms(log_us: float) -> str:
+    return f"{math.exp(log_us) / 1000:.3g} ms"
