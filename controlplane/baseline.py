@@ -22,6 +22,7 @@ from controlplane.signs import Count, Signs, Time
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+Rows = slice | npt.NDArray[np.intp]
 
 REMARKABLE = 0.5
 """The score of a deviation that is not chance."""
@@ -105,11 +106,19 @@ class Baseline:
         """(Count and then Time, rows) enough was learned to judge by."""
         return self._readings >= _LEARNED
 
-    def normal_count(self, rows: slice = slice(None)) -> Floats:
+    def scores_of_sign(self, sign: Count) -> Floats:
+        """(rows,)"""
+        return np.asarray(np.minimum(self._evidence[sign] / _CERTAIN, 1.0), dtype=np.float64)
+
+    def has_recent(self, sign: Count) -> Flags:
+        """(rows,) some were counted in the last seconds."""
+        return np.asarray(self._recent_count[sign] > 1e-6, dtype=np.bool_)
+
+    def normal_count(self, rows: Rows = slice(None)) -> Floats:
         """(Count, rows) per second, or the share."""
         return np.asarray((self._count[:, rows] + _PRIOR) / (self._of[:, rows] + _PRIOR_OF), dtype=np.float64)
 
-    def recent_count(self, rows: slice = slice(None)) -> Floats:
+    def recent_count(self, rows: Rows = slice(None)) -> Floats:
         """(Count, rows) the same of the last seconds; NaN: there was none of which it is a share."""
         of = self._recent_of[:, rows]
         out: Floats = np.full(of.shape, np.nan)

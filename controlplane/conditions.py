@@ -108,38 +108,42 @@ class Conditions:
         self._judge()
         self._look_for_failures(up, shares)
         self._baseline.learn(now, ~self.failing, ~(counted.spilled > _COMPARABLE * counted.offered))
-        recent = np.vstack([self._baseline.recent_count()[Count.RATE], self._baseline.recent_time()])
-        is_told = ~self.failing[self._groups :]
-        self._habits.take(now_unix_s, np.where(is_told, recent[:, self._groups :], np.nan))
+        them = slice(self._groups, None)
+        recent = np.vstack([self._baseline.recent_count(them)[Count.RATE], self._baseline.recent_time(them)])
+        self._habits.take(now_unix_s, np.where(self.failing[them], np.nan, recent))
 
     def _usual(self, now_unix_s: float) -> tuple[Floats, Floats]:
         """What ``Baseline.judge`` wants to know of this time of day."""
-        usual = self._habits.usual(now_unix_s)
-        rate = self._baseline.normal_count()[Count.RATE, self._groups :]
+        usual, them = self._habits.usual(now_unix_s), slice(self._groups, None)
+        rate = self._baseline.normal_count(them)[Count.RATE]
         more = np.fmax(np.divide(usual[0], rate, out=np.ones(rate.shape), where=rate > 0), 1.0)
-        longer = np.fmax(usual[1:] - self._baseline.normal_time()[:, self._groups :], 0.0)
+        longer = np.fmax(usual[1:] - self._baseline.normal_time(them), 0.0)
         return (
             np.concatenate([more[self._service], more]),
             np.concatenate([longer[:, self._service], longer], axis=1),
         )
 
     def _watch_floods(self, over_s: float) -> None:
-        recent, normal = self._baseline.recent_count(), self._baseline.normal_count()
-        offered = recent[Count.OFFERED]
-        begins = self._baseline.scores[Count.OFFERED] >= REMARKABLE
-        begins &= offered > _FLOOD * np.maximum(normal[Count.OFFERED], 1.0)
-        begins &= recent[Count.RATE] < 0.5 * offered
-        self._flood_s = np.where(begins, _FLOOD_S, np.maximum(self._flood_s - over_s, 0.0))
+        self._flood_s = np.maximum(self._flood_s - over_s, 0.0)
+        more = np.flatnonzero(self._baseline.scores_of_sign(Count.OFFERED) >= REMARKABLE)
+        if more.size:
+            recent, normal = self._baseline.recent_count(more), self._baseline.normal_count(more)
+            offered = recent[Count.OFFERED]
+            is_flood = offered > _FLOOD * np.maximum(normal[Count.OFFERED], 1.0)
+            is_flood &= recent[Count.RATE] < 0.5 * offered
+            self._flood_s[more[is_flood]] = _FLOOD_S
         self._baseline.dismiss(self._flood_s > 0)
 
     def _watch_storms(self, now: Signs, up: Flags) -> None:
+        self._storm_s = np.maximum(self._storm_s - now.over_s, 0.0)
         resets, flows = now.counts[Count.RESETS], now.of[Count.RESETS]
-        expected = self._baseline.normal_count()[Count.RESETS] * flows
-        bound = expected + _STORM_DEVIATIONS * np.sqrt(expected)
-        begins = resets > np.maximum(np.maximum(bound, _STORM_SHARE * flows), _STORM_LEAST)
-        begins[: self._groups] |= up != self._up
+        many = np.flatnonzero(resets > np.maximum(_STORM_SHARE * flows, _STORM_LEAST))
+        if many.size:
+            expected = self._baseline.normal_count(many)[Count.RESETS] * flows[many]
+            begins = resets[many] > expected + _STORM_DEVIATIONS * np.sqrt(expected)
+            self._storm_s[many[begins]] = _STORM_S
+        self._storm_s[: self._groups][up != self._up] = _STORM_S
         self._up = up
-        self._storm_s = np.where(begins, _STORM_S, np.maximum(self._storm_s - now.over_s, 0.0))
 
     def _judge(self) -> None:
         scores, n = self._baseline.scores, self._groups
@@ -149,12 +153,17 @@ class Conditions:
         trouble = np.maximum(self.errors, self.latency)[:n]
         self.in_trouble: Flags = trouble >= REMARKABLE
         """(groups,) slow, or failing, as the next two."""
-        has_flows = self._baseline.recent_count()[Count.OFFERED, :n] > 0
+        has_flows = self._baseline.has_recent(Count.OFFERED)[:n]
         others = self._of_services(has_flows)[self._service] - has_flows
         alike = (trouble >= _ALIKE) & has_flows
         others_alike = self._of_services(alike)[self._service] - alike
         self.others_too: Flags = (others_alike > 0) & (2.0 * others_alike >= others)
         """At least half of the service's other ones are as well."""
+        self._common: list[float] = self._of_services(self.in_trouble & self.others_too).tolist()
+        """(services,) how many are so with others."""
+        is_told = np.maximum(np.maximum(self.rate, self.errors), self.latency) >= REMARKABLE
+        self._is_told: Flags = is_told | (self._flood_s > 0)
+        """(rows,) there is a reason to tell."""
 
     def _look_for_failures(self, up: Flags, shares: Floats) -> None:
         n = self._groups
@@ -191,9 +200,9 @@ class Conditions:
 
     def common_cause(self, at: int) -> str:
         """Of what befalls a service's groups together; empty: nothing does."""
-        alike = np.flatnonzero(self.in_trouble & self.others_too & (self._service == at))
-        if not alike.size:
+        if not self._common[at]:
             return ""
+        alike = np.flatnonzero(self.in_trouble & self.others_too & (self._service == at))
         why = self._trouble(self._groups + at, _ALIKE) or self._trouble(int(alike[0]), _ALIKE)
         return f"{alike.size} of {np.count_nonzero(self._service == at)} endpoints at once: {why}"
 
@@ -220,6 +229,8 @@ class Conditions:
         )
 
     def _reason(self, row: int) -> str:
+        if not self._is_told[row]:
+            return ""
         said = []
         now, _ = self._baseline.told_count(row)
         if self.rate[row] >= REMARKABLE:
