@@ -196,6 +196,8 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
     for service in found["services"]:
         if service["fail_open"]:
             warn(f"{service['name']}: no member is healthy, packets go to all of them")
+        if service.get("common_cause"):
+            warn(f"{service['name']}: {service['common_cause']}: a common cause, no shadows for it")
         for group in service["groups"]:
             up = "drained" if group["up"] and group["drained"] else group["up"]
             groups.append({"service": service["name"], **group, "up": up})
@@ -206,6 +208,10 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         of_pools = ("service", "demand", "high", "capacity", "wanted", "standing", "reason")
         output.rows(of_pools, pools, as_json=False)
+    if unusual := [group for group in groups if group.get("deviation_reason")]:
+        say("")
+        scores = ("rate_deviation", "latency_deviation", "error_deviation")
+        output.rows(("service", "name", *scores, "deviation_reason"), unusual, as_json=False)
     if shadows:
         say("")
         columns = ("endpoint", "name", "state", "host", "address", "port", "up", "served", "age_s", "reason")
