@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each live endpoint can serve: given, or learned from how it answers.
+
+Learned of windows of ten seconds in which it was read, healthy, warm, and without a common cause. How answers
+slow down with load tells the capacity before it is reached (``queueing.py``); where it is reached, and more
+is asked for than answered, what is answered is the capacity (the utilisation law: throughput can't be more
+than that of somebody who is always busy). Both give an interval; its lower end is gone by, it moves at most a
+tenth a minute, and only on windows above half of what is known.
+
+What is given is used, since who gave it may know of what was never seen; it is wrong by a third easily. So
+where an endpoint was seen to be saturated, and the whole interval lies below what is given, what was measured
+is used: to believe the larger number would cost what no shadow makes good. A smaller number is never raised:
+somebody may want the rest to be free.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane import queueing
+from controlplane.observe import Work
+from controlplane.response_curve import Flags, Floats, ResponseCurve
+from controlplane.saturation import Saturation, Sums
+
+Rows = npt.NDArray[np.intp]
+
+WINDOW_S = 10.0
+_FIT_WINDOWS = 2
+"""So often the curves are fitted."""
+_FITTED_AT_ONCE = 200
+"""Endpoints: 8 ms."""
+_HALF = 0.5
+"""Of what is known: who is asked for less does not tell more of it."""
+_WINDOWS = 6.0
+"""Above half, before anything is known."""
+_GROWN, _GROWN_OPEN = 1.25, 1.5
+"""An answer that takes so many times its floor shows that the curve rises; the second where the interval has
+no upper end yet."""
+_SATURATED = 2.0
+"""One that takes so many times its floor shows that it is near its end."""
+_BEYOND = 1.2
+"""So many times the highest rate that was seen is believed at most."""
+_A_MINUTE = 0.1
+"""Part by which what is known moves."""
+_NEWS = 0.03
+"""What is used follows what is known past this difference: each change is a step of many weights."""
+_SURE = 0.97
+"""Of what is given, so much the whole interval must be below, or more than its inverse above."""
+_AGAIN = 0.9
+"""Of what is given: it is believed again when the lower end is that."""
+_LEARNED, _LESS, _MORE = 1, 2, 3
+"""What is known beside what is given: all, less, or more than that."""
+_LEAST_ANSWERS = 5.0
+_SHIFTED_MOST = 60.0
+"""Windows after which slower answers at the same rate are no passing cause: what was known is forgotten."""
+_RATIO_WINDOWS = 60.0
+"""Memory of how many new flows there are to a request."""
+_CEILINGS = 3.0
+"""Saturated windows until they are believed."""
+_HIGHER = 1.1
+"""What was served quickly at a rate higher by this contradicts them, and they what was before."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Of one endpoint, said once."""
+
+    name: str
+    reason: str
+
+
+class Capacities:
+    """Of all live endpoints; arrays have shape (n,), rates are new flows/s."""
+
+    def __init__(self, names: Sequence[str], given: Floats, told: Flags) -> None:
+        """:param names: ``SERVICE/ENDPOINT``. ``given``: NaN: it is not. ``told``: whose requests are told:
+        their work is counted in these."""
+        n = len(names)
+        self.names, self.given, self.told = tuple(names), given, told
+        self.used = given.copy()
+        """What decisions go by; NaN: it is not known."""
+        self.low, self.high = np.full(n, np.nan), np.full(n, np.nan)
+        """What was measured; NaN: nothing was. The high end may be infinite."""
+        self._curve = ResponseCurve(n)
+        self._flows_each = np.where(told, np.nan, 1.0)
+        """New flows to what is done."""
+        self._ceilings, self._ceiling, self._spread = np.zeros(n), np.zeros(n), np.zeros(n)
+        """Saturated windows, and mean and variance of what was done in them."""
+        self._grown = np.ones(n)
+        self._shifted, self._starved = np.zeros(n), np.zeros(n)
+        """Windows, one after another."""
+        self._floor, self._proven = np.full(n, np.nan), np.zeros(n)
+        self._saturation = Saturation(n)
+        self._window = Sums(n)
+        self._usable = np.ones(n, dtype=np.bool_)
+        self._windows = 0
+        self._new = np.zeros(n)
+        """Windows above half since the last fit."""
+        self._waiting: Rows = np.zeros(0, dtype=np.intp)
+        self._moved = np.zeros(n)
+        """Windows since it moved."""
+        self._state = np.zeros(n, dtype=np.int8)
+        self._unkept = np.zeros(n, dtype=np.bool_)
+
+    # ---- readings ---------------------------------------------------------------------------
+
+    def take(self, work: Work, usable: Flags) -> None:
+        """:param usable: read, healthy, warm, and without a common cause."""
+        self._saturation.take(work, usable, self._starved >= _CEILINGS, self._floor, self._proven)
+        if work.over_s > WINDOW_S:
+            self._begin_window()
+            return
+        self._window.add(work)
+        self._usable &= usable
+        if self._window.over_s >= WINDOW_S * 0.999:
+            self._end_window()
+            self._begin_window()
+
+    @property
+    def saturated(self) -> Flags:
+        return self._saturation.told
+
+    def _begin_window(self) -> None:
+        self._window, self._usable = Sums(len(self.names)), np.ones(len(self.names), dtype=np.bool_)
+
+    def _end_window(self) -> None:
+        window = self._window
+        rate, log_time = window.done / window.over_s, window.log_time
+        lacks, starves = window.lacks, window.starves
+        slow = (log_time - self._floor > np.log(_SATURATED)) | starves
+        self._starved = np.where(starves & self._usable, self._starved + 1, 0)
+        fit = self._usable & np.isfinite(log_time) & (rate > 0.0) & (window.answers >= _LEAST_ANSWERS)
+        fit &= ~window.flooded & (slow | ~lacks)
+        self._windows += 1
+        self._moved += 1
+        self._curve.age(WINDOW_S)
+        shifted = self._curve.shifted(rate, log_time, fit & ~lacks)
+        self._shifted = np.where(shifted, self._shifted + 1, np.where(fit, 0, self._shifted))
+        self._curve.forget(self._shifted >= _SHIFTED_MOST)
+        self._shifted[self._shifted >= _SHIFTED_MOST] = 0
+        fit &= ~shifted
+        self._curve.add(rate, log_time, fit)
+        rows = np.flatnonzero(fit)
+        self._reckon_flows(rows)
+        self._ceilings[fit & ~slow & (rate > _HIGHER * self._ceiling)] = 0
+        self._reckon_ceiling(rows[(lacks & slow)[rows]], rate)
+        self._floor[rows], self._proven[rows] = self._curve.floor(rows), self._curve.proven(rows)
+        above = ~(rate * self._flows_each < _HALF * self.low)
+        self._new += fit & above
+        self._unkept |= fit
+        if self._windows % _FIT_WINDOWS == 0:
+            self._waiting = np.union1d(self._waiting, np.flatnonzero(self._new > 0))
+
+    def _reckon_flows(self, rows: Rows) -> None:
+        rows = rows[self.told[rows]]
+        each = self._window.served[rows] / self._window.done[rows]
+        before = self._flows_each[rows]
+        self._flows_each[rows] = np.where(np.isnan(before), each, before + (each - before) / _RATIO_WINDOWS)
+
+    def _reckon_ceiling(self, rows: Rows, rate: Floats) -> None:
+        count = np.minimum(self._ceilings[rows] + 1, 10.0)
+        off = rate[rows] - self._ceiling[rows]
+        self._ceilings[rows] = count
+        self._ceiling[rows] += off / count
+        self._spread[rows] = (1 - 1 / count) * (self._spread[rows] + off**2 / count)
+        sure = rows[count >= _CEILINGS]
+        self._curve.forget_above(sure, _HIGHER * self._ceiling[sure])
+
+    # ---- what follows -----------------------------------------------------------------------
+
+    def learn(self) -> list[News]:
+        """Of some of those that have new windows."""
+        rows, self._waiting = self._waiting[:_FITTED_AT_ONCE], self._waiting[_FITTED_AT_ONCE:]
+        if not len(rows):
+            return []
+        low, high = self._measured(rows)
+        # What it could have moved while it was not looked at is not made up for.
+        rounds = math.ceil(len(self.names) / _FITTED_AT_ONCE / (_FIT_WINDOWS * WINDOW_S))
+        windows = np.minimum(self._moved[rows], _FIT_WINDOWS * rounds)
+        # A minute has one fit more at its end.
+        part = _A_MINUTE * windows * WINDOW_S / (60.0 + _FIT_WINDOWS * WINDOW_S)
+        self.low[rows] = _towards(self.low[rows], low, part)
+        self.high[rows] = np.maximum(_towards(self.high[rows], high, part), self.low[rows])
+        self._use(rows, part)
+        self._moved[rows] = self._new[rows] = 0
+        return list(self._news(rows))
+
+    def _measured(self, rows: Rows) -> tuple[Floats, Floats]:
+        """(rows,) both ends; NaN: nothing new is known."""
+        curve, unit = self._curve, self._curve.unit(rows)
+        count = curve.count[rows]
+        found = queueing.fit(count, curve.mean[rows], curve.variance[rows])
+        rates = queueing.RATIO ** np.arange(queueing.BINS)
+        there = count >= queueing.TELLING
+        highest = np.where(there, rates * queueing.RATIO, 0.0).max(axis=1)
+        enough = np.where(rates >= _HALF * found.best[:, None], count, 0.0).sum(axis=1) >= _WINDOWS
+        known = enough & (found.grown >= np.where(np.isfinite(found.high), _GROWN, _GROWN_OPEN))
+        low = np.where(known, np.minimum(found.low, _BEYOND * highest) * unit, np.nan)
+        high = np.where(known, found.high * unit, np.nan)
+        mean = self._ceiling[rows]
+        deviation = np.maximum(
+            0.03 * mean, np.sqrt(self._spread[rows] / np.maximum(self._ceilings[rows], 1.0))
+        )
+        reached = self._ceilings[rows] >= _CEILINGS
+        self._grown[rows] = np.where(reached, np.inf, found.grown)
+        low = np.where(reached, mean - 2.0 * deviation, low)
+        high = np.where(reached, mean + 2.0 * deviation, high)
+        each = self._flows_each[rows]
+        return low * each, high * each
+
+    def _use(self, rows: Rows, part: Floats) -> None:
+        given, used, low = self.given[rows], self.used[rows], self.low[rows]
+        wanted = np.where(self._is_below(rows), np.fmin(low, given), given)
+        wanted = np.where(np.isnan(given), np.where(np.abs(low / used - 1.0) <= _NEWS, used, low), wanted)
+        self.used[rows] = _towards(used, wanted, part)
+
+    def _is_below(self, rows: Rows) -> Flags:
+        """Saturated below what is given; until the lower end is nearly that."""
+        given, was = self.given[rows], self._state[rows] == _LESS
+        seen = (self._grown[rows] >= _SATURATED) & (self.high[rows] < _SURE * given)
+        return np.asarray(seen | (was & (self.low[rows] < _AGAIN * given)), dtype=np.bool_)
+
+    def _news(self, rows: Rows) -> Iterator[News]:
+        state = self._states(rows)
+        changed = state != self._state[rows]
+        for row, now in zip(rows[changed].tolist(), state[changed].tolist(), strict=True):
+            before, self._state[row] = int(self._state[row]), now
+            name, measured = self.names[row].partition("/")[2], self.measured(row)
+            if now == _LEARNED:
+                yield News(name, f"{name}: capacity learned, {measured}")
+            elif now == _LESS:
+                said = (
+                    f"{name}: saturated at {measured}, {self.given[row]:.0f}/s are given: the lower is used"
+                )
+                yield News(name, said)
+            elif now == _MORE:
+                said = f"{name}: {measured} measured, {self.given[row]:.0f}/s are given and used"
+                yield News(name, said)
+            elif before:
+                yield News(
+                    name, f"{name}: what was measured does not contradict {self.given[row]:.0f}/s any more"
+                )
+
+    def _states(self, rows: Rows) -> npt.NDArray[np.int_]:
+        """0: nothing beside what is given."""
+        above = self.low[rows] > self.given[rows] / _SURE
+        learned = np.isfinite(self.low[rows]) & np.isnan(self.given[rows])
+        return np.select([self._is_below(rows), above, learned], [_LESS, _MORE, _LEARNED], 0)
+
+    def source(self, row: int) -> str:
+        """Of what is used."""
+        if not np.isnan(self.given[row]):
+            return "given" if self.used[row] == self.given[row] else "learned"
+        return "unknown" if np.isnan(self.used[row]) else "learned"
+
+    def measured(self, row: int) -> str:
+        """In words; empty: nothing was."""
+        low, high = self.low[row], self.high[row]
+        if not np.isfinite(low):
+            return ""
+        return f"{low:.0f} to {high:.0f}/s" if np.isfinite(high) else f"{low:.0f}/s or more"
+
+    def proven(self, row: int) -> float:
+        """New flows/s that were served without slowing down much."""
+        return float(np.nan_to_num(self._proven[row] * self._flows_each[row]))
+
+    def contradicted(self, row: int) -> bool:
+        """What is given is not what was measured."""
+        return bool(self._state[row] in (_LESS, _MORE))
+
+    # ---- what was learned -------------------------------------------------------------------
+
+    def resume(self, other: Capacities) -> None:
+        """The same knowledge for another configuration: of those whose work is counted in the same."""
+        index = {name: row for row, name in enumerate(other.names)}
+        pairs = [(row, index[name]) for row, name in enumerate(self.names) if name in index]
+        pairs = [(row, it) for row, it in pairs if self.told[row] == other.told[it]]
+        if pairs:
+            rows, its = np.array(pairs, dtype=np.intp).T
+            self._set(rows, other.given[its], other._columns(its))
+            self._moved[rows] = other._moved[its]
+
+    def _columns(self, rows: Rows) -> Floats:
+        """(rows, values) all that was learned of them."""
+        curve = self._curve
+        each = [getattr(self, name)[rows] for name in _KEPT]
+        bins = [values[rows] for values in (curve.count, curve.mean, curve.variance)]
+        return np.hstack([np.column_stack([*each, curve.origin[rows]]), *bins])
+
+    def _set(self, rows: Rows, given: Floats, columns: Floats) -> None:
+        """:param given: what was given then; where it is another now, it is used."""
+        curve, used = self._curve, self.used[rows].copy()
+        for at, name in enumerate(_KEPT):
+            getattr(self, name)[rows] = columns[:, at]
+        curve.origin[rows] = columns[:, len(_KEPT)]
+        bins = columns[:, len(_KEPT) + 1 :].reshape(len(rows), 3, queueing.BINS)
+        curve.count[rows], curve.mean[rows], curve.variance[rows] = bins.transpose(1, 0, 2)
+        now = self.given[rows]
+        other = ~((now == given) | (np.isnan(now) & np.isnan(given)))
+        self.used[rows] = np.where(other, np.where(np.isnan(now), self.low[rows], used), self.used[rows])
+        self._floor[rows], self._proven[rows] = curve.floor(rows), curve.proven(rows)
+        self._state[rows] = np.where(self.used[rows] < now, _LESS, 0)
+        self._state[rows] = self._states(rows)
+
+    def take_unkept(self) -> Flags:
+        """Who learned something since this was asked last."""
+        unkept, self._unkept = self._unkept, np.zeros(len(self.names), dtype=np.bool_)
+        return unkept
+
+    def text(self, rows: Rows) -> str:
+        """What was learned of these, to be kept."""
+        values = self._columns(rows).astype("<f4").tobytes()
+        return json.dumps(
+            {
+                "endpoints": [self.names[row] for row in rows.tolist()],
+                "given": [None if np.isnan(one) else one for one in self.given[rows].tolist()],
+                "told": self.told[rows].tolist(),
+                "values": base64.b64encode(zlib.compress(values)).decode("ascii"),
+            }
+        )
+
+    def recall(self, text: str) -> None:
+        """Takes what was kept. Raises ``ValueError`` if no sense can be made of it."""
+        try:
+            raw = json.loads(text)
+            names = [str(name) for name in raw["endpoints"]]
+            given = np.array([np.nan if one is None else float(one) for one in raw["given"]])
+            told = np.array([bool(one) for one in raw["told"]], dtype=np.bool_)
+            values = np.frombuffer(zlib.decompress(base64.b64decode(raw["values"])), dtype="<f4")
+            columns = values.astype(np.float64).reshape(len(names), len(_KEPT) + 1 + 3 * queueing.BINS)
+        except (ValueError, TypeError, KeyError, zlib.error) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        index = {name: row for row, name in enumerate(self.names)}
+        its = [k for k, name in enumerate(names) if name in index and self.told[index[name]] == told[k]]
+        if its and len(given) == len(names):
+            rows = np.array([index[names[k]] for k in its], dtype=np.intp)
+            self._set(rows, given[its], columns[its])
+
+
+_KEPT = ("low", "high", "used", "_flows_each", "_ceilings", "_ceiling", "_spread", "_grown")
+
+
+def _towards(now: Floats, target: Floats, part: Floats) -> Floats:
+    """By at most this part; at once where nothing was known; nowhere where nothing new is."""
+    target = np.where(np.isnan(target), now, target)
+    stepped = np.clip(target, now * (1.0 - part), now * (1.0 + part))
+    return np.where(np.isfinite(now) & np.isfinite(target), stepped, target)

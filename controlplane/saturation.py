@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is saturated: clearly slower than it is without load, and what it does no longer follows what it is
+asked for, or more is in flight than ever."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from controlplane.observe import Work
+from controlplane.response_curve import Flags, Floats
+
+_RECENT_S = 5.0
+"""Time constant of what tells saturation at once."""
+_SLOW = 2.5
+"""So many times the floor is clearly above it."""
+_LACKING = 0.1
+"""Part of what is asked for that is not done, or reset: it no longer follows."""
+_CROWDED = 0.9
+"""Of the highest rate that was proven."""
+_FLOOD = 10.0
+"""Who is asked for so many times what it does is flooded."""
+_LASTING = 3
+"""Readings that have to tell saturation, one after another."""
+
+
+class Sums:
+    """Of a stretch of time."""
+
+    def __init__(self, n: int) -> None:
+        self.over_s = 0.0
+        self.served = np.zeros(n)
+        self.asked = np.zeros(n)
+        self.done = np.zeros(n)
+        self.answers = np.zeros(n)
+        self.time_us = np.zeros(n)
+        self.resets = np.zeros(n)
+        self.unanswered = np.zeros(n)
+
+    def add(self, work: Work) -> None:
+        self.over_s += work.over_s
+        self.served += work.served
+        self.asked += work.asked
+        self.done += work.done
+        self.answers += np.nan_to_num(work.answers)
+        self.time_us += np.nan_to_num(work.time_us)
+        self.resets += work.resets
+        self.unanswered += work.unanswered
+
+    def fade(self, over_s: float) -> None:
+        left = math.exp(-over_s / _RECENT_S)
+        self.over_s *= left
+        sums = (self.served, self.asked, self.done, self.answers, self.time_us, self.resets, self.unanswered)
+        for values in sums:
+            np.nan_to_num(values, copy=False)  # a gap is not for ever
+            values *= left
+
+    @property
+    def log_time(self) -> Floats:
+        """NaN: nothing was answered."""
+        answered = self.answers > 0
+        log_time: Floats = np.log(
+            np.divide(self.time_us, self.answers, out=np.full(len(answered), np.nan), where=answered)
+        )
+        return log_time
+
+    @property
+    def lacks(self) -> Flags:
+        """More is asked for than done, not by chance."""
+        chance = 3.0 * np.sqrt(np.maximum(self.asked, 1.0))
+        lacking = self.asked - self.done > np.maximum(_LACKING * self.asked, chance)
+        reset = self.resets > np.maximum(_LACKING * self.asked, chance)
+        return np.asarray(lacking | reset, dtype=np.bool_)
+
+    @property
+    def starves(self) -> Flags:
+        """It lacks, and SYNs are not even answered: whoever is flooded with these answers them, and one that
+        was lost is sent again."""
+        return np.asarray(self.lacks & (self.unanswered > _LACKING * self.asked), dtype=np.bool_)
+
+    @property
+    def flooded(self) -> Flags:
+        """Nothing is learned of that."""
+        return np.asarray(self.asked > _FLOOD * self.done, dtype=np.bool_)
+
+
+class Saturation:
+    """Of all live endpoints, as of the last reading; arrays have shape (n,)."""
+
+    def __init__(self, n: int) -> None:
+        self.told = np.zeros(n, dtype=np.bool_)
+        self._recent, self._lasting = Sums(n), np.zeros(n)
+
+    def take(self, work: Work, usable: Flags, starved: Flags, floor: Floats, proven: Floats) -> None:
+        """:param starved: in all of the last windows; who is overloaded from the first on has no floor to be
+        slower than. ``floor``: log response time without load; NaN: not known. ``proven``: the highest rate
+        of what is done that did not slow answers down much."""
+        recent = self._recent
+        recent.fade(work.over_s)
+        recent.add(work)
+        slow = recent.log_time - floor > np.log(_SLOW)
+        # By Little's law more are in flight than ever: as many are done as ever, and each takes longer.
+        crowded = (recent.done / recent.over_s >= _CROWDED * proven) & (proven > 0.0)
+        now = slow & (recent.lacks | crowded) | starved & recent.lacks
+        now = usable & now & ~recent.flooded
+        self._lasting = np.where(now, self._lasting + 1, 0)
+        self.told = np.asarray(self._lasting >= _LASTING, dtype=np.bool_)

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an endpoint can serve is learned from how it answers, and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from controlplane import capacity, queueing, response_curve
+from controlplane.capacity import Capacities, News
+from controlplane.observe import Rows, Work, work
+from controlplane.ports import Counters
+from tests.fakes import FIELDS
+from tests.queues import LATEST, response_time
+
+EACH = 8
+SERVERS = np.repeat([1, 4, 20], EACH)
+TRUTH = np.tile([50.0, 100.0, 400.0, 1000.0], 3 * EACH // 4)
+N = len(TRUTH)
+MINUTE = 60
+
+Course = Callable[[int], float]
+
+
+def swinging(low: float, high: float, period_s: float = 200.0) -> Course:
+    return lambda second: (low + high) / 2 + (high - low) / 2 * np.sin(2 * np.pi * second / period_s)
+
+
+class Plant:
+    """Endpoints that serve what they can, told second by second; answers take a constant millisecond and
+    their share of the queue."""
+
+    def __init__(
+        self, given: float = np.nan, told: int = 0, learned: Capacities | None = None, seed: int = 3
+    ) -> None:
+        """:param given: as a part of the truth. ``told``: requests to a flow; 0: they are not told."""
+        self.random = np.random.default_rng(seed)
+        self.truth = TRUTH.copy()
+        self.told, self.queues = told, True
+        names = [f"web/{at}" for at in range(N)]
+        self.learned = learned or Capacities(names, given * TRUTH, np.full(N, told > 0))
+        self.news: list[News] = []
+        self.backlog = np.zeros(N)
+
+    def work(self, load: float, slower: float) -> Work:
+        asked = self.random.poisson(load * TRUTH).astype(float) if self.queues else load * TRUTH
+        there = asked + self.backlog
+        done = np.minimum(there, self.truth)
+        self.backlog = np.minimum(there - done, self.truth)
+        busy = np.minimum(load * TRUTH / self.truth, LATEST)
+        queue = np.array([float(response_time(b, s)) for b, s in zip(busy, SERVERS, strict=True)])
+        queue = queue if self.queues else np.ones(N)
+        took_us = 1000.0 * slower * (1.0 + queue + self.backlog / self.truth * SERVERS)
+        took_us *= np.exp(0.1 * self.random.normal(size=N))
+        each = max(self.told, 1)
+        lost = np.maximum(asked - done, 0.0)
+        return Work(1.0, done, each * asked, each * done, done, done * took_us, np.zeros(N), lost)
+
+    def run(
+        self, seconds: int, load: Course, slower: Course = lambda second: 1.0, usable: bool = True
+    ) -> np.ndarray:
+        """(readings, endpoints) what was used, as a part of what they can serve. Readings are late by up to
+        five seconds, so that one tells of several."""
+        used, unread = [], None
+        for second in range(seconds):
+            unread = _sum(unread, self.work(load(second), slower(second)))
+            if self.random.random() < 0.3 and unread.over_s < 5.0:
+                continue
+            self.learned.take(unread, np.full(N, usable))
+            self.news += self.learned.learn()
+            used.append(self.learned.used / self.truth)
+            unread = None
+        return np.array(used)
+
+
+def _sum(before: Work | None, now: Work) -> Work:
+    if before is None:
+        return now
+    return Work(*(getattr(before, f) + getattr(now, f) for f in Work.__slots__))
+
+
+@pytest.fixture(scope="module")
+def known() -> str:
+    """What was learned of those whose load was 60 to 95 %."""
+    plant = Plant()
+    plant.run(600, swinging(0.6, 0.95))
+    return plant.learned.text(np.arange(N))
+
+
+def knowing(known: str, given: float = np.nan) -> Plant:
+    plant = Plant(given)
+    plant.learned.recall(known)
+    return plant
+
+
+def within_a_tenth_a_minute(used: np.ndarray) -> bool:
+    """Readings are 1.4 s apart."""
+    apart = used[MINUTE:] / used[:-MINUTE]
+    return bool(np.nanmin(apart) > 0.9**1.5 and np.nanmax(apart) < 1.1**1.5)
+
+
+@pytest.mark.parametrize("told", [0, 5])
+def test_learned_at_60_to_95_percent_and_never_far_above_the_truth(told):
+    plant = Plant(told=told)
+    used = plant.run(600, swinging(0.6, 0.95))
+    assert np.isfinite(used[-1][SERVERS < 20]).all()
+    assert np.nanmin(used) >= 0.7
+    assert np.nanmax(used) <= 1.1
+    assert np.nanmedian(used[-1]) <= 1.0
+    high = plant.learned.high[SERVERS < 20] / TRUTH[SERVERS < 20]
+    assert (high > 1.0).all(), "the truth is in the interval"
+
+
+def test_negative_control_a_curve_that_tells_nothing_teaches_nothing():
+    plant = Plant()
+    plant.queues = False
+    assert np.isnan(plant.run(600, swinging(0.6, 0.95))).all()
+
+
+def test_overload_is_learned_from_what_is_still_answered():
+    used = Plant().run(400, lambda second: 0.5 + second / 500)
+    assert 0.75 <= used[-1].min() <= used[-1].max() <= 1.05
+
+
+def test_nothing_is_learned_below_half():
+    assert np.isnan(Plant().run(900, swinging(0.1, 0.45))).all()
+
+
+def test_what_is_known_does_not_move_below_half(known):
+    plant = knowing(known)
+    before = plant.learned.low.copy()
+    plant.run(600, lambda second: 0.4, slower=lambda second: 1.0 + second / 100)
+    assert plant.learned.low == pytest.approx(before, rel=1e-3, nan_ok=True)
+
+
+def test_nothing_is_learned_of_what_is_unfit():
+    assert np.isnan(Plant().run(600, swinging(0.6, 1.1), usable=False)).all()
+
+
+def test_a_gap_is_no_window():
+    plant = Plant()
+    work = plant.work(0.9, 1.0)
+    for _ in range(50):
+        plant.learned.take(Work(60.0, *(60 * getattr(work, f) for f in Work.__slots__[1:])), np.full(N, True))
+    assert not plant.learned._curve.count.any()
+
+
+def slow_when_it_matters(plant: Plant) -> np.ndarray:
+    """A database is slow whenever load is high, which it has served."""
+    load = swinging(0.6, 0.9)
+    return plant.run(500, load, slower=lambda second: 5.0 if load(second) > 0.75 else 1.0)
+
+
+def test_slow_answers_that_no_load_brought_do_not_count(known):
+    plant = knowing(known)
+    used = slow_when_it_matters(plant)
+    assert np.nanmin(used / used[0]) > 0.95
+
+
+def test_negative_control_without_the_comparison_at_the_same_rate_they_do(known, monkeypatch):
+    monkeypatch.setattr(response_curve, "_SHIFTED", 1e9)
+    plant = knowing(known)
+    used = slow_when_it_matters(plant)
+    assert np.nanmin(used / used[0]) < 0.9
+    assert within_a_tenth_a_minute(used)
+
+
+def test_less_can_be_served_is_followed_by_a_tenth_a_minute(known):
+    plant = knowing(known)
+    plant.truth = 0.6 * TRUTH
+    used = plant.run(15 * MINUTE, swinging(0.55, 0.8))
+    assert within_a_tenth_a_minute(used)
+    assert np.nanmax(used[-1]) <= 1.1
+    assert np.nanmin(used[-1]) >= 0.7
+
+
+def test_negative_control_without_a_limit_it_jumps(known, monkeypatch):
+    monkeypatch.setattr(capacity, "_A_MINUTE", 10.0)
+    plant = knowing(known)
+    plant.truth = 0.6 * TRUTH
+    assert not within_a_tenth_a_minute(plant.run(5 * MINUTE, swinging(0.55, 0.8)))
+
+
+def test_too_much_was_given_the_lower_is_used_once_it_was_seen_and_said_once():
+    plant = Plant(given=1.3)
+    used = plant.run(15 * MINUTE, swinging(0.6, 1.25))
+    assert used[0].tolist() == [pytest.approx(1.3)] * N
+    assert within_a_tenth_a_minute(used)
+    assert 0.85 <= used[-1].min() <= used[-1].max() <= 1.05
+    assert {plant.learned.source(row) for row in range(N)} == {"learned"}
+    assert all(plant.learned.contradicted(row) for row in range(N))
+    told = [one.name for one in plant.news if "are given: the lower is used" in one.reason]
+    assert sorted(told, key=int) == [str(at) for at in range(N)]
+
+
+def test_too_little_was_given_is_said_and_used():
+    plant = Plant(given=0.7)
+    used = plant.run(10 * MINUTE, swinging(0.5, 0.95))
+    assert used == pytest.approx(np.full(used.shape, 0.7))
+    assert any("are given and used" in one.reason for one in plant.news)
+
+
+def test_too_much_was_given_and_nobody_was_saturated_it_is_used():
+    used = Plant(given=1.3).run(10 * MINUTE, swinging(0.1, 0.6))
+    assert used == pytest.approx(np.full(used.shape, 1.3))
+
+
+def test_saturation_is_told_within_seconds_and_not_of_a_flood():
+    plant = Plant()
+    plant.run(100, lambda second: 0.6)
+    assert not plant.learned.saturated.any()
+    plant.run(20, lambda second: 1.4)
+    assert plant.learned.saturated.all()
+    quiet = Plant()
+    quiet.run(100, lambda second: 0.6)
+    for _ in range(30):
+        read = quiet.work(0.6, 1.0)
+        flood = replace(read, asked=read.asked + 1e5, unanswered=np.zeros(N))
+        quiet.learned.take(flood, np.full(N, True))
+    assert not quiet.learned.saturated.any()
+
+
+def test_who_is_overloaded_from_the_first_on_is_known_by_what_it_does_not_answer():
+    plant = Plant()
+    used = plant.run(120, lambda second: 1.5)
+    assert plant.learned.saturated.all()
+    assert 0.85 <= used[-1].min() <= used[-1].max() <= 1.05
+    answering = Plant()
+    for _ in range(120):
+        work = answering.work(1.5, 1.0)
+        answering.learned.take(replace(work, unanswered=np.zeros(N)), np.full(N, True))
+        answering.learned.learn()
+    assert not answering.learned.saturated.any(), "SYNs that are answered, and no more, may be a flood's"
+    assert np.isnan(answering.learned.used).all()
+
+
+def test_what_was_learned_is_kept_and_goes_on(known):
+    plant = knowing(known)
+    fresh = Plant().learned
+    fresh.recall(plant.learned.text(np.arange(N)))
+    assert fresh.used == pytest.approx(plant.learned.used, nan_ok=True)
+    assert fresh.high == pytest.approx(plant.learned.high, nan_ok=True)
+    assert Plant(learned=fresh).run(60, swinging(0.6, 0.9))[-1] == pytest.approx(
+        plant.run(60, swinging(0.6, 0.9))[-1], rel=0.05, nan_ok=True
+    )
+
+
+def test_what_was_learned_goes_to_the_same_endpoints_only(known):
+    before = knowing(known).learned
+    names = [before.names[3], "web/other", before.names[5], before.names[7]]
+    told = np.array([False, False, True, False])
+    after = Capacities(names, np.array([np.nan, np.nan, np.nan, 17.0]), told)
+    after.resume(before)
+    assert after.used[0] == before.used[3]
+    assert np.isnan(after.used[1:3]).all()
+    assert after.used[3] == 17.0, "what is given now"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"endpoints": [1], "given": [1], "told": [1], "values": "AAAA"}']
+)
+def test_what_was_kept_and_makes_no_sense_is_refused(text):
+    with pytest.raises(ValueError, match="Error"):
+        Plant().learned.recall(text)
+
+
+def test_the_curve_of_one_server_is_the_textbooks():
+    loads = np.array([0.1, 0.5, 0.9])
+    assert queueing.growth(loads, np.array(1.0), np.array(0.0)) == pytest.approx(1.0 / (1.0 - loads))
+
+
+def counters(at_s: float, **counts: int) -> Counters:
+    table = {field: np.array([counts.get(field, 0)], dtype=np.uint64) for field in FIELDS}
+    return Counters(at_s=at_s, rows={"a": 0}, **table)
+
+
+@pytest.mark.parametrize(
+    ("told", "counts", "asked", "done", "answers", "unanswered"),
+    [
+        pytest.param(
+            False,
+            {"offered": 100, "flows": 60, "spilled": 40, "completed": 90, "rtt_count": 55},
+            60,
+            54,
+            55,
+            5,
+            id="its own part of what the group completes",
+        ),
+        pytest.param(
+            False,
+            {"offered": 100, "flows": 100, "unremembered": 40, "completed": 60, "rtt_count": 60},
+            60,
+            60,
+            60,
+            0,
+            id="what is not remembered is not asked for",
+        ),
+        pytest.param(
+            False,
+            {"offered": 9000, "flows": 9000, "completed": 1000, "rtt_count": 1000},
+            9000,
+            1000,
+            1000,
+            0,
+            id="of so many not all handshakes are timed",
+        ),
+        pytest.param(
+            True,
+            {"offered": 9, "flows": 9, "completed": 9, "requests": 80, "answered": 70, "response_count": 5},
+            80,
+            70,
+            5,
+            10,
+            id="requests, where they are told",
+        ),
+    ],
+)
+def test_work_is_read_from_counters(told, counts, asked, done, answers, unanswered):
+    found = work(counters(1.0), counters(2.0, **counts), Rows(["a"]), np.array([told]))
+    assert (found.asked[0], found.done[0], found.answers[0]) == (asked, pytest.approx(done), answers)
+    assert found.unanswered[0] == unanswered
+
+
+def test_requests_that_are_not_read_are_no_work():
+    after = replace(counters(2.0, offered=10, flows=10, completed=10), requests_read=False)
+    assert np.isnan(work(counters(1.0), after, Rows(["a"]), np.array([True])).done[0])
