@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from controlplane import model, policy, shadows, usage, weights
 from controlplane.balance import Balance
+from controlplane.baseline import REMARKABLE
+from controlplane.capacity import WINDOW_S, Capacities, News
 from controlplane.clones import Clones
 from controlplane.health import MemberHealth
 from controlplane.loads import Loads
-from controlplane.observe import Rows, rates
+from controlplane.observe import Rates, Rows, growth, rates, work
 from controlplane.outlook import Outlook
 from controlplane.pool import Unit
 from controlplane.ports import Counters
@@ -33,7 +35,7 @@ _CONCLUDED = 16
 """Services whose ended step is learned from before a tick decides: 6 ms. The steps of all end together."""
 _CONCLUDED_SHARE = 1.25
 """Of the steps that end in a mean tick."""
-_DEMAND, _USUAL = "demand:", "usual:"
+_DEMAND, _USUAL, _CAPACITY = "demand:", "usual:", "capacity:"
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
 _TOLD = 3
 """Of the verdicts about a group, by status; all are in the decision log."""
@@ -75,8 +77,10 @@ class Fleet:
         self._views: dict[str, Outlook] = {}
         self._ended: dict[str, None] = {}
         """Services whose step has ended and is not learned from yet, the oldest first."""
-        self._set_up(config)
+        self._unsettled: set[str] = set()
+        """Live endpoints that are not known to be up, or came back and may still warm up."""
         self.health: dict[str, MemberHealth] = {}
+        self._set_up(config)
         self._memories: dict[str, policy.Memory] = {}
         self._verdicts: dict[str, policy.Verdict] = {}
         """The last ones, in short."""
@@ -94,8 +98,10 @@ class Fleet:
         self._unread = True
 
     def reconfigure(self, config: model.Config) -> None:
-        views, loads, turnover = self._views, self._loads, self._turnover
+        views, loads, turnover, capacities = self._views, self._loads, self._turnover, self._capacities
         self._set_up(config)
+        self._capacities.resume(capacities)
+        self._apply_capacities()
         self._loads.resume(loads)
         self._turnover.resume(turnover)
         for name in self._views.keys() & views.keys():
@@ -106,6 +112,9 @@ class Fleet:
         self._loads = Loads(config.services.values(), [view.method for view in self._views.values()])
         self._turnover = Turnover(config.services)
         self._rows = Rows(self._loads.names)
+        self._capacities = _capacities(config)
+        self._applied = self._capacities.used.copy()
+        self._unsettled |= {n for n in self._loads.names if self.health.get(n, _UNKNOWN).up is not True}
         self._probes = {
             endpoint.name: service.probe
             for service in config.services.values()
@@ -133,6 +142,8 @@ class Fleet:
         for member in installed.members.values():
             if member.name not in self.health:
                 self.health[member.name] = MemberHealth(up=not member.down)
+                if not member.down:
+                    self._unsettled.discard(member.name)
 
     def observe_health(self, answers: Sequence[model.Health], roster: Members) -> list[tuple[str, str]]:
         """Takes probes' answers. Whose health changed, and a sentence."""
@@ -146,6 +157,10 @@ class Fleet:
             after = self.health[name] = before.observe(answer, probe)
             if after.up is before.up:
                 continue
+            if after.up and after.back_s is None:
+                self._unsettled.discard(name)
+            elif name in self._probes:
+                self._unsettled.add(name)
             if after.up:
                 said = f"{name} is healthy after {after.successes} good probes"
             else:
@@ -178,7 +193,42 @@ class Fleet:
             demand = self._loads.take(reading, self._down(), after.at_s, now_unix_s, new / reading.over_s)
             self._turnover.take(demand, reading.over_s)
             self._foresee(demand, reading.over_s, now_unix_s)
+            self._learn_capacities(reading, before, after, roster)
         return True
+
+    def _learn_capacities(
+        self, reading: Rates, before: Counters | None, after: Counters, roster: Members
+    ) -> None:
+        told, answered = self._capacities.told, None
+        if told.any() and before is not None and before.requests_read and after.requests_read:
+            answered = growth(before, after, self._rows, ("answered",))
+        nothing = np.full(len(told), np.nan)
+        done = work(reading, nothing if answered is None else answered["answered"], told)
+        self._capacities.take(done, self._telling(roster, after.at_s))
+
+    def _telling(self, roster: Members, now_s: float) -> npt.NDArray[np.bool_]:
+        """(groups,) whose work tells of capacity: healthy, warm, not slow for a cause that others share."""
+        loads, telling = self._loads, np.ones(len(self._loads.names), dtype=np.bool_)
+        for name in list(self._unsettled):
+            health, i = self.health.get(name, _UNKNOWN), loads.index.get(name)
+            if i is None:
+                self._unsettled.discard(name)
+            elif health.up is not True:
+                telling[i] = False
+            elif health.back_s is not None:
+                since_s = now_s - health.back_s
+                telling[i] = since_s > loads.service(i).shadows.warm_up_s + WINDOW_S
+                if telling[i]:
+                    self._unsettled.discard(name)
+        for name in self._usages.down & loads.index.keys():
+            telling[loads.index[name]] = False
+        conditions = loads.conditions
+        bad = conditions.in_trouble & (conditions.rate[: len(telling)] < REMARKABLE)
+        telling &= ~(bad & conditions.others_too)
+        for i in np.flatnonzero(bad).tolist():
+            own, signs = roster.of(loads.names[i]), conditions.troubled_signs(i)
+            telling[i] &= not any(self._clones.is_as_bad(shadow.name, signs) for shadow in own)
+        return telling
 
     def _foresee(self, demand: Floats, over_s: float, now_unix_s: float) -> None:
         """:param demand: (services,) flows/s."""
@@ -207,12 +257,26 @@ class Fleet:
         """Service -> mean life of its flows; absent: not known."""
         return self._turnover.lives_s()
 
-    def learn(self) -> None:
-        """What can wait until what was decided is applied: ended steps of many services, and the past."""
+    def learn(self) -> list[News]:
+        """What can wait until what was decided is applied: ended steps of many services, the past, and
+        capacities. What is new of these."""
         self._conclude(self._later)
         behind = [v.foresight for v in self._views.values() if v.foresight and v.foresight.is_learning]
         for foresight in behind[:_LEARNED_STEPS]:
             foresight.learn_again(max(1, _LEARNED_STEPS // len(behind)))
+        news = self._capacities.learn()
+        self._apply_capacities()
+        return news
+
+    def _apply_capacities(self) -> None:
+        """What is known of them now is gone by from here on."""
+        used, loads = self._capacities.used, self._loads
+        changed = ~((used == self._applied) | (np.isnan(used) & np.isnan(self._applied)))
+        self._applied = used.copy()
+        for configured in loads.services_of(changed):
+            service = _with(configured, used[loads.groups(configured.name)])
+            self._views[service.name].use(service)
+            loads.use(service)
 
     def told(self, roster: Members) -> tuple[str, ...]:
         """Members whose services have their requests told."""
@@ -303,10 +367,18 @@ class Fleet:
 
         :param get: of the store."""
         wrong = []
+        for name in self._views:
+            if (text := get(f"{_CAPACITY}{name}")) is not None:
+                try:
+                    self._capacities.recall(text)
+                except ValueError as error:
+                    wrong.append(f"{name}: its capacities: {error}")
+        self._apply_capacities()
         for at, (name, view) in enumerate(self._views.items()):
             faults = self._loads.conditions.recall(at, now_unix_s, lambda day: get(f"{_USUAL}{name}:{day}"))  # noqa: B023
             wrong += [f"{name}: {fault}" for fault in faults]
             if view.foresight is not None:
+                view.foresight.begin(view.capacity)
                 faults = view.foresight.recall(now_unix_s, lambda chunk: get(f"{_DEMAND}{name}:{chunk}"))  # noqa: B023
                 wrong += [f"{name}: {fault}" for fault in faults]
                 view.foresight.past.kept = view.foresight.past.end
@@ -316,6 +388,10 @@ class Fleet:
         """Keys and values for the store of what came since it was asked last; None: to be forgotten."""
         for name, day, text in self._loads.conditions.to_keep(now_unix_s):
             yield f"{_USUAL}{name}:{day}", text
+        loads = self._loads
+        for service in loads.services_of(self._capacities.take_unkept()):
+            groups = np.arange(len(loads.names))[loads.groups(service.name)]
+            yield f"{_CAPACITY}{service.name}", self._capacities.text(groups)
         for name, view in self._views.items():
             if view.foresight is None:
                 continue
@@ -371,6 +447,15 @@ class Fleet:
             if health.successes > 0 and health.seen_s is not None
         }
 
+    def service(self, name: str) -> model.Service:
+        """As it is configured, with the capacities that are known."""
+        return self._views[name].service
+
+    def _capacity(self, i: int) -> float | None:
+        """That is gone by."""
+        capacity = float(self._applied[i])
+        return None if math.isnan(capacity) else capacity
+
     def high(self, endpoint: model.Endpoint) -> float:
         return self._loads.high(self._loads.index[endpoint.name])
 
@@ -387,7 +472,7 @@ class Fleet:
         least = np.array([len(view.names) if view.is_pool else 1 for view in views])
         wanted = np.array([size.wanted if size else np.nan for size in sizes], dtype=np.float64) / least
         exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64) / least
-        wants = loads.busy(wanted, exact)
+        wants = loads.busy(wanted, exact) | (self._capacities.saturated & np.isnan(self._applied))
         parents = {shadow.parent for shadow in roster.shadows.values()}
         known = (parents | self._down() | set(self._answered.values())) & loads.index.keys()
         wants[[loads.index[name] for name in known]] = True
@@ -466,6 +551,8 @@ class Fleet:
             endpoints=len(them),
             others_up=max(lives_up - 1, 0),
             bound=self._bound(own, up) if unit.is_pool else frozenset(),
+            saturated=bool(self._capacities.saturated[them].any()),
+            proven=sum(map(self._capacities.proven, them)),
         )
 
     def _bound(self, own: Sequence[model.Shadow], up: Set[str]) -> frozenset[str]:
@@ -603,7 +690,7 @@ class Fleet:
         health = self.health.get(endpoint.name, _UNKNOWN)
         sized = view.sized(loads, i)
         verdict = self._verdicts.get(endpoint.name) or policy.at_rest(
-            endpoint.name, endpoint.capacity, self.high(endpoint)
+            endpoint.name, self._capacity(i), self.high(endpoint)
         )
         if view.is_pool:
             verdict = _in_pool(view.service.name, roster.of(endpoint.name))
@@ -612,7 +699,12 @@ class Fleet:
             name=endpoint.name,
             up=False if endpoint.name in self._usages.down else health.up,
             drained=drained,
-            capacity=endpoint.capacity,
+            capacity=self._capacity(i),
+            capacity_from=self._capacities.source(i),
+            capacity_low=known(self._capacities.low[i]),
+            capacity_high=known(self._capacities.high[i]),
+            capacity_contradicted=self._capacities.contradicted(i),
+            saturated=bool(self._capacities.saturated[i]),
             demand=known(loads.demand[i]),
             level=known(loads.prediction.level[i]),
             point=known(loads.prediction.point[i]),
@@ -687,3 +779,22 @@ def _in_pool(service: str, own: Sequence[model.Shadow]) -> policy.Verdict:
     leaving = (model.ShadowState.DRAINING, model.ShadowState.REMOVING)
     wanted = 1 + sum(shadow.state not in leaving for shadow in own)
     return policy.Verdict(policy.Act.HOLD, f"decided for all of {service} together", None, wanted)
+
+
+def _capacities(config: model.Config) -> Capacities:
+    """Nothing is learned yet."""
+    all_of = [(service, endpoint) for service in config.services.values() for endpoint in service.endpoints]
+    given = [math.nan if endpoint.capacity is None else endpoint.capacity for _, endpoint in all_of]
+    told = [service.requests is not model.Requests.OFF for service, _ in all_of]
+    keys = [f"{service.name}/{endpoint.name}" for service, endpoint in all_of]
+    return Capacities(keys, np.array(given, dtype=np.float64), np.array(told, dtype=np.bool_))
+
+
+def _with(service: model.Service, capacities: Floats) -> model.Service:
+    """The same service with these capacities; NaN: it is not known."""
+    known = [None if math.isnan(one) else one for one in capacities.tolist()]
+    endpoints = tuple(
+        one if one.capacity == capacity else replace(one, capacity=capacity)
+        for one, capacity in zip(service.endpoints, known, strict=True)
+    )
+    return replace(service, endpoints=endpoints)

@@ -22,6 +22,8 @@ _SHORT_S = 30.0
 """Who can have more within less than this looks ahead less far: all times are taken shorter in proportion."""
 _OTHER = 1.25
 """A lead time is another one when it is so many times the one that was reckoned with, or less by that."""
+_OTHER_CAPACITY = 1.1
+"""A capacity likewise: one that is learned moves on and on."""
 _AT_ONCE = 60
 """Steps that are learned from before the first decision."""
 _ROUNDING_S = 1e-6
@@ -46,10 +48,11 @@ class Foresight:
         settings: ShadowSettings,
         initial: int = 1,
     ) -> None:
-        """:param capacity: flows/s that its live endpoints can serve together. ``settings``: what being over
+        """:param capacity: flows/s that its live endpoints can serve together; NaN: it is not known yet, and
+        nothing is sized, only gathered. ``settings``: what being over
         costs, and whether members may stand by. ``initial``: members that there are."""
         self._step_s, self._settings = step_s, settings
-        self._lead_time_s, self._capacity, self._initial = lead_time_s, capacity, initial
+        self._lead_time_s, self.capacity, self._initial = lead_time_s, capacity, initial
         self.past = Past(step_s)
         self._sizing = self._new()
         self._concluded = 0
@@ -65,7 +68,7 @@ class Foresight:
     def _new(self) -> Sizing:
         stretch = max(1.0, _SHORT_S / max(self._lead_time_s, self._step_s))
         return Sizing(
-            self._capacity,
+            self.capacity,
             self._lead_time_s * stretch,
             self._step_s * stretch,
             self._initial,
@@ -74,6 +77,11 @@ class Foresight:
             standing=self._settings.standing,
             cautious=stretch > 1.0,
         )
+
+    def begin(self, capacity: float) -> None:
+        """With this capacity; before anything is learned."""
+        self.capacity = capacity
+        self._start_anew()
 
     def recall(self, now_unix_s: float, read: Callable[[int], str | None]) -> list[str]:
         """Learns from what was kept of the past, the last of it now and all of it by ``learn_again``. What
@@ -88,22 +96,25 @@ class Foresight:
         """Knows what another one with the same steps knew; where costs or capacity differ, learns anew."""
         self.past = other.past
         self._number, self._sums = other._number, other._sums
-        if (self._capacity, self._settings) != (other._capacity, other._settings):
+        if self._settings != other._settings or _are_apart(self.capacity, other.capacity):
             self._start_anew()
             return
-        self._lead_time_s, self.size = other._lead_time_s, other.size
+        self._lead_time_s, self.size, self.capacity = other._lead_time_s, other.size, other.capacity
         self._sizing, self._concluded = other._sizing, other._concluded
         self._next, self._next_step = other._next, other._next_step
 
     def reckon(self, lead_time_s: float, capacity: float) -> None:
         """With these from now on, if they are others."""
         apart = max(lead_time_s, self._lead_time_s) / max(min(lead_time_s, self._lead_time_s), 1e-9)
-        if apart >= _OTHER or capacity != self._capacity:
-            self._lead_time_s, self._capacity = lead_time_s, capacity
+        if apart >= _OTHER or _are_apart(capacity, self.capacity):
+            self._lead_time_s, self.capacity = lead_time_s, capacity
             self._start_anew()
 
     def _start_anew(self) -> None:
         self._sizing = self._new()
+        if math.isnan(self.capacity):
+            self.size, self._next, self._concluded = None, None, self.past.end
+            return
         recent = self.past.since(self.past.end - _AT_ONCE)
         for demand in recent:
             self.size = self._sizing.after(demand)
@@ -136,7 +147,8 @@ class Foresight:
 
     def conclude(self) -> None:
         """Learns from the steps that have ended, and tells the size; each takes half a millisecond."""
-        for mean in self.past.since(max(self._concluded, self.past.end - _AT_ONCE)):
+        unread = self.past.since(max(self._concluded, self.past.end - _AT_ONCE))
+        for mean in () if math.isnan(self.capacity) else unread:
             self.size = self._sizing.after(mean)
         self._concluded = self.past.end
 
@@ -181,3 +193,9 @@ class _Sums:
         if self.taught_s >= least_s:
             return self.taught / self.taught_s, True
         return (self.demand / self.read_s, False) if self.read_s >= least_s else (math.nan, True)
+
+
+def _are_apart(capacity: float, other: float) -> bool:
+    if math.isnan(capacity) or math.isnan(other):
+        return math.isnan(capacity) != math.isnan(other)
+    return max(capacity, other) >= _OTHER_CAPACITY * min(capacity, other)

@@ -57,17 +57,17 @@ class Loads:
         """(groups,)"""
         self._pool = np.searchsorted(self.pools.services, self._service[self._pooled])
         """Of those groups, the index of their pool."""
-        self.capacity = np.concatenate([np.zeros(0), *map(capacities, services)])
-        self.together = self._of_services(self.capacity)
+        self.capacity: Floats = np.full(n, np.nan)
+        self.together: Floats = np.full(len(services), np.nan)
         """(services,) capacity; NaN: it is not known."""
-        self._has_capacity = np.array(
-            [endpoint.capacity is not None for endpoint in self.endpoints], np.bool_
-        )
-        self._by_weight = np.concatenate([np.zeros(0), *map(_ring_weights, services)])
+        self._has_capacity = np.zeros(n, dtype=np.bool_)
+        self._by_weight = np.ones(n)
         self._rings: dict[str, Mapping[str, float]] = {}
         ends = np.cumsum([0, *(len(service.endpoints) for service in services)]).tolist()
         self._services = {one.name: range(*of) for one, of in zip(services, pairwise(ends), strict=True)}
         """Service -> indices of its groups."""
+        for service in services:
+            self.use(service)
         self._flows = np.zeros(n)
         """Of the last minute, older ones counting less."""
         self._shares: Floats = self._by_weight / self._of_groups(self._of_services(self._by_weight))
@@ -79,6 +79,24 @@ class Loads:
     def _of_groups(self, values: Floats) -> Floats:
         """(groups,) what their services have."""
         return np.asarray(values[self._service], dtype=np.float64)
+
+    def use(self, service: model.Service) -> None:
+        """One of the services, with other capacities."""
+        groups = self.groups(service.name)
+        self.capacity[groups] = capacities(service)
+        self.together[self._service[groups]] = self.capacity[groups].sum()
+        self._has_capacity[groups] = [one.capacity is not None for one in service.endpoints]
+        if service.name not in self._rings:
+            self._by_weight[groups] = _ring_weights(service)
+
+    def groups(self, service: str) -> slice:
+        """Where its groups are."""
+        them = self._services[service]
+        return slice(them.start, them.stop)
+
+    def services_of(self, groups: npt.NDArray[np.bool_]) -> list[model.Service]:
+        """Those that have some of these groups, as they are configured."""
+        return [self.services[at] for at in np.unique(self._service[groups]).tolist()]
 
     def service(self, i: int) -> model.Service:
         """Of the group with this index."""

@@ -223,7 +223,8 @@ class Controller:
 
     def _keep(self) -> None:
         """Learns on, and keeps what came since the last time, so that a crash costs little of it."""
-        self._fleet.learn()
+        for news in self._fleet.learn():
+            self._journal.say(news.name, "capacity", news.reason)
         if self._clock.now_s() >= self._count_due_s and self._read_back:
             self._count_due_s = self._clock.now_s() + _COUNT_S
             established = self._dataplane.established_flows(self._installed.members)

@@ -205,7 +205,7 @@ class Endpoint:
     port: int
     weight: float = 1.0
     capacity: float | None = None
-    """New flows per second it can serve; None: unknown, no shadows are ordered for it."""
+    """New flows per second it can serve; None: it is not known, and learned."""
     host: str | None = None
     limit: float | None = None
     """New flows per second past which the program spills at once; None: by capacity, infinite: none."""

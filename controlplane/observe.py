@@ -130,36 +130,29 @@ class Work:
     """Requests, or new flows whose SYN was not answered at all; 0 where nobody answers with one."""
 
 
-_WORK = ("offered", "completed", "flows", "resets", "unremembered", "rtt_count", "rtt_sum_us")
-_REQUESTS = ("requests", "answered", "response_count", "response_sum_us")
 _ALL_TIMED = 5000.0
 """New flows/s; of many more the program times the handshakes of some only (``HANDSHAKES_TIMED``)."""
 
 
-def work(before: Counters | None, after: Counters, rows: Rows, told: npt.NDArray[np.bool_]) -> Work | None:
-    """None when there is nothing to compare with, or time stood still.
-
-    :param told: (names,) whose requests are told.
-    """
-    grown = growth(before, after, rows, _WORK)
-    if grown is None or before is None:
-        return None
-    over_s, offered = after.at_s - before.at_s, grown["offered"]
+def work(reading: Rates, answered: Floats, told: npt.NDArray[np.bool_]) -> Work:
+    """:param answered: (names,) requests. ``told``: (names,) whose requests are told."""
+    counted = reading.counted
     # What is completed is counted for the group; shadows complete as much of what they are given.
-    own = np.divide(grown["flows"], offered, out=np.ones(len(rows)), where=offered > 0)
-    served = grown["completed"] * np.minimum(own, 1.0)
+    own = np.divide(counted.flows, counted.offered, out=np.ones(len(told)), where=counted.offered > 0)
+    served = counted.completed * np.minimum(own, 1.0)
     # What is not remembered is never seen to be completed.
-    flows = grown["flows"] - grown["unremembered"]
-    asked, done, answers, time_us = flows, served, grown["rtt_count"], grown["rtt_sum_us"]
-    all_timed = np.nansum(grown["flows"]) <= _ALL_TIMED * over_s
+    flows = counted.flows - counted.unremembered
+    answers = np.where(told, counted.response_count, counted.rtt_count)
+    all_timed = np.nansum(counted.flows) <= _ALL_TIMED * reading.over_s
     unanswered = np.where(all_timed & (answers > 0), np.maximum(flows - answers, 0.0), 0.0)
-    if told.any():
-        read = before.requests_read and after.requests_read
-        requests = growth(before, after, rows, _REQUESTS) if read else None
-        nothing = np.full(len(rows), np.nan)
-        more = requests or dict.fromkeys(_REQUESTS, nothing)
-        asked, done = np.where(told, more["requests"], flows), np.where(told, more["answered"], served)
-        answers = np.where(told, more["response_count"], answers)
-        time_us = np.where(told, more["response_sum_us"], time_us)
-        unanswered = np.where(told, np.maximum(asked - done, 0.0), unanswered)
-    return Work(over_s, served, asked, done, answers, time_us, grown["resets"], unanswered)
+    asked, done = np.where(told, counted.requests, flows), np.where(told, answered, served)
+    return Work(
+        reading.over_s,
+        served,
+        asked,
+        done,
+        answers,
+        np.where(told, counted.response_sum_us, counted.rtt_sum_us),
+        counted.resets,
+        np.where(told, np.maximum(asked - done, 0.0), unanswered),
+    )

@@ -8,7 +8,7 @@ members are counted together: one of them serves what its mean endpoint can.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,22 +47,32 @@ class Outlook:
         self.foresight: Foresight | None = None
         self.units = units(service)
         self.is_pool = is_pool(service)
-        together = float(capacities(service).sum())
-        least = len(self.names) if self.is_pool else 1
-        self.capacity = together / least
+        self._least = len(self.names) if self.is_pool else 1
+        self.capacity = float(capacities(service).sum()) / self._least
         """What is foreseen in units of: of a pool's mean endpoint, or of all live ones together; flows/s."""
-        if service.forecast.method is model.ForecastMethod.AUTO and not math.isnan(together):
-            self.foresight = Foresight(self.step_s, lead_time_s, self.capacity, settings, least)
+        if service.forecast.method is model.ForecastMethod.AUTO:
+            self.foresight = Foresight(self.step_s, lead_time_s, self.capacity, settings, self._least)
         # Where a step is no longer than a tick, nothing is seen between steps.
         self.method = service.forecast.method if self.step_s > tick_s else model.ForecastMethod.NONE
 
     def resume(self, other: Outlook) -> None:
         """The same knowledge for another configuration of the service."""
         if self.foresight is not None and other.foresight is not None and other.step_s == self.step_s:
+            self.foresight.begin(self.capacity)
             self.foresight.resume(other.foresight)
 
+    def use(self, service: model.Service) -> None:
+        """The same one, with other capacities."""
+        self.service = service
+        self.capacity = float(capacities(service).sum()) / self._least
+        now = {one.name: one for one in service.endpoints}
+        self.units = tuple(
+            replace(unit, service=service, endpoints=tuple(now[one.name] for one in unit.endpoints))
+            for unit in self.units
+        )
+
     def reckon(self, lead_time_s: float) -> None:
-        """With this one from now on."""
+        """With this one from now on, and the capacities that are known."""
         if self.foresight is not None:
             self.foresight.reckon(lead_time_s, self.capacity)
 

@@ -203,6 +203,10 @@ class Group:
     """Of a pool: more live endpoints that are up."""
     bound: frozenset[str] = frozenset()
     """Of a pool: shadows that serve for a live endpoint that is down."""
+    saturated: bool = False
+    """Clearly slower than it was, and what it does no longer follows what it is asked for."""
+    proven: float = 0.0
+    """Demand that the live one has served without slowing down much."""
 
     @property
     def lives_up(self) -> int:
@@ -233,6 +237,8 @@ class Group:
             "latency_deviation": self.latency_deviation,
             "error_deviation": self.error_deviation,
             "failing": float(self.failing),
+            "saturated": float(self.saturated),
+            "proven": self.proven,
         }
         return {name: round(value, 4) for name, value in numbers.items() if math.isfinite(value)}
 
@@ -240,7 +246,7 @@ class Group:
 def at_rest(name: str, capacity: float | None, need: float, members: int = 1) -> Verdict:
     """Of a live endpoint that is up, or a pool of them, without shadows, whose load wants none."""
     if capacity is None:
-        return Verdict(Act.HOLD, f"{name}: capacity is not known, no shadows are ordered")
+        return Verdict(Act.HOLD, f"{name}: capacity is not known, and it is not saturated")
     if not math.isfinite(need):
         return Verdict(Act.HOLD, f"{name}: no reading of demand yet", None, members)
     return Verdict(Act.HOLD, f"{name}: demand {need:.0f}/s fits {_them(members)}", None, members)
@@ -305,6 +311,8 @@ def decide(
     if again:
         return again, memory
     members = group.lives_up + len(counted(group, now_unix_s))
+    if group.capacity is None and math.isfinite(group.high):
+        return _without_capacity(settings, group, memory, members, now_unix_s)
     if group.capacity is None or not math.isfinite(group.high):
         going = _go_on(settings, group, members, math.nan, now_unix_s)
         return going or (at_rest(group.name, group.capacity, group.high, group.endpoints),), memory
@@ -348,6 +356,28 @@ def _more(
     if _needs_help(group, memory, now_unix_s):
         return _grow(settings, group, f"{group.trouble}, without rising demand", members + 1, now_unix_s)
     return ()
+
+
+def _without_capacity(
+    settings: ShadowSettings, group: Group, memory: Memory, members: int, now_unix_s: float
+) -> tuple[tuple[Verdict, ...], Memory]:
+    """Reactive: one shadow for who is saturated, until it is known how many are needed. It goes when demand
+    is what the live endpoint has served alone."""
+    usable = group.proven * (1.0 - settings.headroom)
+    need = max(group.high, group.level) if math.isfinite(group.level) else group.high
+    memory = memory.learn(need, usable, group.endpoints + len(group.shadows) + 1, group.fresh, now_unix_s)
+    more: tuple[Verdict, ...] = ()
+    if group.saturated and group.fresh and group.live_up and not counted(group, now_unix_s):
+        cause = f"its capacity is not known, and at {need:.0f}/s it is saturated"
+        more = _grow(settings, group, cause, 2, now_unix_s, kept=_kept(group, cause, 2, 1))
+    going = _go_on(settings, group, members, usable * members - need, now_unix_s, halted=bool(more))
+    if not more:
+        going += _shrink(settings, group, memory, need, usable, now_unix_s)
+    held = at_rest(group.name, None, need, group.endpoints)
+    if group.shadows and group.live_up:
+        said = f"{group.name}: capacity is not known yet, {_them(members)} until it is"
+        held = Verdict(Act.HOLD, said, None, members)
+    return more + going or (held,), memory
 
 
 def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, need: float) -> str | None:

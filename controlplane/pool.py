@@ -30,6 +30,8 @@ class Unit:
     service: Service
     endpoints: tuple[Endpoint, ...]
     """Its live ones: one, or all of the service's."""
+    is_pool: bool = False
+    """As it was configured: capacities that are learned don't make or unmake one."""
 
     @property
     def name(self) -> str:
@@ -47,10 +49,6 @@ class Unit:
         known = [one.capacity for one in self.endpoints if one.capacity is not None]
         return sum(known) / len(known) if known else None
 
-    @property
-    def is_pool(self) -> bool:
-        return is_pool(self.service)
-
 
 def is_pool(service: Service) -> bool:
     """Clients are not bound to endpoints, nobody asked for other shares, capacities are alike."""
@@ -66,7 +64,7 @@ def is_pool(service: Service) -> bool:
 
 def units(service: Service) -> tuple[Unit, ...]:
     if is_pool(service):
-        return (Unit(service, service.endpoints),)
+        return (Unit(service, service.endpoints, True),)
     return tuple(Unit(service, (endpoint,)) for endpoint in service.endpoints)
 
 

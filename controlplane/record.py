@@ -24,9 +24,10 @@ from controlplane.health import MemberHealth
 from controlplane.observe import COUNTED
 from controlplane.ports import Counters
 
-VERSION = 3
+VERSION = 4
+_COUNTED = (*COUNTED, "answered")
 _NOT_COUNTED = tuple(
-    field.name for field in fields(Counters) if field.name not in ("at_s", "rows", "requests_read", *COUNTED)
+    field.name for field in fields(Counters) if field.name not in ("at_s", "rows", "requests_read", *_COUNTED)
 )
 
 
@@ -82,7 +83,7 @@ class Recorder:
         self._tick |= {"at_s": counters.at_s, "observed_unix_s": now_unix_s}
         rows = np.fromiter(counters.rows.values(), np.intp)
         table = np.array(
-            [rows.astype(np.uint64), *(np.asarray(getattr(counters, field))[rows] for field in COUNTED)]
+            [rows.astype(np.uint64), *(np.asarray(getattr(counters, field))[rows] for field in _COUNTED)]
         )
         self._tick["counters"] = dict(zip(counters.rows, table.T.tolist(), strict=True))
         self._tick["requests_read"] = counters.requests_read
@@ -147,12 +148,12 @@ def _plain(shadow: model.Shadow) -> dict[str, object]:
 
 def _counters(at_s: float, told: Mapping[str, list[int]], requests_read: bool) -> Counters:
     rows = {name: row for name, (row, *_) in told.items()}
-    table = np.zeros((max(rows.values(), default=-1) + 1, len(COUNTED)), dtype=np.uint64)
+    table = np.zeros((max(rows.values(), default=-1) + 1, len(_COUNTED)), dtype=np.uint64)
     for row, *counts in told.values():
         table[row] = counts
     nothing = np.zeros(len(table), dtype=np.uint64)
     columns: dict[str, Any] = dict.fromkeys(_NOT_COUNTED, nothing)
-    columns |= {field: table[:, at] for at, field in enumerate(COUNTED)}
+    columns |= {field: table[:, at] for at, field in enumerate(_COUNTED)}
     return Counters(at_s=at_s, rows=rows, requests_read=requests_read, **columns)
 
 

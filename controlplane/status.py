@@ -81,6 +81,16 @@ class GroupStatus:
     up: bool | None
     drained: bool
     capacity: float | None
+    """That is gone by, as the next ones of a member; None: not known."""
+    capacity_from: str
+    """``given``, ``learned`` or ``unknown``; what is given and was seen not to suffice is learned too."""
+    capacity_low: float | None
+    """What was measured is between these; None: nothing was, or there is no upper end yet."""
+    capacity_high: float | None
+    capacity_contradicted: bool
+    """What is given is not what was measured."""
+    saturated: bool
+    """Clearly slower than it was, and what it does no longer follows what it is asked for."""
     demand: float | None
     """Last reading."""
     level: float | None
@@ -272,6 +282,10 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
         "forecast_flows_per_second": group.point,
         "forecast_high_flows_per_second": group.high,
         "capacity_flows_per_second": group.capacity,
+        "capacity_low_flows_per_second": group.capacity_low,
+        "capacity_high_flows_per_second": group.capacity_high,
+        "capacity_contradicted": float(group.capacity_contradicted),
+        "saturated": float(group.saturated),
         "spill_ratio": group.spill,
         "ring_weight": group.ring_weight,
         "rtt_seconds": None if group.rtt_us is None else group.rtt_us / 1e6,

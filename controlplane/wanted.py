@@ -24,6 +24,9 @@ class Knowledge(Protocol):
 
     fail_open: dict[str, bool]
 
+    def service(self, name: str) -> model.Service:
+        """As it is configured, with the capacities that are known."""
+
     def is_up(self, name: str, default: bool) -> bool: ...
 
     def back_s(self, name: str) -> float | None: ...
@@ -65,7 +68,7 @@ def wanted_steering(
     shadows_of: dict[str, list[Shadow]] = {}
     for shadow in records.values():
         shadows_of.setdefault(shadow.parent, []).append(shadow)
-    for service in config.services.values():
+    for service in map(fleet.service, config.services):
         parts = _returning(config, fleet, service, frozen, now_s)
         slots = {
             one.name: _slots(

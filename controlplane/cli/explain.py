@@ -90,10 +90,7 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         f"{_rate(group['high'])} at most"
     )
     yield f"  foreseen   {_rate(group['p50'])} (p50), {_rate(group['p90'])} (p90) by all of the past"
-    if group["capacity"] is None:
-        yield "  capacity   not known: no shadows are ordered"
-    else:
-        yield f"  capacity   {_rate(group['capacity'])} each"
+    yield f"  capacity   {_capacity(group)}"
     yield from _of_pool(group["service"], group["pool"]) if group["pool"] else _of_size(group)
     if group["earlier_s"]:
         yield (
@@ -141,6 +138,18 @@ def _of_deviation(group: Mapping[str, Any]) -> Iterator[str]:
     yield f"  deviation  {', '.join(scores)} (0: normal, 0.5: remarkable, 1: most): {said}"
     if group["common_cause"]:
         yield f"  common     {group['common_cause']}: a common cause, no shadows for it"
+
+
+def _capacity(group: Mapping[str, Any]) -> str:
+    low, high = group["capacity_low"], group["capacity_high"]
+    measured = "nothing was measured yet"
+    if low is not None:
+        measured = f"measured {_rate(low)} {'or more' if high is None else f'to {_rate(high)}'}"
+    if group["capacity"] is None:
+        state = "it is saturated" if group["saturated"] else "one shadow when it is saturated"
+        return f"not known, {measured}: {state}"
+    against = ", which contradicts what is given" if group["capacity_contradicted"] else ""
+    return f"{_rate(group['capacity'])} each, {group['capacity_from']}; {measured}{against}"
 
 
 def _rate(value: float | None) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from controlplane import capacity, queueing, response_curve
 from controlplane.capacity import Capacities, News
-from controlplane.observe import Rows, Work, work
+from controlplane.observe import Rows, Work, growth, rates, work
 from controlplane.ports import Counters
 from tests.fakes import FIELDS
 from tests.queues import LATEST, response_time
@@ -277,6 +277,12 @@ def counters(at_s: float, **counts: int) -> Counters:
     return Counters(at_s=at_s, rows={"a": 0}, **table)
 
 
+def read(before: Counters, after: Counters, told: bool) -> Work:
+    rows = Rows(["a"])
+    answered = growth(before, after, rows, ("answered",))["answered"]
+    return work(rates(before, after, rows), answered, np.array([told]))
+
+
 @pytest.mark.parametrize(
     ("told", "counts", "asked", "done", "answers", "unanswered"),
     [
@@ -319,11 +325,13 @@ def counters(at_s: float, **counts: int) -> Counters:
     ],
 )
 def test_work_is_read_from_counters(told, counts, asked, done, answers, unanswered):
-    found = work(counters(1.0), counters(2.0, **counts), Rows(["a"]), np.array([told]))
+    found = read(counters(1.0), counters(2.0, **counts), told)
     assert (found.asked[0], found.done[0], found.answers[0]) == (asked, pytest.approx(done), answers)
     assert found.unanswered[0] == unanswered
 
 
 def test_requests_that_are_not_read_are_no_work():
     after = replace(counters(2.0, offered=10, flows=10, completed=10), requests_read=False)
-    assert np.isnan(work(counters(1.0), after, Rows(["a"]), np.array([True])).done[0])
+    found = read(counters(1.0), after, True)
+    assert np.isnan(found.asked[0])
+    assert np.isnan(found.answers[0])

@@ -73,8 +73,8 @@ def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
         (lambda lines: lines[1:], "line 1: .*begins with a configuration"),
         (lambda lines: ["nonsense"], "line 1: "),
         (
-            lambda lines: [lines[0].replace('"penumbra_record": 3', '"penumbra_record": 2')],
-            "version 3 is allowed, not 2",
+            lambda lines: [lines[0].replace('"penumbra_record": 4', '"penumbra_record": 3')],
+            "version 4 is allowed, not 3",
         ),
         (lambda lines: [*lines[:20], lines[20][:50]], "line 21: "),
     ],
