@@ -78,6 +78,19 @@ ROWS = {
     "demand now passes it although the forecast does not: add": (group(50.0, level=81.0), Act.ADD),
     "no reading yet: hold": (group(math.nan), Act.HOLD),
     "capacity not known: hold": (group(500.0, capacity=None), Act.HOLD),
+    "capacity not known, and it is saturated: add": (group(500.0, capacity=None, saturated=True), Act.ADD),
+    "capacity not known, saturated, readings are stale: hold": (
+        group(500.0, capacity=None, saturated=True, fresh=False), Act.HOLD),
+    "capacity not known, saturated, but down: hold": (
+        group(500.0, capacity=None, saturated=True, live_up=False), Act.HOLD),
+    "capacity not known, saturated, one is on order: hold": (
+        group(500.0, shadow(1, ON_ORDER), capacity=None, saturated=True), Act.HOLD),
+    "capacity not known, saturated with a shadow: hold": (
+        group(500.0, shadow(1, READY), capacity=None, saturated=True), Act.HOLD),
+    "capacity not known, saturated again while it drains: it comes back": (
+        group(500.0, shadow(1, DRAINING), capacity=None, saturated=True), Act.KEEP),
+    "capacity not known, more than was served alone: the shadow stays": (
+        group(500.0, shadow(1, READY, OLD), capacity=None, proven=400.0), Act.HOLD),
     "one ordered by hand failed, its pause is over: retry": (
         group(1.0, shadow(1, FAILED, 6.0, by_hand=True), capacity=None),
         Act.RETRY,
