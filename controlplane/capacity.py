@@ -80,9 +80,10 @@ class News:
 class Capacities:
     """Of all live endpoints; arrays have shape (n,), rates are new flows/s."""
 
-    def __init__(self, names: Sequence[str], given: Floats, told: Flags) -> None:
+    def __init__(self, names: Sequence[str], given: Floats, told: Flags, gap_s: float = WINDOW_S) -> None:
         """:param names: ``SERVICE/ENDPOINT``. ``given``: NaN: it is not. ``told``: whose requests are told:
-        their work is counted in these."""
+        their work is counted in these. ``gap_s``: readings further apart are no window."""
+        self._gap_s = gap_s
         n = len(names)
         self.names, self.given, self.told = tuple(names), given, told
         self.used = given.copy()
@@ -115,7 +116,7 @@ class Capacities:
     def take(self, work: Work, usable: Flags) -> None:
         """:param usable: read, healthy, warm, and without a common cause."""
         self._saturation.take(work, usable, self._starved >= _CEILINGS, self._floor, self._proven)
-        if work.over_s > WINDOW_S:
+        if work.over_s > self._gap_s:
             self._begin_window()
             return
         self._window.add(work)

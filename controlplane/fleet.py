@@ -36,6 +36,8 @@ _CONCLUDED = 16
 _CONCLUDED_SHARE = 1.25
 """Of the steps that end in a mean tick."""
 _DEMAND, _USUAL, _CAPACITY = "demand:", "usual:", "capacity:"
+_GAP_TICKS = 3.0
+"""Readings further apart are stale."""
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
 _TOLD = 3
 """Of the verdicts about a group, by status; all are in the decision log."""
@@ -787,7 +789,8 @@ def _capacities(config: model.Config) -> Capacities:
     given = [math.nan if endpoint.capacity is None else endpoint.capacity for _, endpoint in all_of]
     told = [service.requests is not model.Requests.OFF for service, _ in all_of]
     keys = [f"{service.name}/{endpoint.name}" for service, endpoint in all_of]
-    return Capacities(keys, np.array(given, dtype=np.float64), np.array(told, dtype=np.bool_))
+    gap_s = max(WINDOW_S, _GAP_TICKS * config.tick_s)
+    return Capacities(keys, np.array(given, dtype=np.float64), np.array(told, dtype=np.bool_), gap_s)
 
 
 def _with(service: model.Service, capacities: Floats) -> model.Service:
