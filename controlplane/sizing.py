@@ -18,6 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from controlplane.forecast.analogs import HIGHEST, SOON, Analogs
+from controlplane.forecast.climb import Climb
 from controlplane.forecast.majority import MEMBERS_MOST, Majority
 from controlplane.forecast.quantiles import Quantiles
 from controlplane.model import ShadowSettings
@@ -33,6 +34,8 @@ _SURGE = 0.25
 """Of what is needed now is at least taken for the usual group, to start members: in a surge more is lost."""
 _VOTE, _VOTE_MORE, _VOTE_STRAIN = 0.45, 0.25, 8.0
 """The part of the weight that starts and keeps a member; more and less of it, at such strain."""
+_STRAINED = 1.0
+"""Strain from which nobody is started that HPA would not have, but for demand that is there."""
 _USUAL_LEAST = 0.3
 _LEAD_STEPS_MOST = 2000
 """Of what is remembered of a lead time: no more tells anything."""
@@ -77,6 +80,7 @@ class Sizing:
         self._analogs = Analogs(interval_s, lead)
         self._quantiles = Quantiles(interval_s, lead, self._analogs)
         self._majority: Majority | None = Majority(interval_s, lead_time_s, lead, over_cost)
+        self._climb = Climb(interval_s, lead)
         self._allowance = Allowance(capacity, lead_time_s, interval_s, initial)
         self._thrice = Thrice(max(1, round(2 * stable_s / interval_s)), initial)
         self._initial, self._initial_steps = initial, stable_s / interval_s
@@ -99,10 +103,14 @@ class Sizing:
         strain = self._allowance.strain(self._usual_members)
         if self._majority:
             self._majority.after(need, usual_then)
+            self._climb.after(need)
             wanted, reason = self._voted(self._majority, strain)
             exact = float(wanted) if wanted > 1 else need
         else:
             wanted, exact, reason = self._foreseen(need, strain)
+        allowed = max(self._there + self._allowance.left, _members(need))
+        if wanted > allowed and strain >= _STRAINED and not self._climb.is_followed:
+            wanted, reason = allowed, f"{allowed} within what HPA would have started: {reason}"
         if wanted > most:
             why = "too little is known for more to stand by" if self._standing else "none may stand by"
             wanted, reason = int(most), f"{most} for the ninth decile of what is coming, as {why}: {reason}"
@@ -136,6 +144,7 @@ class Sizing:
         self._analogs.skip()
         if self._majority:
             self._majority.skip()
+            self._climb.skip()
         self._there = self._thrice.after(self._there)
         return Size(self._there, f"no reading to learn from: {self._there} as before", self._exact)
 
@@ -156,6 +165,8 @@ class Sizing:
         more = _VOTE_MORE * min(strain / _VOTE_STRAIN, 1.0)
         wanted, name = majority.wanted(self._there, _VOTE + more, _VOTE - more)
         reason = f"the majority of simple rules, most of all {name}"
+        if (climbed := _members(self._climb.need)) > wanted:
+            wanted, reason = climbed, f"{climbed} for the climb from the first reading on, or {reason}"
         if wanted < self._initial and self._steps <= self._initial_steps:
             return self._initial, f"{self._initial} were there at first, now {wanted}: {reason}"
         return wanted, reason

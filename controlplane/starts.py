@@ -38,6 +38,11 @@ class Allowance:
         above = (self._own_starts - free) / (free + _AT_FIRST * usual)
         return min(max(_STRAIN * above, 0.0), _STRAIN_MOST)
 
+    @property
+    def left(self) -> int:
+        """Starts that HPA has made more."""
+        return max(round(self._its_starts - self._own_starts), 0)
+
     def after(self, demand: float, own: int) -> None:
         """:param own: members from now on."""
         its = self._hpa.wanted(demand, self._its)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from controlplane.rivals import Rival
+from controlplane.starts import Allowance
 from tests.score.__main__ import SHIPPED
 from tests.score.jumps import jumps
 from tests.score.replay import TICKS, Trace, replayed, traces
@@ -50,7 +51,15 @@ def test_half_of_what_hpa_is_over_and_loses_is_not(shipped: list[Trace], hpa: li
     assert all(one.over < its.over and one.lost < its.lost for one, its in zip(ours, hpa, strict=True))
     assert losses(ours)[0] < losses(hpa)[0] / 2
     assert losses(ours)[1] < losses(hpa)[1] / 2
-    assert sum(one.starts for one in ours) < sum(one.starts for one in hpa)
+    assert all(one.starts <= its.starts for one, its in zip(ours, hpa, strict=True))
+
+
+def test_without_an_allowance_an_hour_of_noise_has_more_starts_than_hpa(
+    shipped: list[Trace], hpa: list[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control of the last line above."""
+    monkeypatch.setattr(Allowance, "left", 1000)
+    assert outcome(shipped[0], LEAD_S, PENUMBRA).starts > hpa[0].starts
 
 
 def test_whom_overload_costs_nothing_does_no_better(shipped: list[Trace], hpa: list[Outcome]) -> None:

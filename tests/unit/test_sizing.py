@@ -193,12 +193,13 @@ def test_a_reason_tells_what_is_wanted() -> None:
         stay = re.search(r"^(\d+) stay, started twice of late, now (\d+): ", size.reason)
         told = re.search(r"(\d+) for what followed|most of all .*: (\d+)$", size.reason)
         kept = re.search(r"up to \d+ stay for what may soon: (\d+)$", size.reason)
+        bound = re.search(r"(\d+) (?:within what HPA would|for the climb)", size.reason)
         assert told, size.reason
         wanted = int(stay[2]) if stay else size.wanted
         assert size.wanted == (int(stay[1]) if stay else wanted)
         seen.add((told[1] is None, kept is not None, stay is not None))
         if told[1]:
-            assert wanted == int(kept[1] if kept else told[1])
+            assert wanted == int((bound or kept or told)[1])
         else:
             assert any(name in size.reason for name in NAMES)
     assert len(seen) >= 3
