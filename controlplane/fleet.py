@@ -23,8 +23,6 @@ from controlplane.outlook import Outlook
 from controlplane.pool import Unit
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
-from controlplane.roster import Roster
-from controlplane.status import GroupStatus, PoolStatus, ServiceStatus, ShadowStatus, UsageStatus, known
 from controlplane.turnover import Turnover, earlier_s
 
 Floats = npt.NDArray[np.float64]
@@ -76,7 +74,7 @@ class Members(Protocol):
 
 class Fleet:
     def __init__(self, config: model.Config) -> None:
-        self._views: dict[str, Outlook] = {}
+        self.views: dict[str, Outlook] = {}
         self._ended: dict[str, None] = {}
         """Services whose step has ended and is not learned from yet, the oldest first."""
         self._unsettled: set[str] = set()
@@ -84,39 +82,39 @@ class Fleet:
         self.health: dict[str, MemberHealth] = {}
         self._set_up(config)
         self._memories: dict[str, policy.Memory] = {}
-        self._verdicts: dict[str, policy.Verdict] = {}
+        self.verdicts: dict[str, policy.Verdict] = {}
         """The last ones, in short."""
-        self._shadow_rates: dict[str, tuple[float, float]] = {}
+        self.shadow_rates: dict[str, tuple[float, float]] = {}
         """Shadow -> (flows per second, RTT in us) of the last reading."""
         self._clones = Clones()
         self._in_trouble: set[str] = set()
         """Live endpoints that are slow or failing, and whose shadows are not."""
         self._answered: dict[str, str] = {}
         """Units that are asked about until they have been normal for long: key -> one of their endpoints."""
-        self._responses = Responses()
-        self._usages = usage.Usages()
-        self._balance = Balance()
+        self.responses = Responses()
+        self.usages = usage.Usages()
+        self.balance = Balance()
         self.fail_open: dict[str, bool] = {}
         self._unread = True
 
     def reconfigure(self, config: model.Config) -> None:
-        views, loads, turnover, capacities = self._views, self._loads, self._turnover, self._capacities
+        views, loads, turnover, capacities = self.views, self.loads, self._turnover, self.capacities
         self._set_up(config)
-        self._capacities.resume(capacities)
+        self.capacities.resume(capacities)
         self._apply_capacities()
-        self._loads.resume(loads)
+        self.loads.resume(loads)
         self._turnover.resume(turnover)
-        for name in self._views.keys() & views.keys():
-            self._views[name].resume(views[name])
+        for name in self.views.keys() & views.keys():
+            self.views[name].resume(views[name])
 
     def _set_up(self, config: model.Config) -> None:
-        self._views = {name: Outlook(service, config.tick_s) for name, service in config.services.items()}
-        self._loads = Loads(config.services.values(), [view.method for view in self._views.values()])
+        self.views = {name: Outlook(service, config.tick_s) for name, service in config.services.items()}
+        self.loads = Loads(config.services.values(), [view.method for view in self.views.values()])
         self._turnover = Turnover(config.services)
-        self._rows = Rows(self._loads.names)
-        self._capacities = _capacities(config)
-        self._applied = self._capacities.used.copy()
-        self._unsettled |= {n for n in self._loads.names if self.health.get(n, _UNKNOWN).up is not True}
+        self._rows = Rows(self.loads.names)
+        self.capacities = _capacities(config)
+        self._applied = self.capacities.used.copy()
+        self._unsettled |= {n for n in self.loads.names if self.health.get(n, _UNKNOWN).up is not True}
         self._probes = {
             endpoint.name: service.probe
             for service in config.services.values()
@@ -128,14 +126,14 @@ class Fleet:
             for endpoint in service.endpoints
             if service.usage is not None
         }
-        self._ended = {name: None for name in self._ended if name in self._views}
-        ending = sum(config.tick_s / view.step_s for view in self._views.values())
+        self._ended = {name: None for name in self._ended if name in self.views}
+        ending = sum(config.tick_s / view.step_s for view in self.views.values())
         self._later = max(0, math.ceil(_CONCLUDED_SHARE * ending) - _CONCLUDED)
         """Of the ended steps, that are learned from when the tick's work is done: so none waits for ever."""
 
     def take_rings(self, rings: Mapping[str, Mapping[str, float]]) -> None:
         """Service -> the weights that new flows go by until the next reading; of those that changed."""
-        self._loads.take_rings(rings)
+        self.loads.take_rings(rings)
 
     # ---- readings ---------------------------------------------------------------------------
 
@@ -172,7 +170,7 @@ class Fleet:
 
     def _shadows_probe(self, name: str, roster: Members) -> model.Probe | None:
         shadow = roster.shadows.get(name)
-        view = self._views.get(shadow.service) if shadow else None
+        view = self.views.get(shadow.service) if shadow else None
         return view.service.probe if view else None
 
     def observe_counters(
@@ -180,19 +178,19 @@ class Fleet:
     ) -> bool:
         """True if there are rates to go by."""
         if self._usage_sources:
-            self._balance.count(after)
+            self.balance.count(after)
         names = [name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED]
         found = rates(before, after, Rows(names))
         self._unread = found is None
         if found is None:
             return False
-        self._shadow_rates = {n: (float(found.flows[i]), float(found.rtt_us[i])) for i, n in enumerate(names)}
+        self.shadow_rates = {n: (float(found.flows[i]), float(found.rtt_us[i])) for i, n in enumerate(names)}
         self._clones.take(names, found.counted, found.over_s)
         reading = rates(before, after, self._rows)
         if reading is not None:
             both = (found.counted, reading.counted)
             new = sum(float(np.nansum(one.flows) - np.nansum(one.unremembered)) for one in both)
-            demand = self._loads.take(reading, self._down(), after.at_s, now_unix_s, new / reading.over_s)
+            demand = self.loads.take(reading, self._down(), after.at_s, now_unix_s, new / reading.over_s)
             self._turnover.take(demand, reading.over_s)
             self._foresee(demand, reading.over_s, now_unix_s)
             self._learn_capacities(reading, before, after, roster)
@@ -201,16 +199,16 @@ class Fleet:
     def _learn_capacities(
         self, reading: Rates, before: Counters | None, after: Counters, roster: Members
     ) -> None:
-        told, answered = self._capacities.told, None
+        told, answered = self.capacities.told, None
         if told.any() and before is not None and before.requests_read and after.requests_read:
             answered = growth(before, after, self._rows, ("answered",))
         nothing = np.full(len(told), np.nan)
         done = work(reading, nothing if answered is None else answered["answered"], told)
-        self._capacities.take(done, self._telling(roster, after.at_s))
+        self.capacities.take(done, self._telling(roster, after.at_s))
 
     def _telling(self, roster: Members, now_s: float) -> npt.NDArray[np.bool_]:
         """(groups,) whose work tells of capacity: healthy, warm, not slow for a cause that others share."""
-        loads, telling = self._loads, np.ones(len(self._loads.names), dtype=np.bool_)
+        loads, telling = self.loads, np.ones(len(self.loads.names), dtype=np.bool_)
         for name in list(self._unsettled):
             health, i = self.health.get(name, _UNKNOWN), loads.index.get(name)
             if i is None:
@@ -222,7 +220,7 @@ class Fleet:
                 telling[i] = since_s > loads.service(i).shadows.warm_up_s + WINDOW_S
                 if telling[i]:
                     self._unsettled.discard(name)
-        for name in self._usages.down & loads.index.keys():
+        for name in self.usages.down & loads.index.keys():
             telling[loads.index[name]] = False
         conditions = loads.conditions
         bad = conditions.in_trouble & (conditions.rate[: len(telling)] < REMARKABLE)
@@ -234,8 +232,8 @@ class Fleet:
 
     def _foresee(self, demand: Floats, over_s: float, now_unix_s: float) -> None:
         """:param demand: (services,) flows/s."""
-        teaches = self._loads.conditions.teaches.tolist()
-        for (name, view), one, is_told in zip(self._views.items(), demand.tolist(), teaches, strict=True):
+        teaches = self.loads.conditions.teaches.tolist()
+        for (name, view), one, is_told in zip(self.views.items(), demand.tolist(), teaches, strict=True):
             if view.foresight is not None and view.foresight.gather(one, over_s, now_unix_s, is_told):
                 self._ended.setdefault(name)
         self._conclude(_CONCLUDED)
@@ -243,7 +241,7 @@ class Fleet:
     def _conclude(self, services: int) -> None:
         for name in list(self._ended)[:services]:
             del self._ended[name]
-            foresight = self._views[name].foresight
+            foresight = self.views[name].foresight
             if foresight is not None:
                 foresight.conclude()
 
@@ -263,27 +261,27 @@ class Fleet:
         """What can wait until what was decided is applied: ended steps of many services, the past, and
         capacities. What is new of these."""
         self._conclude(self._later)
-        behind = [v.foresight for v in self._views.values() if v.foresight and v.foresight.is_learning]
+        behind = [v.foresight for v in self.views.values() if v.foresight and v.foresight.is_learning]
         for foresight in behind[:_LEARNED_STEPS]:
             foresight.learn_again(max(1, _LEARNED_STEPS // len(behind)))
-        news = self._capacities.learn()
+        news = self.capacities.learn()
         self._apply_capacities()
         return news
 
     def _apply_capacities(self) -> None:
         """What is known of them now is gone by from here on."""
-        used, loads = self._capacities.used, self._loads
+        used, loads = self.capacities.used, self.loads
         changed = ~((used == self._applied) | (np.isnan(used) & np.isnan(self._applied)))
         self._applied = used.copy()
         for configured in loads.services_of(changed):
             service = _with(configured, used[loads.groups(configured.name)])
-            self._views[service.name].use(service)
+            self.views[service.name].use(service)
             loads.use(service)
 
     def told(self, roster: Members) -> tuple[str, ...]:
         """Members whose services have their requests told."""
         names: list[str] = []
-        for service, view in self._views.items():
+        for service, view in self.views.items():
             if view.service.requests is model.Requests.OFF:
                 continue
             names += view.names
@@ -303,28 +301,28 @@ class Fleet:
         times: Callable[[Sequence[str]], Histograms],
     ) -> None:
         """:param times: reads the histograms of these members; asked now and then."""
-        if names and self._responses.due(after.at_s):
-            self._responses.take_times(names, times(names), after)
-        self._responses.observe(names, before, after, in_flight)
+        if names and self.responses.due(after.at_s):
+            self.responses.take_times(names, times(names), after)
+        self.responses.observe(names, before, after, in_flight)
 
     def observe_usage(self, usages: Sequence[model.Usage]) -> list[tuple[str, str]]:
         """Takes readings of what members use. Whose agent asks for something else now, and a sentence."""
-        self._balance.take(usages)
-        return self._usages.observe(usages)
+        self.balance.take(usages)
+        return self.usages.observe(usages)
 
     def usage(self, name: str, now_s: float) -> model.Usage | None:
         """The last reading; None: there is none, or it is too old to act on. Stale is not zero."""
-        return self._usages.at(name, now_s)
+        return self.usages.at(name, now_s)
 
     def fitness(self, endpoints: Mapping[str, model.Endpoint], now_s: float) -> Mapping[str, float] | None:
         """What each live endpoint can serve beside its capacity's share, relative to the others, by what all
         use, by its memory and by its agent; None: as much as it should."""
         if not any(name in self._usage_sources for name in endpoints):
             return None
-        strengths = {name: self._balance.strength(name, now_s) for name in endpoints}
+        strengths = {name: self.balance.strength(name, now_s) for name in endpoints}
         told = weights.fitness(endpoints, strengths) or dict.fromkeys(endpoints, 1.0)
         for name in endpoints:
-            last = self._usages.at(name, now_s)
+            last = self.usages.at(name, now_s)
             if last is not None:
                 told[name] *= weights.spared(last.memory) * (1.0 if last.weight is None else last.weight)
         return told
@@ -332,20 +330,20 @@ class Fleet:
     def shadow_fitness(self, shadow: model.Shadow, now_s: float) -> float:
         """The part of its parent's share that a shadow can serve, by what both use and how soon they
         answer."""
-        own, parents = (self._balance.strength(name, now_s) for name in (shadow.name, shadow.parent))
-        last = self._usages.at(shadow.name, now_s)
-        part = weights.fit_part(own, parents, *map(self._responses.mean_us, (shadow.name, shadow.parent)))
+        own, parents = (self.balance.strength(name, now_s) for name in (shadow.name, shadow.parent))
+        last = self.usages.at(shadow.name, now_s)
+        part = weights.fit_part(own, parents, *map(self.responses.mean_us, (shadow.name, shadow.parent)))
         return part if last is None else part * weights.spared(last.memory) * (last.weight or 1.0)
 
     def asking_drain(self, now_s: float) -> frozenset[str]:
         """Members whose agents ask for no new flows."""
-        return self._usages.drained(now_s)
+        return self.usages.drained(now_s)
 
     def _usage_source(self, name: str, roster: Members) -> model.UsageSource | None:
         shadow = roster.shadows.get(name)
         if shadow is None or shadow.state not in shadows.INSTALLED:
             return self._usage_sources.get(name)
-        view = self._views.get(shadow.service)
+        view = self.views.get(shadow.service)
         return view.service.usage if view else None
 
     def forecast(
@@ -357,9 +355,9 @@ class Fleet:
             in the long run is reckoned with lead times alone, for that had to be learned anew."""
         if not fresh or self._unread:
             return
-        horizons_s = [leads_s[name] + earlier_s(lives_s.get(name)) for name in self._views]
-        self._loads.forecast(horizons_s, now_s)
-        for name, view in self._views.items():
+        horizons_s = [leads_s[name] + earlier_s(lives_s.get(name)) for name in self.views]
+        self.loads.forecast(horizons_s, now_s)
+        for name, view in self.views.items():
             view.reckon(leads_s[name])
 
     # ---- what was learned -------------------------------------------------------------------
@@ -369,15 +367,15 @@ class Fleet:
 
         :param get: of the store."""
         wrong = []
-        for name in self._views:
+        for name in self.views:
             if (text := get(f"{_CAPACITY}{name}")) is not None:
                 try:
-                    self._capacities.recall(text)
+                    self.capacities.recall(text)
                 except ValueError as error:
                     wrong.append(f"{name}: its capacities: {error}")
         self._apply_capacities()
-        for at, (name, view) in enumerate(self._views.items()):
-            faults = self._loads.conditions.recall(at, now_unix_s, lambda day: get(f"{_USUAL}{name}:{day}"))  # noqa: B023
+        for at, (name, view) in enumerate(self.views.items()):
+            faults = self.loads.conditions.recall(at, now_unix_s, lambda day: get(f"{_USUAL}{name}:{day}"))  # noqa: B023
             wrong += [f"{name}: {fault}" for fault in faults]
             if view.foresight is not None:
                 view.foresight.begin(view.capacity)
@@ -388,13 +386,13 @@ class Fleet:
 
     def to_keep(self, now_unix_s: float) -> Iterator[tuple[str, str | None]]:
         """Keys and values for the store of what came since it was asked last; None: to be forgotten."""
-        for name, day, text in self._loads.conditions.to_keep(now_unix_s):
+        for name, day, text in self.loads.conditions.to_keep(now_unix_s):
             yield f"{_USUAL}{name}:{day}", text
-        loads = self._loads
-        for service in loads.services_of(self._capacities.take_unkept()):
+        loads = self.loads
+        for service in loads.services_of(self.capacities.take_unkept()):
             groups = np.arange(len(loads.names))[loads.groups(service.name)]
-            yield f"{_CAPACITY}{service.name}", self._capacities.text(groups)
-        for name, view in self._views.items():
+            yield f"{_CAPACITY}{service.name}", self.capacities.text(groups)
+        for name, view in self.views.items():
             if view.foresight is None:
                 continue
             past = view.foresight.past
@@ -405,25 +403,25 @@ class Fleet:
     # ---- verdicts ---------------------------------------------------------------------------
 
     def is_up(self, name: str, default: bool) -> bool:
-        if name in self._usages.down:
+        if name in self.usages.down:
             return False
         health = self.health.get(name)
         return default if health is None or health.up is None else health.up
 
     def _down(self) -> frozenset[str]:
         unhealthy = frozenset(name for name, health in self.health.items() if health.up is False)
-        return unhealthy | self._usages.down
+        return unhealthy | self.usages.down
 
     def back_s(self, name: str) -> float | None:
-        health, again_s = self.health.get(name), self._usages.back_s.get(name)
+        health, again_s = self.health.get(name), self.usages.back_s.get(name)
         back_s = None if health is None else health.back_s
         return back_s if again_s is None else max(again_s, back_s or again_s)
 
     def shadow_health(self, roster: Members) -> dict[str, bool]:
         """Health of the shadows that are probed; what is known of others is forgotten, what they use too: a
         shadow made again under its name starts unknown."""
-        self._usages.keep(lambda name: self._usage_source(name, roster))
-        self._balance.keep(roster.endpoints.keys() | roster.shadows.keys())
+        self.usages.keep(lambda name: self._usage_source(name, roster))
+        self.balance.keep(roster.endpoints.keys() | roster.shadows.keys())
         probed = {name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED}
         for name in self.health.keys() - probed - roster.endpoints.keys():
             del self.health[name]
@@ -431,7 +429,7 @@ class Fleet:
 
     def answers_are_fresh(self, endpoint: model.Endpoint, roster: Members, now_s: float) -> bool:
         """The probes of an endpoint and of its serving shadows answer, well or badly. Stale is not down."""
-        probe = self._views[endpoint.service].service.probe
+        probe = self.views[endpoint.service].service.probe
         asked = [s.name for s in roster.of(endpoint.name) if s.state in _SERVING]
         return not any(
             self.health.get(name, _UNKNOWN).is_stale(probe, now_s) for name in (endpoint.name, *asked)
@@ -451,30 +449,30 @@ class Fleet:
 
     def service(self, name: str) -> model.Service:
         """As it is configured, with the capacities that are known."""
-        return self._views[name].service
+        return self.views[name].service
 
-    def _capacity(self, i: int) -> float | None:
+    def capacity(self, i: int) -> float | None:
         """That is gone by."""
         capacity = float(self._applied[i])
         return None if math.isnan(capacity) else capacity
 
     def high(self, endpoint: model.Endpoint) -> float:
-        return self._loads.high(self._loads.index[endpoint.name])
+        return self.loads.high(self.loads.index[endpoint.name])
 
     def whole(self, service: str) -> float | None:
         """What all of a pool have to be ready for, flows/s; None: it is no pool."""
-        seen = self._loads.pools.seen(service)
+        seen = self.loads.pools.seen(service)
         return None if seen is None else seen.need
 
     def busy(self, roster: Members) -> list[Unit]:
         """Groups and pools about which there may be something to decide: they have shadows, somebody is
         down, or their load may want more. The others, thousands of them, hold."""
-        loads, views = self._loads, self._views.values()
+        loads, views = self.loads, self.views.values()
         sizes = [view.foresight and view.foresight.size for view in views]
         least = np.array([len(view.names) if view.is_pool else 1 for view in views])
         wanted = np.array([size.wanted if size else np.nan for size in sizes], dtype=np.float64) / least
         exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64) / least
-        wants = loads.busy(wanted, exact) | (self._capacities.saturated & np.isnan(self._applied))
+        wants = loads.busy(wanted, exact) | (self.capacities.saturated & np.isnan(self._applied))
         parents = {shadow.parent for shadow in roster.shadows.values()}
         known = (parents | self._down() | set(self._answered.values())) & loads.index.keys()
         wants[[loads.index[name] for name in known]] = True
@@ -488,7 +486,7 @@ class Fleet:
         ]
         keys = {unit.key for unit in found}
         self._memories = {key: one for key, one in self._memories.items() if key in keys}
-        self._verdicts = {key: one for key, one in self._verdicts.items() if key in keys}
+        self.verdicts = {key: one for key, one in self.verdicts.items() if key in keys}
         self._in_trouble.clear()  # who still is, is told by ``group``
         return found
 
@@ -505,7 +503,7 @@ class Fleet:
     ) -> policy.Group:
         """:param flows: active ones of draining shadows. ``drained``: who is to get no new flows. ``life_s``:
         mean life of the service's flows; None: not known."""
-        service, view, loads = unit.service, self._views[unit.service.name], self._loads
+        service, view, loads = unit.service, self.views[unit.service.name], self.loads
         conditions = loads.conditions
         names = [endpoint.name for endpoint in unit.endpoints]
         them = [loads.index[name] for name in names]
@@ -534,7 +532,7 @@ class Fleet:
             shadows=own,
             up=up,
             flows={s.name: flows[s.name] for s in own if s.name in flows},
-            given={s.name: self._shadow_rates[s.name][0] for s in own if s.name in self._shadow_rates},
+            given={s.name: self.shadow_rates[s.name][0] for s in own if s.name in self.shadow_rates},
             rate_deviation=scores.rate,
             latency_deviation=scores.latency,
             error_deviation=scores.errors,
@@ -553,8 +551,8 @@ class Fleet:
             endpoints=len(them),
             others_up=max(lives_up - 1, 0),
             bound=self._bound(own, up) if unit.is_pool else frozenset(),
-            saturated=bool(self._capacities.saturated[them].any()),
-            proven=sum(map(self._capacities.proven, them)),
+            saturated=bool(self.capacities.saturated[them].any()),
+            proven=sum(map(self.capacities.proven, them)),
         )
 
     def _bound(self, own: Sequence[model.Shadow], up: Set[str]) -> frozenset[str]:
@@ -566,7 +564,7 @@ class Fleet:
 
     def _trouble(self, unit: Unit, them: Sequence[int], own: Sequence[model.Shadow]) -> _Trouble:
         """:param them: indices of its groups. ``own``: their shadows."""
-        conditions, names = self._loads.conditions, self._loads.names
+        conditions, names = self.loads.conditions, self.loads.names
         found = [i for i in them if conditions.in_trouble[i]]
         if not found:
             return _NO_TROUBLE
@@ -584,7 +582,7 @@ class Fleet:
     def decide(self, unit: Unit, group: policy.Group, now_unix_s: float) -> tuple[policy.Verdict, ...]:
         memory = self._memories.get(unit.key, policy.Memory())
         verdicts, memory = policy.decide(unit.service.shadows, group, memory, now_unix_s)
-        self._memories[unit.key], self._verdicts[unit.key] = memory, _in_short(verdicts)
+        self._memories[unit.key], self.verdicts[unit.key] = memory, _in_short(verdicts)
         self._answered.pop(unit.key, None)
         if memory.answered:
             self._answered[unit.key] = unit.endpoints[0].name
@@ -602,171 +600,7 @@ class Fleet:
 
     def common_causes(self) -> dict[str, str]:
         """Of each service, what several groups have at once, slow answers or errors; empty: nothing."""
-        return {name: self._loads.conditions.common_cause(at) for at, name in enumerate(self._views)}
-
-    # ---- status -----------------------------------------------------------------------------
-
-    def status(
-        self,
-        roster: Roster,
-        installed: model.Steering,
-        drained: frozenset[str],
-        now_s: float,
-        now_unix_s: float,
-    ) -> tuple[ServiceStatus, ...]:
-        lives_s = self.lives_s()
-        out = []
-        for at, (name, view) in enumerate(self._views.items()):
-            service, condition = view.service, self._loads.conditions.service(at)
-            ring = installed.services[name].ring if name in installed.services else {}
-            groups = tuple(
-                self._group_status(
-                    view, endpoint, roster, installed, ring, endpoint.name in drained, now_s, now_unix_s
-                )
-                for endpoint in service.endpoints
-            )
-            out.append(
-                ServiceStatus(
-                    name=name,
-                    vip=str(service.vip),
-                    port=service.port,
-                    protocol=service.protocol.name.lower(),
-                    lead_time_s=round(roster.lead_time_s(name), 3),
-                    lead_times_measured=roster.measured(name),
-                    flow_life_s=lives_s.get(name),
-                    earlier_s=round(earlier_s(lives_s.get(name)), 1),
-                    fail_open=self.fail_open.get(name, False),
-                    rate_deviation=round(condition.rate, 3),
-                    latency_deviation=round(condition.latency, 3),
-                    error_deviation=round(condition.errors, 3),
-                    deviation_reason=condition.reason,
-                    failing=condition.failing,
-                    common_cause=self._loads.conditions.common_cause(at),
-                    groups=groups,
-                    pool=self._pool_status(view, roster) if view.is_pool else None,
-                )
-            )
-        return tuple(out)
-
-    def _pool_status(self, view: Outlook, roster: Members) -> PoolStatus:
-        loads, unit = self._loads, view.units[0]
-        demand = float(loads.demand[[loads.index[name] for name in view.names]].sum())
-        sized, seen = view.sized_together(demand), loads.pools.seen(view.service.name)
-        high = np.nan if seen is None else seen.need
-        verdict = self._verdicts.get(unit.key) or policy.at_rest(
-            unit.name, unit.capacity, high, len(view.names)
-        )
-        return PoolStatus(
-            demand=known(demand),
-            high=known(high),
-            capacity=round((unit.capacity or 0.0) * self._members_up(view, roster), 3),
-            p50=known(sized.p50),
-            p90=known(sized.p90),
-            sized=sized.wanted,
-            standing=sized.standing,
-            sized_reason=sized.reason,
-            wanted=verdict.wanted,
-            reason=verdict.reason,
-        )
-
-    def _members_up(self, view: Outlook, roster: Members) -> int:
-        """Of a pool, those that serve."""
-        ready = [s.name for n in view.names for s in roster.of(n) if s.state is model.ShadowState.READY]
-        return sum(self.is_up(name, True) for name in view.names) + sum(
-            self.is_up(name, False) for name in ready
-        )
-
-    def _group_status(
-        self,
-        view: Outlook,
-        endpoint: model.Endpoint,
-        roster: Roster,
-        installed: model.Steering,
-        ring: Mapping[str, float],
-        drained: bool,
-        now_s: float,
-        now_unix_s: float,
-    ) -> GroupStatus:
-        loads, i = self._loads, self._loads.index[endpoint.name]
-        condition = loads.conditions.group(i)
-        health = self.health.get(endpoint.name, _UNKNOWN)
-        sized = view.sized(loads, i)
-        verdict = self._verdicts.get(endpoint.name) or policy.at_rest(
-            endpoint.name, self._capacity(i), self.high(endpoint)
-        )
-        if view.is_pool:
-            verdict = _in_pool(view.service.name, roster.of(endpoint.name))
-        member = installed.members.get(endpoint.name)
-        return GroupStatus(
-            name=endpoint.name,
-            up=False if endpoint.name in self._usages.down else health.up,
-            drained=drained,
-            capacity=self._capacity(i),
-            capacity_from=self._capacities.source(i),
-            capacity_low=known(self._capacities.low[i]),
-            capacity_high=known(self._capacities.high[i]),
-            capacity_contradicted=self._capacities.contradicted(i),
-            saturated=bool(self._capacities.saturated[i]),
-            demand=known(loads.demand[i]),
-            level=known(loads.prediction.level[i]),
-            point=known(loads.prediction.point[i]),
-            high=known(loads.prediction.high[i]),
-            horizon_s=round(float(loads.prediction.horizon_s[i]), 3),
-            spill=member.spill if member else 0.0,
-            ring_weight=ring.get(endpoint.name, 0.0),
-            rtt_us=known(loads.rtt_us[i]),
-            rate_deviation=round(condition.rate, 3),
-            latency_deviation=round(condition.latency, 3),
-            error_deviation=round(condition.errors, 3),
-            deviation_reason=condition.reason,
-            failing=condition.failing,
-            p50=known(sized.p50),
-            p90=known(sized.p90),
-            sized=sized.wanted,
-            standing=sized.standing,
-            sized_reason=sized.reason,
-            wanted=verdict.wanted,
-            reason=verdict.reason,
-            health_reason=health.reason,
-            shadows=tuple(self._shadow_status(view, s, now_s, now_unix_s) for s in roster.of(endpoint.name)),
-            requests=self._responses.status(endpoint.name),
-            usage=self._usage_status(endpoint.name, now_s),
-        )
-
-    def _usage_status(self, name: str, now_s: float) -> UsageStatus | None:
-        last = self._usages.last(name)
-        if last is None:
-            return None
-        good = self._usages.at(name, now_s)
-        numbers = (None,) * 4 if good is None else (good.cpu, good.memory, good.network, good.weight)
-        return UsageStatus(
-            *numbers,
-            asks=usage.asks(last),
-            age_s=round(now_s - last.at_s, 1),
-            strength=known(self._balance.strength(name, now_s)),
-        )
-
-    def _shadow_status(
-        self, view: Outlook, shadow: model.Shadow, now_s: float, now_unix_s: float
-    ) -> ShadowStatus:
-        up = self.is_up(shadow.name, False)
-        return ShadowStatus(
-            name=shadow.name,
-            state=shadow.state.value,
-            host=shadow.host,
-            address=str(shadow.address) if shadow.address else None,
-            port=shadow.port,
-            up=up,
-            by_hand=shadow.by_hand,
-            age_s=round(now_unix_s - shadow.requested_unix_s, 1),
-            attempts=shadow.attempts,
-            reason=shadow.reason,
-            weight=weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s),
-            evicted=shadow.evicted,
-            served=known(self._shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),
-            requests=self._responses.status(shadow.name),
-            usage=self._usage_status(shadow.name, now_s),
-        )
+        return {name: self.loads.conditions.common_cause(at) for at, name in enumerate(self.views)}
 
 
 def _in_short(verdicts: Sequence[policy.Verdict]) -> policy.Verdict:
@@ -774,13 +608,6 @@ def _in_short(verdicts: Sequence[policy.Verdict]) -> policy.Verdict:
     told = [verdict.reason for verdict in verdicts[:_TOLD]]
     more = len(verdicts) - len(told)
     return replace(verdicts[0], reason="; ".join([*told, f"and {more} more"] if more else told))
-
-
-def _in_pool(service: str, own: Sequence[model.Shadow]) -> policy.Verdict:
-    """Of one group: its members are decided about together with those of the others."""
-    leaving = (model.ShadowState.DRAINING, model.ShadowState.REMOVING)
-    wanted = 1 + sum(shadow.state not in leaving for shadow in own)
-    return policy.Verdict(policy.Act.HOLD, f"decided for all of {service} together", None, wanted)
 
 
 def _capacities(config: model.Config) -> Capacities:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from controlplane import model, policy, requests, shadows, usage_source
+from controlplane import fleet_status, model, policy, requests, shadows, usage_source
 from controlplane.addresses import Address, Network
 from controlplane.fleet import Fleet
 from controlplane.happenings import Happenings
@@ -504,8 +504,13 @@ class Controller:
             interfaces=tuple(self._interfaces),
             traffic=self._ledger.traffic(),
             bypassed=self._ledger.bypassed,
-            services=self._fleet.status(
-                self._roster, self._installed, self._drained, self._clock.now_s(), self._clock.record_s()
+            services=fleet_status.services(
+                self._fleet,
+                self._roster,
+                self._installed,
+                self._drained,
+                self._clock.now_s(),
+                self._clock.record_s(),
             ),
         )
         status, happened = self._status, list(self._happenings.samples())

@@ -173,7 +173,7 @@ def test_limits_ring_and_spill_follow_what_is_known():
     world = unknown(endpoints=2)
     world.ticks(5, 100.0)
     assert {one.limit for one in world.dataplane.members.values()} == {0}
-    learned = world.controller._fleet._capacities
+    learned = world.controller._fleet.capacities
     learned.low[:], learned.high[:], learned.used[:] = [50.0, 150.0], [60.0, 160.0], [50.0, 150.0]
     world.ticks(15, 100.0)
     assert world.dataplane.members["web-1"].limit < world.dataplane.members["web-2"].limit

@@ -204,20 +204,20 @@ def stormed(world: World) -> World:
 
 def learned_demand(world: World) -> list[float]:
     """Of all steps, those that count."""
-    foresight = world.controller._fleet._views["web"].foresight
+    foresight = world.controller._fleet.views["web"].foresight
     assert foresight is not None
     return [one for one in foresight.past.since(0) if not math.isnan(one)]
 
 
 def normal_resets(world: World) -> float:
-    learned = world.controller._fleet._loads.conditions._baseline
+    learned = world.controller._fleet.loads.conditions._baseline
     return float(learned.normal_count()[Count.RESETS, 0])
 
 
 def test_a_storm_is_kept_but_nothing_is_learned_of_it(learned):
     world = stormed(copy.deepcopy(learned))
     assert max(learned_demand(world)) < 1.3 * DEMAND
-    past = world.controller._fleet._views["web"].foresight.past
+    past = world.controller._fleet.views["web"].foresight.past
     assert max(one for one in past._demand if not math.isnan(one)) > 1.8 * DEMAND, "it is kept"
     assert normal_resets(world) < 0.01
     world.dataplane.resets["web-1"] = 0.1

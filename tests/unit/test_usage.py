@@ -204,7 +204,7 @@ def test_whatever_agents_say_somebody_serves_and_the_willing_before_the_others(s
         lost = world.dataplane.lost
         world.ticks(2, 30.0)
         serving = ring(world)
-        last = {name: world.controller._fleet._usages.last(name) for name in names}
+        last = {name: world.controller._fleet.usages.last(name) for name in names}
         up = {
             name: name not in world.prober.dead and (one is None or one.operating is not Operating.DOWN)
             for name, one in last.items()

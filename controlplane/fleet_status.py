@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of services, groups and shadows, for those who look: ``penumbra status`` and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from controlplane import model, policy, usage, weights
+from controlplane.fleet import Fleet, Members
+from controlplane.health import MemberHealth
+from controlplane.outlook import Outlook
+from controlplane.roster import Roster
+from controlplane.status import GroupStatus, PoolStatus, ServiceStatus, ShadowStatus, UsageStatus, known
+from controlplane.turnover import earlier_s
+
+_UNKNOWN = MemberHealth()
+
+
+def services(
+    fleet: Fleet,
+    roster: Roster,
+    installed: model.Steering,
+    drained: frozenset[str],
+    now_s: float,
+    now_unix_s: float,
+) -> tuple[ServiceStatus, ...]:
+    lives_s = fleet.lives_s()
+    out = []
+    for at, (name, view) in enumerate(fleet.views.items()):
+        service, condition = view.service, fleet.loads.conditions.service(at)
+        ring = installed.services[name].ring if name in installed.services else {}
+        groups = tuple(
+            _group_status(
+                fleet, view, endpoint, roster, installed, ring, endpoint.name in drained, now_s, now_unix_s
+            )
+            for endpoint in service.endpoints
+        )
+        out.append(
+            ServiceStatus(
+                name=name,
+                vip=str(service.vip),
+                port=service.port,
+                protocol=service.protocol.name.lower(),
+                lead_time_s=round(roster.lead_time_s(name), 3),
+                lead_times_measured=roster.measured(name),
+                flow_life_s=lives_s.get(name),
+                earlier_s=round(earlier_s(lives_s.get(name)), 1),
+                fail_open=fleet.fail_open.get(name, False),
+                rate_deviation=round(condition.rate, 3),
+                latency_deviation=round(condition.latency, 3),
+                error_deviation=round(condition.errors, 3),
+                deviation_reason=condition.reason,
+                failing=condition.failing,
+                common_cause=fleet.loads.conditions.common_cause(at),
+                groups=groups,
+                pool=_pool_status(fleet, view, roster) if view.is_pool else None,
+            )
+        )
+    return tuple(out)
+
+
+def _pool_status(fleet: Fleet, view: Outlook, roster: Members) -> PoolStatus:
+    loads, unit = fleet.loads, view.units[0]
+    demand = float(loads.demand[[loads.index[name] for name in view.names]].sum())
+    sized, seen = view.sized_together(demand), loads.pools.seen(view.service.name)
+    high = np.nan if seen is None else seen.need
+    verdict = fleet.verdicts.get(unit.key) or policy.at_rest(unit.name, unit.capacity, high, len(view.names))
+    return PoolStatus(
+        demand=known(demand),
+        high=known(high),
+        capacity=round((unit.capacity or 0.0) * _members_up(fleet, view, roster), 3),
+        p50=known(sized.p50),
+        p90=known(sized.p90),
+        sized=sized.wanted,
+        standing=sized.standing,
+        sized_reason=sized.reason,
+        wanted=verdict.wanted,
+        reason=verdict.reason,
+    )
+
+
+def _members_up(fleet: Fleet, view: Outlook, roster: Members) -> int:
+    """Of a pool, those that serve."""
+    ready = [s.name for n in view.names for s in roster.of(n) if s.state is model.ShadowState.READY]
+    return sum(fleet.is_up(name, True) for name in view.names) + sum(
+        fleet.is_up(name, False) for name in ready
+    )
+
+
+def _group_status(
+    fleet: Fleet,
+    view: Outlook,
+    endpoint: model.Endpoint,
+    roster: Roster,
+    installed: model.Steering,
+    ring: Mapping[str, float],
+    drained: bool,
+    now_s: float,
+    now_unix_s: float,
+) -> GroupStatus:
+    loads, i = fleet.loads, fleet.loads.index[endpoint.name]
+    condition = loads.conditions.group(i)
+    health = fleet.health.get(endpoint.name, _UNKNOWN)
+    sized = view.sized(loads, i)
+    verdict = fleet.verdicts.get(endpoint.name) or policy.at_rest(
+        endpoint.name, fleet.capacity(i), fleet.high(endpoint)
+    )
+    if view.is_pool:
+        verdict = _in_pool(view.service.name, roster.of(endpoint.name))
+    member = installed.members.get(endpoint.name)
+    return GroupStatus(
+        name=endpoint.name,
+        up=False if endpoint.name in fleet.usages.down else health.up,
+        drained=drained,
+        capacity=fleet.capacity(i),
+        capacity_from=fleet.capacities.source(i),
+        capacity_low=known(fleet.capacities.low[i]),
+        capacity_high=known(fleet.capacities.high[i]),
+        capacity_contradicted=fleet.capacities.contradicted(i),
+        saturated=bool(fleet.capacities.saturated[i]),
+        demand=known(loads.demand[i]),
+        level=known(loads.prediction.level[i]),
+        point=known(loads.prediction.point[i]),
+        high=known(loads.prediction.high[i]),
+        horizon_s=round(float(loads.prediction.horizon_s[i]), 3),
+        spill=member.spill if member else 0.0,
+        ring_weight=ring.get(endpoint.name, 0.0),
+        rtt_us=known(loads.rtt_us[i]),
+        rate_deviation=round(condition.rate, 3),
+        latency_deviation=round(condition.latency, 3),
+        error_deviation=round(condition.errors, 3),
+        deviation_reason=condition.reason,
+        failing=condition.failing,
+        p50=known(sized.p50),
+        p90=known(sized.p90),
+        sized=sized.wanted,
+        standing=sized.standing,
+        sized_reason=sized.reason,
+        wanted=verdict.wanted,
+        reason=verdict.reason,
+        health_reason=health.reason,
+        shadows=tuple(_shadow_status(fleet, view, s, now_s, now_unix_s) for s in roster.of(endpoint.name)),
+        requests=fleet.responses.status(endpoint.name),
+        usage=_usage_status(fleet, endpoint.name, now_s),
+    )
+
+
+def _usage_status(fleet: Fleet, name: str, now_s: float) -> UsageStatus | None:
+    last = fleet.usages.last(name)
+    if last is None:
+        return None
+    good = fleet.usages.at(name, now_s)
+    numbers = (None,) * 4 if good is None else (good.cpu, good.memory, good.network, good.weight)
+    return UsageStatus(
+        *numbers,
+        asks=usage.asks(last),
+        age_s=round(now_s - last.at_s, 1),
+        strength=known(fleet.balance.strength(name, now_s)),
+    )
+
+
+def _shadow_status(
+    fleet: Fleet, view: Outlook, shadow: model.Shadow, now_s: float, now_unix_s: float
+) -> ShadowStatus:
+    up = fleet.is_up(shadow.name, False)
+    return ShadowStatus(
+        name=shadow.name,
+        state=shadow.state.value,
+        host=shadow.host,
+        address=str(shadow.address) if shadow.address else None,
+        port=shadow.port,
+        up=up,
+        by_hand=shadow.by_hand,
+        age_s=round(now_unix_s - shadow.requested_unix_s, 1),
+        attempts=shadow.attempts,
+        reason=shadow.reason,
+        weight=weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s),
+        evicted=shadow.evicted,
+        served=known(fleet.shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),
+        requests=fleet.responses.status(shadow.name),
+        usage=_usage_status(fleet, shadow.name, now_s),
+    )
+
+
+def _in_pool(service: str, own: Sequence[model.Shadow]) -> policy.Verdict:
+    """Of one group: its members are decided about together with those of the others."""
+    leaving = (model.ShadowState.DRAINING, model.ShadowState.REMOVING)
+    wanted = 1 + sum(shadow.state not in leaving for shadow in own)
+    return policy.Verdict(policy.Act.HOLD, f"decided for all of {service} together", None, wanted)
