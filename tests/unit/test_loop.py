@@ -36,7 +36,7 @@ def test_a_shadow_is_ordered_serves_drains_and_is_gone_when_load_is_back():
 def test_twenty_decisions_within_one_lead_time_order_once():
     world = World(config(lead_time_s=40.0))
     world.provisioner.lead_s = 30.0
-    world.ticks(25, 40.0)
+    world.ticks(150, 40.0)
     world.ticks(25, 90.0)
     assert world.orders() == ["web-1-s1"]
 
