@@ -30,7 +30,7 @@ STABLE_S = 300.0
 _STARTING, _STAYING = 1.7, 0.6
 """Whoever is over once is mostly over for longer, and he who is not needed within the lead time may be let go
 later: so many times the cost of a second is what being over counts."""
-_SURGE = 0.25
+_SURGE = 0.35
 """Of what is needed now is at least taken for the usual group, to start members: in a surge more is lost."""
 _VOTE, _VOTE_MORE, _VOTE_STRAIN = 0.45, 0.25, 8.0
 """The part of the weight that starts and keeps a member; more and less of it, at such strain."""
