@@ -241,6 +241,8 @@ def test_penumbra_is_the_policy_unless_another_is_named(file: Path) -> None:
     named = simulated("--trace", str(file), "--policy", "penumbra", "--json")
     assert simulated("--trace", str(file), "--json") == named
     assert "majority of simple rules" in named
+    file.write_text("timestamp,value\n" + "".join(f"{15 * k},{5 if k % 12 else 50}\n" for k in range(120)))
+    named = simulated("--trace", str(file), "--json")
     assert simulated("--trace", str(file), "--json", "--over-cost", "0.001") != named
 
 
