@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from controlplane import model, policy, shadows, usage, weights
+from controlplane import groups, model, policy, shadows, usage, weights
 from controlplane.balance import Balance
 from controlplane.baseline import REMARKABLE
 from controlplane.capacity import WINDOW_S, Capacities, News
@@ -81,8 +81,8 @@ class Fleet:
         """Live endpoints that are not known to be up, or came back and may still warm up."""
         self.health: dict[str, MemberHealth] = {}
         self._set_up(config)
-        self._memories: dict[str, policy.Memory] = {}
-        self.verdicts: dict[str, policy.Verdict] = {}
+        self._memories: dict[str, groups.Memory] = {}
+        self.verdicts: dict[str, groups.Verdict] = {}
         """The last ones, in short."""
         self.shadow_rates: dict[str, tuple[float, float]] = {}
         """Shadow -> (flows per second, RTT in us) of the last reading."""
@@ -500,7 +500,7 @@ class Fleet:
         life_s: float | None,
         fresh: bool,
         now_s: float,
-    ) -> policy.Group:
+    ) -> groups.Group:
         """:param flows: active ones of draining shadows. ``drained``: who is to get no new flows. ``life_s``:
         mean life of the service's flows; None: not known."""
         service, view, loads = unit.service, self.views[unit.service.name], self.loads
@@ -517,7 +517,7 @@ class Fleet:
         trouble = self._trouble(unit, them, own)
         self._in_trouble |= trouble.alone
         scores = conditions.together(them)
-        return policy.Group(
+        return groups.Group(
             name=unit.name,
             capacity=unit.capacity,
             level=seen.level,
@@ -579,8 +579,8 @@ class Fleet:
         alone = frozenset() if others_too else frozenset(signs.keys() - bad)
         return _Trouble(words, others_too, bool(bad), bool(helpers), alone)
 
-    def decide(self, unit: Unit, group: policy.Group, now_unix_s: float) -> tuple[policy.Verdict, ...]:
-        memory = self._memories.get(unit.key, policy.Memory())
+    def decide(self, unit: Unit, group: groups.Group, now_unix_s: float) -> tuple[groups.Verdict, ...]:
+        memory = self._memories.get(unit.key, groups.Memory())
         verdicts, memory = policy.decide(unit.service.shadows, group, memory, now_unix_s)
         self._memories[unit.key], self.verdicts[unit.key] = memory, _in_short(verdicts)
         self._answered.pop(unit.key, None)
@@ -603,7 +603,7 @@ class Fleet:
         return {name: self.loads.conditions.common_cause(at) for at, name in enumerate(self.views)}
 
 
-def _in_short(verdicts: Sequence[policy.Verdict]) -> policy.Verdict:
+def _in_short(verdicts: Sequence[groups.Verdict]) -> groups.Verdict:
     """As status tells them."""
     told = [verdict.reason for verdict in verdicts[:_TOLD]]
     more = len(verdicts) - len(told)

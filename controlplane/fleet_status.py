@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from controlplane import model, policy, usage, weights
+from controlplane import groups, model, usage, weights
 from controlplane.fleet import Fleet, Members
 from controlplane.health import MemberHealth
 from controlplane.outlook import Outlook
@@ -66,7 +66,7 @@ def _pool_status(fleet: Fleet, view: Outlook, roster: Members) -> PoolStatus:
     demand = float(loads.demand[[loads.index[name] for name in view.names]].sum())
     sized, seen = view.sized_together(demand), loads.pools.seen(view.service.name)
     high = np.nan if seen is None else seen.need
-    verdict = fleet.verdicts.get(unit.key) or policy.at_rest(unit.name, unit.capacity, high, len(view.names))
+    verdict = fleet.verdicts.get(unit.key) or groups.at_rest(unit.name, unit.capacity, high, len(view.names))
     return PoolStatus(
         demand=known(demand),
         high=known(high),
@@ -104,7 +104,7 @@ def _group_status(
     condition = loads.conditions.group(i)
     health = fleet.health.get(endpoint.name, _UNKNOWN)
     sized = view.sized(loads, i)
-    verdict = fleet.verdicts.get(endpoint.name) or policy.at_rest(
+    verdict = fleet.verdicts.get(endpoint.name) or groups.at_rest(
         endpoint.name, fleet.capacity(i), fleet.high(endpoint)
     )
     if view.is_pool:
@@ -184,8 +184,8 @@ def _shadow_status(
     )
 
 
-def _in_pool(service: str, own: Sequence[model.Shadow]) -> policy.Verdict:
+def _in_pool(service: str, own: Sequence[model.Shadow]) -> groups.Verdict:
     """Of one group: its members are decided about together with those of the others."""
     leaving = (model.ShadowState.DRAINING, model.ShadowState.REMOVING)
     wanted = 1 + sum(shadow.state not in leaving for shadow in own)
-    return policy.Verdict(policy.Act.HOLD, f"decided for all of {service} together", None, wanted)
+    return groups.Verdict(groups.Act.HOLD, f"decided for all of {service} together", None, wanted)

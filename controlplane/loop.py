@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from controlplane import fleet_status, model, policy, requests, shadows, usage_source
+from controlplane import fleet_status, groups, model, requests, shadows, usage_source
 from controlplane.addresses import Address, Network
 from controlplane.fleet import Fleet
 from controlplane.happenings import Happenings
@@ -44,7 +44,7 @@ _DIRECT_S = 30.0
 _KEEP_S = 60.0
 _COUNT_S = 30.0
 """The flow cache is gone through so often, to tell how long flows live."""
-_BY_COMMAND = frozenset({policy.Act.EVICT, policy.Act.REMOVE, policy.Act.RETRY})
+_BY_COMMAND = frozenset({groups.Act.EVICT, groups.Act.REMOVE, groups.Act.RETRY})
 """What goes on of commands when automatic action is frozen."""
 
 
@@ -360,8 +360,8 @@ class Controller:
         self._fleet.forecast(leads_s, lives_s, now_s, fresh)
         draining = [s.name for s in self._roster.shadows.values() if s.state is model.ShadowState.DRAINING]
         flows = self._dataplane.active_flows(draining) if draining else {}
-        more: list[tuple[Sequence[str], policy.Verdict, dict[str, float]]] = []
-        decided: list[tuple[str, tuple[policy.Verdict, ...]]] = []
+        more: list[tuple[Sequence[str], groups.Verdict, dict[str, float]]] = []
+        decided: list[tuple[str, tuple[groups.Verdict, ...]]] = []
         for unit in self._fleet.busy(self._roster):
             lead_s, life_s = leads_s[unit.service.name], lives_s.get(unit.service.name)
             group = self._fleet.group(unit, self._roster, flows, drained, lead_s, life_s, fresh, now_s)
@@ -370,7 +370,7 @@ class Controller:
             for verdict in verdicts:
                 if self._is_to_act(unit.service, group, verdict):
                     inputs = self._inputs(unit.service, group)
-                    if verdict.act is policy.Act.ADD:
+                    if verdict.act is groups.Act.ADD:
                         more.append((self._fleet.first_to_clone(unit), verdict, inputs))
                     else:
                         self._roster.obey(verdict, inputs)
@@ -394,21 +394,21 @@ class Controller:
             else:
                 self._journal.forget(service, "common-cause")
 
-    def _inputs(self, service: model.Service, group: policy.Group) -> dict[str, float]:
+    def _inputs(self, service: model.Service, group: groups.Group) -> dict[str, float]:
         return group.inputs(service.shadows, self._clock.record_s())
 
-    def _is_to_act(self, service: model.Service, group: policy.Group, verdict: policy.Verdict) -> bool:
+    def _is_to_act(self, service: model.Service, group: groups.Group, verdict: groups.Verdict) -> bool:
         """Else it is said, if that is news."""
         by_command = verdict.act in _BY_COMMAND and any(
             shadow.name == verdict.shadow and shadow.by_hand for shadow in group.shadows
         )
         now_unix_s = self._clock.record_s()
-        if verdict.act is policy.Act.HOLD:
+        if verdict.act is groups.Act.HOLD:
             if group.trouble and group.shadows_too and not group.others_too:
                 self._journal.once(group.name, "common-cause", verdict.reason, self._inputs(service, group))
             elif not group.trouble:
                 self._journal.forget(group.name, "common-cause")
-            if verdict.wanted > len(policy.counted(group, now_unix_s)) + group.endpoints:
+            if verdict.wanted > len(groups.counted(group, now_unix_s)) + group.endpoints:
                 self._journal.once(group.name, "hold", verdict.reason, self._inputs(service, group))
             return False
         if self._config.mode is model.Mode.FORECAST_ONLY and not by_command:

@@ -11,288 +11,32 @@ readings, one drain at a time (``drains.py``), which ends when the load is back.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from enum import Enum
 
-from controlplane import drains, shadows, turnover
+from controlplane import drains, turnover
 from controlplane.baseline import REMARKABLE
+from controlplane.groups import (
+    CONFIRM_S,
+    ORDERED,
+    Act,
+    Group,
+    Memory,
+    Verdict,
+    at_rest,
+    counted,
+    is_due,
+    is_late,
+    lasted_s,
+    members_of,
+    pause_s,
+)
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 
-_LATE = 1.5
-"""An order older than the p95 of those that were ready, times this, is not counted on."""
 _NEAR = 0.85
 """A rate that deviates from normal adds the first shadow already at this part of the threshold."""
-_LONGEST_PAUSE_S = 300.0
-_CONFIRM_S = 3.0
-"""While one is on order, the next waits until the need for it has lasted so long: the first readings of
-an onset tell its size badly."""
 _AT_ONCE = 3
 """One of so many members may drain at once: a spike may have brought hundreds."""
 _NEXT_TO_NONE = 0.01
 """Of its capacity: who is given so few new flows has nothing to hand over."""
-_NORMAL_S = 600.0
-"""Slow answers or errors are answered again after so long without them, and until then the answer stays."""
-_DOUBLES_S = 60.0
-"""In a time with failures the members at most double, and again after so long."""
-
-_UNBOUNDED = 1 << 30
-_ORDERED = {ShadowState.REQUESTED, ShadowState.PROVISIONING, ShadowState.WARMING}
-
-
-class Act(Enum):
-    HOLD = "hold"
-    ADD = "add"
-    RETRY = "retry"
-    KEEP = "keep"
-    """End a drain: the load is back."""
-    DRAIN = "drain"
-    EASE = "ease"
-    """Of a drain: it gets fewer new flows."""
-    EVICT = "evict"
-    """Of a drain past its deadline: others get more of its old flows."""
-    REMOVE = "remove"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    act: Act
-    reason: str
-    shadow: str | None = None
-    """Which one; None for ADD and HOLD."""
-    wanted: int = 1
-    """Members that the group should have, the live one included."""
-    count: int = 1
-    """Of an ADD: so many at once."""
-    share: float = 1.0
-    """Of a DRAIN or EASE: the part of its full share of new flows that it gets from now on."""
-    evicted: float = 0.0
-    """Of an EVICT: the part of its old flows that others have from now on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What the policy remembers of a group between ticks."""
-
-    short_since: tuple[float | None, ...] = ()
-    """Index n - 1: since when (Unix seconds) n members have been too few; None: they are enough."""
-    fits_since: tuple[float | None, ...] = ()
-    """Index n - 1: since when n members would be enough; None: they would not."""
-    troubled_since: float | None = None
-    """Since when answers are slow or failing; None: they are not."""
-    normal_since: float | None = None
-    """Since when they are not."""
-    answered: bool = False
-    """There was a shadow while they were; not again until they have been normal for a while."""
-    failing_since: float | None = None
-    calm_members: int = 1
-    """Before the time with failures."""
-
-    def watch(self, group: Group, members: int, now_unix_s: float) -> Memory:
-        """What is remembered of slow answers, errors and times with failures."""
-        troubled_since = normal_since = failing_since = None
-        if group.trouble:
-            troubled_since = now_unix_s if self.troubled_since is None else self.troubled_since
-        else:
-            normal_since = now_unix_s if self.normal_since is None else self.normal_since
-        if group.failing:
-            failing_since = now_unix_s if self.failing_since is None else self.failing_since
-        is_normal = normal_since is not None and now_unix_s - normal_since >= _NORMAL_S
-        return replace(
-            self,
-            troubled_since=troubled_since,
-            normal_since=normal_since,
-            answered=(self.answered and not is_normal) or group.is_helped,
-            failing_since=failing_since,
-            calm_members=members if self.failing_since is None else self.calm_members,
-        )
-
-    def most(self, now_unix_s: float) -> int:
-        """Members that demand may have brought by now: in a time with failures it may be the same clients,
-        who try again."""
-        if self.failing_since is None:
-            return _UNBOUNDED
-        doublings = 1 + int((now_unix_s - self.failing_since) / _DOUBLES_S)
-        return max(self.calm_members, 1) << min(doublings, 10)
-
-    def sure_need(self, now_unix_s: float) -> int:
-        """Members that demand has called for long enough not to be an onset's first guess."""
-        lasted = (_lasted_s(self.short_since, n, now_unix_s) for n in range(1, len(self.short_since) + 1))
-        return 1 + sum(lasted_s is not None and lasted_s >= _CONFIRM_S for lasted_s in lasted)
-
-    def learn(self, need: float, usable: float, most: int, fresh: bool, now_unix_s: float) -> Memory:
-        """:param most: members that are told apart. Without fresh readings nothing fits."""
-        short = [need > usable * n for n in range(1, most + 1)]
-        fits = [fresh and not too_few for too_few in short]
-        short_since = _since(self.short_since, short, now_unix_s)
-        fits_since = _since(self.fits_since, fits, now_unix_s)
-        if (short_since, fits_since) == (self.short_since, self.fits_since):
-            return self
-        return replace(self, short_since=short_since, fits_since=fits_since)
-
-
-def _since(
-    before: tuple[float | None, ...], holds: list[bool], now_unix_s: float
-) -> tuple[float | None, ...]:
-    padded = before + (None,) * (len(holds) - len(before))
-    return tuple(
-        (was if was is not None else now_unix_s) if yes else None
-        for was, yes in zip(padded, holds, strict=False)
-    )
-
-
-def _lasted_s(since: tuple[float | None, ...], members: int, now_unix_s: float) -> float | None:
-    began = since[members - 1] if 1 <= members <= len(since) else None
-    return None if began is None else now_unix_s - began
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A live endpoint, its shadows, and what is known of them now; or all those of a pool."""
-
-    name: str
-    capacity: float | None
-    """Of a member."""
-    level: float
-    """Demand now; NaN: not known."""
-    high: float
-    """High quantile of demand at the horizon."""
-    horizon_s: float
-    quantile: float
-    fresh: bool
-    """Readings are recent and complete: only then anything is removed."""
-    live_up: bool
-    """A live endpoint is."""
-    shadows: tuple[Shadow, ...]
-    up: frozenset[str]
-    """Names of the shadows that are healthy."""
-    flows: dict[str, int]
-    """Active flows of draining shadows; absent: not known."""
-    given: dict[str, float] = field(default_factory=dict)
-    """New flows/s that draining shadows are given; absent: not known."""
-    rate_deviation: float = 0.0
-    """Scores, 0..1; 0.5 and above is no chance."""
-    latency_deviation: float = 0.0
-    error_deviation: float = 0.0
-    trouble: str = ""
-    """Slow answers or errors, in words and numbers; empty: there are none."""
-    others_too: bool = False
-    """At least half of the service's other groups have them as well."""
-    shadows_too: bool = False
-    """A shadow is as slow, or fails as much."""
-    is_helped: bool = False
-    """One that is slow or failing has a shadow."""
-    failing: bool = False
-    """This is a time with failures, in which clients may only be trying again."""
-    neighbour_up: bool = False
-    """Another live endpoint of the service is healthy and takes over when this one is down."""
-    sized: int = 1
-    """Members that pay in the long run, those included that were wanted not long ago."""
-    sized_reason: str = ""
-    usual_s: float | None = None
-    """p95 lead time of the orders that were ready in the end; None: the horizon."""
-    life_s: float | None = None
-    """Mean life of a flow, by which the horizon is longer than the lead time; None: not known."""
-    standing: int = 0
-    """Of them, those that stand by for more than the forecast's ninth decile."""
-    p50: float = math.nan
-    """Quantiles of demand a lead time from now by all of the past; NaN: not known."""
-    p90: float = math.nan
-    endpoints: int = 1
-    """Live ones."""
-    others_up: int = 0
-    """Of a pool: more live endpoints that are up."""
-    bound: frozenset[str] = frozenset()
-    """Of a pool: shadows that serve for a live endpoint that is down."""
-    saturated: bool = False
-    """Clearly slower than it was, and what it does no longer follows what it is asked for."""
-    proven: float = 0.0
-    """Demand that the live one has served without slowing down much."""
-
-    @property
-    def lives_up(self) -> int:
-        return int(self.live_up) + self.others_up
-
-    def most_shadows(self, settings: ShadowSettings) -> int:
-        return settings.max_per_endpoint * self.endpoints
-
-    def inputs(self, settings: ShadowSettings, now_unix_s: float) -> dict[str, float]:
-        """What a decision is made of, in numbers; those that are known."""
-        there = counted(self, now_unix_s)
-        numbers = {
-            "level": self.level,
-            "high": self.high,
-            "horizon_s": self.horizon_s,
-            "flow_life_s": math.nan if self.life_s is None else self.life_s,
-            "quantile": self.quantile,
-            "p50": self.p50,
-            "p90": self.p90,
-            "capacity": math.nan if self.capacity is None else self.capacity,
-            "headroom": settings.headroom,
-            "members": float(self.lives_up + len(there)),
-            "on_order": float(sum(shadow.state in _ORDERED for shadow in there)),
-            "sized": float(self.sized),
-            "standing": float(self.standing),
-            "fresh": float(self.fresh),
-            "rate_deviation": self.rate_deviation,
-            "latency_deviation": self.latency_deviation,
-            "error_deviation": self.error_deviation,
-            "failing": float(self.failing),
-            "saturated": float(self.saturated),
-            "proven": self.proven,
-        }
-        return {name: round(value, 4) for name, value in numbers.items() if math.isfinite(value)}
-
-
-def at_rest(name: str, capacity: float | None, need: float, members: int = 1) -> Verdict:
-    """Of a live endpoint that is up, or a pool of them, without shadows, whose load wants none."""
-    if capacity is None:
-        return Verdict(Act.HOLD, f"{name}: capacity is not known, and it is not saturated")
-    if not math.isfinite(need):
-        return Verdict(Act.HOLD, f"{name}: no reading of demand yet", None, members)
-    return Verdict(Act.HOLD, f"{name}: demand {need:.0f}/s fits {_them(members)}", None, members)
-
-
-def _them(members: int) -> str:
-    return "1 member" if members == 1 else f"{members} members"
-
-
-def pause_s(settings: ShadowSettings, attempts: int) -> float:
-    """Before the next try after so many failed ones."""
-    if attempts > settings.retries:
-        return _LONGEST_PAUSE_S
-    return float(min(settings.retry_after_s * 2.0 ** max(attempts - 1, 0), _LONGEST_PAUSE_S))
-
-
-def _is_due(settings: ShadowSettings, failed: Shadow, now_unix_s: float) -> bool:
-    """The pause after its failure is over."""
-    return now_unix_s - failed.changed_unix_s >= pause_s(settings, failed.attempts)
-
-
-def is_late(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
-    usual_s = group.horizon_s if group.usual_s is None else group.usual_s
-    return shadow.state in _ORDERED and now_unix_s - shadow.requested_unix_s > _LATE * usual_s
-
-
-def counted(group: Group, now_unix_s: float) -> list[Shadow]:
-    """Shadows that carry load now or will by the horizon: ready and healthy, or on order and not late."""
-    return [
-        shadow
-        for shadow in group.shadows
-        if (shadow.state is ShadowState.READY and shadow.name in group.up)
-        or (shadow.state in _ORDERED and not is_late(group, shadow, now_unix_s))
-    ]
-
-
-def obeyed(shadow: Shadow, verdict: Verdict, now_unix_s: float) -> Shadow:
-    """The shadow as it is after a verdict about it."""
-    if verdict.act is Act.RETRY:
-        return shadows.retried(shadow, now_unix_s, verdict.reason)
-    if verdict.act in (Act.DRAIN, Act.EASE, Act.EVICT):
-        after = shadows.drained(shadow, verdict.share, verdict.evicted, now_unix_s, verdict.reason)
-    else:
-        state = ShadowState.READY if verdict.act is Act.KEEP else ShadowState.REMOVING
-        after = shadows.entered(shadow, state, now_unix_s, verdict.reason)
-    return replace(after, attempts=0)
 
 
 def decide(
@@ -306,7 +50,7 @@ def decide(
     again = tuple(
         Verdict(Act.RETRY, f"shadow {shadow.name} again: by command", shadow.name)
         for shadow in group.shadows
-        if shadow.by_hand and shadow.state is ShadowState.FAILED and _is_due(settings, shadow, now_unix_s)
+        if shadow.by_hand and shadow.state is ShadowState.FAILED and is_due(settings, shadow, now_unix_s)
     )
     if again:
         return again, memory
@@ -375,7 +119,7 @@ def _without_capacity(
         going += _shrink(settings, group, memory, need, usable, now_unix_s)
     held = at_rest(group.name, None, need, group.endpoints)
     if group.shadows and group.live_up:
-        said = f"{group.name}: capacity is not known yet, {_them(members)} until it is"
+        said = f"{group.name}: capacity is not known yet, {members_of(members)} until it is"
         held = Verdict(Act.HOLD, said, None, members)
     return more + going or (held,), memory
 
@@ -408,9 +152,9 @@ def _answer(
     """To demand that is seen coming. Who drains comes back at once; others are ordered by what is sure."""
     sure = min(max(memory.sure_need(now_unix_s), members + 1), memory.most(now_unix_s))
     kept = _kept(group, cause, max(sure, needed), max(sure, needed) - members)
-    if members and any(shadow.state in _ORDERED for shadow in counted(group, now_unix_s)):
-        lasted_s = _lasted_s(memory.short_since, members, now_unix_s)
-        if lasted_s is None or lasted_s < _CONFIRM_S:
+    if members and any(shadow.state in ORDERED for shadow in counted(group, now_unix_s)):
+        held_s = lasted_s(memory.short_since, members, now_unix_s)
+        if held_s is None or held_s < CONFIRM_S:
             hold = Verdict(Act.HOLD, f"{group.name}: {cause}, not for long yet", None, members)
             return kept or (hold,)
     return _grow(settings, group, cause, sure, now_unix_s, kept=kept)
@@ -451,7 +195,7 @@ def _grow(
         reason = f"{group.name}: {cause}, and {', '.join(silent)} does not answer either: a common cause"
         return kept or (Verdict(Act.HOLD, reason, None, needed),)
     failed = [shadow for shadow in group.shadows if shadow.state is ShadowState.FAILED]
-    due = [shadow for shadow in failed if _is_due(settings, shadow, now_unix_s)]
+    due = [shadow for shadow in failed if is_due(settings, shadow, now_unix_s)]
     if due:
         again = (Verdict(Act.RETRY, f"shadow {s.name} again: {cause}", s.name, needed) for s in due[:missing])
         return *kept, *again
@@ -493,7 +237,7 @@ def _needs_help(group: Group, memory: Memory, now_unix_s: float) -> bool:
     """It is slow or failing, though demand does not rise, and one shadow may help."""
     if not (group.trouble and group.fresh and group.live_up) or memory.answered or _has_common_cause(group):
         return False
-    return memory.troubled_since is not None and now_unix_s - memory.troubled_since >= _CONFIRM_S
+    return memory.troubled_since is not None and now_unix_s - memory.troubled_since >= CONFIRM_S
 
 
 def _hold(group: Group, need: float, members: int) -> Verdict:
@@ -509,7 +253,7 @@ def _hold(group: Group, need: float, members: int) -> Verdict:
     ours = [s for s in _serving(group) if not s.by_hand and s.name not in group.bound]
     if ours and group.sized >= group.lives_up + len(_serving(group)):
         return Verdict(Act.HOLD, f"{group.name}: {group.sized} wanted: {group.sized_reason}", None, members)
-    return Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {_them(members)}", None, members)
+    return Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {members_of(members)}", None, members)
 
 
 def _serving(group: Group) -> list[Shadow]:
@@ -525,7 +269,7 @@ def _shrink(
     failed = tuple(
         Verdict(Act.REMOVE, f"shadow {shadow.name} -1: failed and not needed", shadow.name)
         for shadow in group.shadows
-        if shadow.state is ShadowState.FAILED and _is_due(settings, shadow, now_unix_s)
+        if shadow.state is ShadowState.FAILED and is_due(settings, shadow, now_unix_s)
     )
     if not group.fresh or any(drains.moves_flows(settings, one, now_unix_s) for one in group.shadows):
         return failed
@@ -545,10 +289,10 @@ def _shrink(
     idle_s = drains.begins_s(settings, settings.idle_s)
     for count in range(min(unwanted, most), 0, -1):
         left = serving - count
-        lasted_s = _lasted_s(memory.fits_since, left, now_unix_s)
-        if lasted_s is None or lasted_s < idle_s:
+        held_s = lasted_s(memory.fits_since, left, now_unix_s)
+        if held_s is None or held_s < idle_s:
             continue
-        why = f"p{group.quantile * 100:.0f} demand {need:.0f}/s <= {usable * left:.0f}/s for {lasted_s:.0f} s"
+        why = f"p{group.quantile * 100:.0f} demand {need:.0f}/s <= {usable * left:.0f}/s for {held_s:.0f} s"
         share = drains.first_share(settings)
         return failed + tuple(
             Verdict(Act.DRAIN, f"shadow {one.name} drains: {why}", one.name, left, share=share)

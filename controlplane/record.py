@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from controlplane import model, policy
+from controlplane import groups, model
 from controlplane.addresses import Address
 from controlplane.fleet import Fleet
 from controlplane.health import MemberHealth
@@ -101,7 +101,7 @@ class Recorder:
         drained: Iterable[str],
         fresh: bool,
         shadows: Mapping[str, model.Shadow],
-        decided: Iterable[tuple[str, Iterable[policy.Verdict]]],
+        decided: Iterable[tuple[str, Iterable[groups.Verdict]]],
     ) -> None:
         """The tick is over. ``lead_times``: of each service p95, that of those that were ready,
         and the mean life of its flows."""
@@ -287,7 +287,7 @@ class _Replay:
 def _compared(
     unix_s: float,
     endpoint: str,
-    verdicts: Iterable[policy.Verdict],
+    verdicts: Iterable[groups.Verdict],
     was: Iterable[tuple[str, str | None, str]],
 ) -> Iterator[Redone]:
     """One after the other, as they were decided about one endpoint."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from enum import Enum
 from ipaddress import IPv4Address
 
-from controlplane import census, lead_times, model, placement, policy, shadows
+from controlplane import census, groups, lead_times, model, placement, shadows
 from controlplane.addresses import Address
 from controlplane.journal import Journal
 from controlplane.lead_times import LeadTimes
@@ -210,7 +210,7 @@ class Roster:
         return True
 
     def order_fairly(
-        self, wanted: Iterable[tuple[Sequence[str], policy.Verdict, Mapping[str, float | str]]]
+        self, wanted: Iterable[tuple[Sequence[str], groups.Verdict, Mapping[str, float | str]]]
     ) -> None:
         """One after another to those that have the fewest for each live endpoint: slots may not suffice for
         all. Of several live endpoints that may get it the one with the fewest does, or the first of them."""
@@ -228,15 +228,15 @@ class Roster:
             if self.order(parent, reason, inputs=inputs) and count > 1:
                 left[at] = parents, count - 1, verdict, inputs
 
-    def obey(self, verdict: policy.Verdict, inputs: Mapping[str, float | str]) -> None:
+    def obey(self, verdict: groups.Verdict, inputs: Mapping[str, float | str]) -> None:
         """All but an ADD."""
         now = self._clock.record_s()
         if verdict.shadow is None:
             return
         shadow = self.shadows[verdict.shadow]
-        self._put(policy.obeyed(shadow, verdict, now))
-        goes_on = verdict.act is policy.Act.EVICT and shadow.evicted
-        if verdict.act is not policy.Act.EASE and not goes_on:
+        self._put(groups.obeyed(shadow, verdict, now))
+        goes_on = verdict.act is groups.Act.EVICT and shadow.evicted
+        if verdict.act is not groups.Act.EASE and not goes_on:
             self._journal.say(shadow.name, verdict.act.value, verdict.reason, inputs)
 
     def drain(self, name: str, reason: str) -> None:
@@ -412,7 +412,7 @@ class Roster:
                 if not shadow.host:
                     continue  # where it is, a survey will tell
                 settings = self._settings(shadow)
-                if shadow.attempts and now - shadow.changed_unix_s < policy.pause_s(
+                if shadow.attempts and now - shadow.changed_unix_s < groups.pause_s(
                     settings, shadow.attempts
                 ):
                     continue

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from controlplane import policy, shadows
+from controlplane import groups, policy, shadows
 from controlplane.bounds import Bounds
 from controlplane.foresight import Foresight
+from controlplane.groups import Act, Group, Memory, Verdict
 from controlplane.model import Shadow, ShadowSettings, ShadowState
-from controlplane.policy import Act, Group, Memory, Verdict
 from controlplane.sizing import Size
 
 _TICK_S = 1.0
@@ -106,7 +106,7 @@ class Controlled:
         elif verdict.act is Act.REMOVE and verdict.shadow is not None:
             del self._shadows[verdict.shadow]
         elif verdict.shadow is not None:
-            after = policy.obeyed(self._shadows[verdict.shadow], verdict, now_s)
+            after = groups.obeyed(self._shadows[verdict.shadow], verdict, now_s)
             self._shadows[verdict.shadow] = after
 
     def _add(self, state: ShadowState, now_s: float, is_live: bool = False) -> None:

@@ -10,9 +10,9 @@ from ipaddress import IPv4Address
 import numpy as np
 import pytest
 
-from controlplane import drains, policy
+from controlplane import drains, groups, policy
+from controlplane.groups import Act, Group, Memory, Verdict
 from controlplane.model import Shadow, ShadowSettings, ShadowState
-from controlplane.policy import Act, Group, Memory, Verdict
 
 NOW = 10_000.0
 SETTINGS = ShadowSettings(
@@ -359,7 +359,7 @@ def test_a_drain_from_its_first_step_to_its_last():
         now = group(30.0, draining, flows={"web-s1": left})
         for one in policy.decide(settings, now, memory, NOW + second)[0]:
             if one.act not in (Act.HOLD, Act.REMOVE):
-                draining = policy.obeyed(draining, one, NOW + second)
+                draining = groups.obeyed(draining, one, NOW + second)
             if one.act is not Act.HOLD:
                 seen.append((second, one.act, draining.share, draining.evicted))
         if seen and seen[-1][1] is Act.REMOVE:
@@ -384,8 +384,8 @@ def test_a_slice_is_no_larger_than_what_others_have_room_for(flows, room, part):
 
 def test_pauses_double_and_end_at_five_minutes():
     settings = replace(SETTINGS, retries=20)
-    assert [policy.pause_s(settings, n) for n in (1, 2, 3, 4, 10)] == [5.0, 10.0, 20.0, 40.0, 300.0]
-    assert policy.pause_s(SETTINGS, 3) == 300.0
+    assert [groups.pause_s(settings, n) for n in (1, 2, 3, 4, 10)] == [5.0, 10.0, 20.0, 40.0, 300.0]
+    assert groups.pause_s(SETTINGS, 3) == 300.0
 
 
 def test_as_many_as_pay_are_ordered_at_once_and_no_more_than_allowed():
