@@ -39,6 +39,8 @@ from controlplane.wanted import wanted_steering
 _log = logging.getLogger("penumbra")
 _T = TypeVar("_T")
 
+_OURS = (DataplaneError, StoreError, UsageError)
+"""Whose messages are made for people."""
 _STALE_TICKS = 3.0
 _DIRECT_S = 30.0
 _KEEP_S = 60.0
@@ -200,7 +202,7 @@ class Controller:
         try:
             result = action()
         except Exception as error:  # whatever an adapter raises
-            why = f"{type(error).__name__}: {error}"
+            why = str(error) if isinstance(error, _OURS) else f"{type(error).__name__}: {error}"
             self._journal.trouble(part, why, with_traceback=not isinstance(error, RuntimeError))
             return None
         self._journal.well(part)

@@ -35,6 +35,10 @@ class RecordError(ValueError):
     """The record can't be made sense of; the message says where and why."""
 
 
+class _UnfitError(ValueError):
+    """It is a record, but none that can be made sense of."""
+
+
 class Recorder:
     def __init__(self, write: Callable[[str], object], config_text: Callable[[], str]) -> None:
         """:param write: takes a line; may raise ``OSError``.
@@ -206,7 +210,7 @@ def redone(lines: Iterable[str], parse: Callable[[str], model.Config]) -> Iterat
             raw = json.loads(line)
             if "config" in raw:
                 if raw["penumbra_record"] != VERSION:
-                    raise ValueError(
+                    raise _UnfitError(
                         f"a record of version {VERSION} is allowed, not {raw['penumbra_record']!r}"
                     )
                 configured = parse(raw["config"])
@@ -214,10 +218,15 @@ def redone(lines: Iterable[str], parse: Callable[[str], model.Config]) -> Iterat
                 replay = _Replay(configured) if anew or replay is None else replay.with_config(configured)
                 continue
             if replay is None:
-                raise ValueError("a record begins with a configuration")
+                raise _UnfitError("a record begins with a configuration")
             yield from replay.take(raw)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise RecordError(f"line {number}: {type(error).__name__}: {error}") from error
+            if replay is None and not isinstance(error, _UnfitError):
+                raise RecordError(f"line {number}: no record of penumbra run --record begins so") from error
+            kind = "" if isinstance(error, _UnfitError) else f"{type(error).__name__}: "
+            raise RecordError(f"line {number}: {kind}{error}") from error
+    if replay is None:
+        raise RecordError("there is no record in it")
 
 
 class _Replay:

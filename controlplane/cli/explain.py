@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    name: Annotated[str | None, typer.Argument(help="an endpoint or a shadow, one that is gone too")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="an endpoint, a service, or a shadow, one that is gone too")
+    ] = None,
     decisions: Annotated[int, typer.Option(min=0, help="so many of the last ones, with their numbers")] = 10,
     instance: InstanceName = None,
     as_json: AsJson = False,
@@ -53,10 +55,18 @@ def explain(
         for group in service["groups"]
     ]
     about = [group for group in groups if name is None or _is_about(group, name)]
-    rows = [one for one in at.store().decisions(DECISIONS_KEPT) if name is None or _names(one, name)]
+    of = {group["name"] for group in about if group["service"] == name} | {name}
+    rows = [
+        one
+        for one in at.store().decisions(DECISIONS_KEPT)
+        if name is None or any(known is not None and _names(one, known) for known in of)
+    ]
     if name is not None and not about and not rows:
         known = ", ".join(group["name"] for group in groups) or "not known, no controller has decided yet"
-        fail(f"{name}: no endpoint, and no shadow that was decided about; endpoints: {known}", EXIT_USAGE)
+        fail(
+            f"{name}: no endpoint or service, and no shadow that was decided about; endpoints: {known}",
+            EXIT_USAGE,
+        )
     rows = rows[:decisions]
     if as_json:
         output.document({"groups": about, "decisions": [output.plain(one) for one in rows]})
@@ -69,7 +79,9 @@ def explain(
 
 
 def _is_about(group: Mapping[str, Any], name: str) -> bool:
-    return group["name"] == name or any(shadow["name"] == name for shadow in group["shadows"])
+    return name in (group["name"], group["service"]) or any(
+        shadow["name"] == name for shadow in group["shadows"]
+    )
 
 
 def _names(decision: model.Decision, name: str) -> bool:
@@ -107,19 +119,17 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"  shadow     {at}: {shadow['state']}, {up}: {shadow['reason']}"
 
 
-def _of_size(sized: Mapping[str, Any]) -> Iterator[str]:
+def _of_size(sized: Mapping[str, Any], of: str = "") -> Iterator[str]:
     why = sized["sized_reason"] or "nothing is known yet"
-    yield (
-        f"  pays       {output.counted(sized['sized'], 'member')}, {sized['standing']} of them standing by "
-        f"for more than the p90: {why}"
-    )
+    pays = f"{output.counted(sized['sized'], 'member')}{of}"
+    yield f"  pays       {pays}, {sized['standing']} of them standing by for more than the p90: {why}"
 
 
 def _of_pool(service: str, pool: Mapping[str, Any]) -> Iterator[str]:
     yield f"  together   {output.counted(pool['wanted'], 'member')} of {service} wanted: {pool['reason']}"
     yield f"  demand     {_rate(pool['demand'])} of {service}, {_rate(pool['high'])} at most"
     yield f"  capacity   {_rate(pool['capacity'])} of those that serve"
-    yield from _of_size(pool)
+    yield from _of_size(pool, " of all (live ones serve anyway)")
 
 
 def _used(usage: Mapping[str, Any]) -> str:

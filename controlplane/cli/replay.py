@@ -26,8 +26,10 @@ def replay(path: Path, *, as_json: bool) -> None:
                     say(f"{clock_time(one.unix_s)}  {one.act:8} {one.reason}{_difference(one)}")
     except RecordError as error:
         fail(f"--replay {path}: {error}", EXIT_USAGE)
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"--replay {path}: {error}", EXIT_USAGE)
+    except OSError as error:
+        fail(f"--replay {path}: {error.strerror or error}", EXIT_USAGE)
+    except UnicodeDecodeError:
+        fail(f"--replay {path}: it is no text, so no record of penumbra run --record", EXIT_USAGE)
     if other:
         fail(f"{other} of {counted(total, 'decision')} are not as they were recorded", EXIT_FAILED)
     if not as_json:

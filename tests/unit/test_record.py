@@ -71,7 +71,8 @@ def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
     ("cut", "why"),
     [
         (lambda lines: lines[1:], "line 1: .*begins with a configuration"),
-        (lambda lines: ["nonsense"], "line 1: "),
+        (lambda lines: ["nonsense"], "line 1: no record of penumbra run --record begins so"),
+        (lambda lines: [], "there is no record in it"),
         (
             lambda lines: [lines[0].replace('"penumbra_record": 4', '"penumbra_record": 3')],
             "version 4 is allowed, not 3",

@@ -259,7 +259,7 @@ def test_trouble_with_it_is_said_and_stops_nothing():
     world = world_of()
     world.load_source.failing = {"web-2": "Connection refused", "web-1": "answered 404"}
     world.ticks(2, 30.0)
-    assert world.controller.status().troubles == {"usage": "UsageError: web-1: answered 404 (and 1 more)"}
+    assert world.controller.status().troubles == {"usage": "web-1: answered 404 (and 1 more)"}
     assert ring(world) == {"web-1", "web-2"}
     world.load_source.failing.clear()
     world.ticks(2, 30.0)
