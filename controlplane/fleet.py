@@ -508,7 +508,7 @@ class Fleet:
         names = [endpoint.name for endpoint in unit.endpoints]
         them = [loads.index[name] for name in names]
         own = tuple(shadow for name in names for shadow in roster.of(name))
-        up = frozenset(s.name for s in own if self.is_up(s.name, False))
+        up = frozenset(s.name for s in own if self.is_up(s.name, False) and s.name not in drained)
         # Who is drained serves only where nobody else does.
         lives_up = sum(self.is_up(name, True) for name in names if name not in drained or not unit.is_pool)
         demand = float(loads.demand[them].sum())
@@ -588,10 +588,11 @@ class Fleet:
             self._answered[unit.key] = unit.endpoints[0].name
         return verdicts
 
-    def first_to_clone(self, unit: Unit) -> tuple[str, ...]:
-        """Live endpoints that may get a shadow: those that are up, if any is; those in trouble first."""
+    def first_to_clone(self, unit: Unit, drained: Set[str]) -> tuple[str, ...]:
+        """Live endpoints that may get a shadow: those that get new flows, if any does; those in trouble
+        first."""
         names = [endpoint.name for endpoint in unit.endpoints]
-        up = [name for name in names if self.is_up(name, True)]
+        up = [name for name in names if self.is_up(name, True) and name not in drained]
         return tuple(sorted(up or names, key=lambda name: name not in self._in_trouble))
 
     def is_in_trouble(self, name: str) -> bool:

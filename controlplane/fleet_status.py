@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -55,13 +55,13 @@ def services(
                 failing=condition.failing,
                 common_cause=fleet.loads.conditions.common_cause(at),
                 groups=groups,
-                pool=_pool_status(fleet, view, roster) if view.is_pool else None,
+                pool=_pool_status(fleet, view, roster, drained) if view.is_pool else None,
             )
         )
     return tuple(out)
 
 
-def _pool_status(fleet: Fleet, view: Outlook, roster: Members) -> PoolStatus:
+def _pool_status(fleet: Fleet, view: Outlook, roster: Members, drained: Collection[str]) -> PoolStatus:
     loads, unit = fleet.loads, view.units[0]
     demand = float(loads.demand[[loads.index[name] for name in view.names]].sum())
     sized, seen = view.sized_together(demand), loads.pools.seen(view.service.name)
@@ -70,7 +70,7 @@ def _pool_status(fleet: Fleet, view: Outlook, roster: Members) -> PoolStatus:
     return PoolStatus(
         demand=known(demand),
         high=known(high),
-        capacity=round((unit.capacity or 0.0) * _members_up(fleet, view, roster), 3),
+        capacity=round((unit.capacity or 0.0) * _members_up(fleet, view, roster, drained), 3),
         p50=known(sized.p50),
         p90=known(sized.p90),
         sized=sized.wanted,
@@ -81,12 +81,11 @@ def _pool_status(fleet: Fleet, view: Outlook, roster: Members) -> PoolStatus:
     )
 
 
-def _members_up(fleet: Fleet, view: Outlook, roster: Members) -> int:
-    """Of a pool, those that serve."""
+def _members_up(fleet: Fleet, view: Outlook, roster: Members, drained: Collection[str]) -> int:
+    """Of a pool, those that serve new flows."""
     ready = [s.name for n in view.names for s in roster.of(n) if s.state is model.ShadowState.READY]
-    return sum(fleet.is_up(name, True) for name in view.names) + sum(
-        fleet.is_up(name, False) for name in ready
-    )
+    there = [name for name in (*view.names, *ready) if name not in drained]
+    return sum(fleet.is_up(name, name in fleet.loads.index) for name in there)
 
 
 def _group_status(

@@ -373,7 +373,7 @@ class Controller:
                 if self._is_to_act(unit.service, group, verdict):
                     inputs = self._inputs(unit.service, group)
                     if verdict.act is groups.Act.ADD:
-                        more.append((self._fleet.first_to_clone(unit), verdict, inputs))
+                        more.append((self._fleet.first_to_clone(unit, drained), verdict, inputs))
                     else:
                         self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)

@@ -290,8 +290,8 @@ def _shrink(
     for count in range(min(unwanted, most), 0, -1):
         left = serving - count
         held_s = lasted_s(memory.fits_since, left, now_unix_s)
-        if held_s is None or held_s < idle_s:
-            continue
+        if held_s is None or held_s < idle_s or _cause(settings, group, left, usable, need):
+            continue  # what would end the drain again does not let it begin
         why = f"p{group.quantile * 100:.0f} demand {need:.0f}/s <= {usable * left:.0f}/s for {held_s:.0f} s"
         share = drains.first_share(settings)
         return failed + tuple(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
@@ -92,7 +93,7 @@ def wanted_steering(
             service,
             usable,
             drained,
-            _serving(fleet, slots, draining) if whole is not None and has_shadows else None,
+            _serving(fleet, slots, draining, drained) if whole is not None and has_shadows else None,
             frozen or any(stale_s[name] <= _BLIND_S for name in slots if name in stale_s),
             ring_changed_s.get(service.name, -1e9),
             now_s,
@@ -242,14 +243,18 @@ def _slots(
 
 
 def _serving(
-    fleet: Knowledge, slots: Mapping[str, Mapping[str, float]], draining: Collection[str]
+    fleet: Knowledge,
+    slots: Mapping[str, Mapping[str, float]],
+    draining: Collection[str],
+    drained: Collection[str],
 ) -> dict[str, float]:
     """Live endpoint -> members of its group that serve new flows. Who drains is not counted on any more,
     unless nobody else is left."""
     out = {}
     for name, those in slots.items():
         staying = sum(weight for shadow, weight in those.items() if shadow not in draining)
-        out[name] = fleet.is_up(name, True) + staying or float(len(those))
+        own = float(fleet.is_up(name, True) and name not in drained)
+        out[name] = own + staying or float(len(those))
     return out
 
 
@@ -264,7 +269,7 @@ def _served(installed: model.Steering, names: Iterable[str]) -> dict[str, float]
                 for shadow, weight in live.slots.items()
                 if shadow in installed.members and not installed.members[shadow].draining
             )
-            out[name] = float(not live.down) + staying
+            out[name] = float(not live.down and not live.draining) + staying
     return out
 
 
@@ -333,11 +338,12 @@ def _ring(
 ) -> dict[str, float]:
     """Usable and not drained; else what is usable; else, fail open, all.
 
-    :param serving: members of each one's group, where shares follow them.
+    :param serving: members of each one's group, where shares follow them: who is drained has shadows there.
     """
     endpoints = {e.name: e for e in service.endpoints}
+    helped = serving or {}
     choices = (
-        {n: e for n, e in endpoints.items() if usable[n] and n not in drained},
+        {n: e for n, e in endpoints.items() if usable[n] and (n not in drained or helped.get(n))},
         {n: e for n, e in endpoints.items() if usable[n]},
         endpoints,
     )
@@ -352,6 +358,6 @@ def _ring(
         return wanted
     served = _served(installed, serving or ())
     leaves = serving is not None and any(serving[n] < there - _LEAVES for n, there in served.items())
-    if frozen or not (leaves or weights.ring_is_due(current, wanted, changed_s, now_s)):
+    if frozen or not weights.ring_is_due(current, wanted, -math.inf if leaves else changed_s, now_s):
         return current
     return wanted if leaves else weights.step_ring(current, wanted)

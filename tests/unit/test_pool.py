@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from controlplane import model, requests
+from controlplane.conditions import Condition
 from controlplane.model import ShadowState
 from controlplane.pool import is_pool, ring_share
 from tests.world import CAPACITY, World, config
@@ -108,14 +110,59 @@ def test_when_one_of_many_is_down_the_others_carry_it_or_get_a_shadow():
     assert "web-1" not in {shadow.parent for shadow in a.store.records.values()}, "who is up is cloned first"
 
 
-def test_who_is_drained_by_command_is_not_counted_on():
+def test_who_is_drained_by_command_is_neither_counted_on_nor_cloned():
     a = world(3)
-    a.ticks(60, 0.6 * CAPACITY * 3)
+    a.ticks(60, 0.5 * CAPACITY * 3)
     assert a.orders() == []
     requests.request_drain(a.store, "web-1", True)
-    a.ticks(30, 0.9 * CAPACITY * 3)
+    a.ticks(60, 0.9 * CAPACITY * 3)
     assert a.orders() != [], "two serve less than three"
+    assert {shadow.parent for shadow in a.store.records.values()} <= {"web-2", "web-3"}
     assert "web-1" not in shares(a)
+    pool = a.controller.status().services[0].pool
+    assert pool.capacity == pytest.approx(CAPACITY * (2 + a.states().count(ShadowState.READY)))
+
+
+def test_a_shadow_of_one_that_is_drained_serves_on():
+    a = world(3)
+    a.ticks(60, 0.5 * CAPACITY * 3)
+    a.ticks(60, 1.1 * CAPACITY * 3)
+    assert any(shadow.parent == "web-1" for shadow in a.store.records.values())
+    requests.request_drain(a.store, "web-1", True)
+    a.ticks(30, 1.1 * CAPACITY * 3)
+    served = a.dataplane.served
+    assert served["web-1"] == 0.0
+    assert served["web-1-s1"] > 0.5 * CAPACITY
+
+
+def test_while_a_drain_ramps_the_ring_is_changed_once():
+    a = world(idle_s=60.0, min_life_s=60.0, drain_s=30.0)
+    a.ticks(60, 0.5 * CAPACITY * FEW)
+    a.ticks(60, 1.3 * CAPACITY * FEW)
+    rings, ramps = [], 0
+    for _ in range(200):
+        a.tick(0.6 * CAPACITY * FEW)
+        rings.append(shares(a))
+        ramps += any(one.state is ShadowState.DRAINING and one.share > 0 for one in a.store.records.values())
+    assert ramps > 20
+    changes = sum(one != before for before, one in pairwise(rings))
+    assert changes <= 2 * len(set(a.orders()))
+
+
+def test_a_drain_does_not_begin_where_it_would_end_at_once(monkeypatch):
+    """A rate that deviates wants a shadow sooner: while it does, none is let go for as much."""
+    a = world(1, idle_s=6.0, min_life_s=6.0)
+    a.ticks(60, 50.0)
+    a.ticks(30, 130.0)
+    monkeypatch.setattr(type(a.controller._fleet.loads.conditions), "together", deviating)
+    a.ticks(60, 95.0, noisy=False)
+    drains = [row for row in a.store.rows if row.action == "drain"]
+    assert len(drains) <= 1
+    assert ShadowState.READY in a.states()
+
+
+def deviating(*_: object) -> Condition:
+    return Condition(rate=1.0, latency=0.0, errors=0.0, failing=False)
 
 
 def test_a_shadow_of_one_that_is_down_serves_on_while_others_have_room():
