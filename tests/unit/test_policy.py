@@ -150,6 +150,9 @@ ROWS = {
     "down, its only shadow drains by command: it serves on": (
         group(0.0, shadow(1, DRAINING, 60.0, by_hand=True), live_up=False), Act.ADD),
     "unneeded for long: drain": (group(30.0, shadow(1, READY, OLD)), Act.DRAIN),
+    "unneeded, but while the rate deviates so near the threshold it would come back at once: hold": (
+        group(70.0, shadow(1, READY, OLD), rate_deviation=0.6), Act.HOLD),
+    "unneeded, and nothing deviates: drain": (group(70.0, shadow(1, READY, OLD)), Act.DRAIN),
     "unneeded, but young: hold": (group(30.0, shadow(1, READY, 9.0)), Act.HOLD),
     "unneeded, its least life ends with the ramp: drain": (group(30.0, shadow(1, READY, 10.0)), Act.DRAIN),
     "unneeded now, but it pays: hold": (group(30.0, shadow(1, READY, OLD), sized=2), Act.HOLD),
