@@ -28,6 +28,7 @@ _USED_LEAST = 0.05
 _USED_UP, _TOO_MUCH = 0.98, 0.7
 """Who is as busy as that was given too much, nobody knows by how much."""
 _FLOWS_LEAST = 20.0
+_FULL_GOOD_S = 30.0
 _GAIN = 0.5
 """Of a reading, in logarithms."""
 _GOOD_S = 180.0
@@ -49,6 +50,8 @@ class Balance:
         self._read_s: dict[str, float] = {}
         self._strengths: dict[str, tuple[float, float]] = {}
         """Flows/s, and when it was told last."""
+        self._full: dict[str, tuple[float, float]] = {}
+        """Who is as busy as can be, since when, and when that was told last."""
 
     def count(self, counters: Counters) -> None:
         """One reading of all counters, each tick."""
@@ -64,6 +67,10 @@ class Balance:
         for one in usages:
             before_s, self._read_s[one.member] = self._read_s.get(one.member), one.at_s
             used = busiest(one)
+            if used is None or used < _USED_UP:
+                self._full.pop(one.member, None)
+            else:
+                self._full[one.member] = self._full.get(one.member, (one.at_s, 0.0))[0], one.at_s
             if before_s is None or used is None or used < _USED_LEAST or len(times) < 2:
                 continue
             flows, over_s = self._given(one.member, before_s, one.at_s, times)
@@ -99,9 +106,20 @@ class Balance:
         told, at_s = self._strengths.get(member, (math.nan, -math.inf))
         return told if now_s - at_s <= _GOOD_S else math.nan
 
+    def used_up(self) -> frozenset[str]:
+        """Members that were as busy as can be in their last two readings or more."""
+        if not self._counted:
+            return frozenset()
+        now_s = self._counted[-1].at_s
+        return frozenset(
+            member
+            for member, (since_s, at_s) in self._full.items()
+            if at_s > since_s and now_s - at_s <= _FULL_GOOD_S
+        )
+
     def keep(self, members: Collection[str]) -> None:
         """Forgets all others."""
-        for known in (self._read_s, self._strengths):
+        for known in (self._read_s, self._strengths, self._full):
             for name in [name for name in known if name not in members]:
                 del known[name]
 

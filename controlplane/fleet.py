@@ -113,6 +113,8 @@ class Fleet:
         self._turnover = Turnover(config.services)
         self._rows = Rows(self.loads.names)
         self.capacities = _capacities(config)
+        self.saturated: npt.NDArray[np.bool_] = self.capacities.saturated
+        """(groups,) whose live endpoint can serve no more, by its answers or its use, in the last tick."""
         self._applied = self.capacities.used.copy()
         self._unsettled |= {n for n in self.loads.names if self.health.get(n, _UNKNOWN).up is not True}
         self._probes = {
@@ -472,7 +474,8 @@ class Fleet:
         least = np.array([len(view.names) if view.is_pool else 1 for view in views])
         wanted = np.array([size.wanted if size else np.nan for size in sizes], dtype=np.float64) / least
         exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64) / least
-        wants = loads.busy(wanted, exact) | (self.capacities.saturated & np.isnan(self._applied))
+        self.saturated = self._now_saturated()
+        wants = loads.busy(wanted, exact) | (self.saturated & np.isnan(self._applied))
         parents = {shadow.parent for shadow in roster.shadows.values()}
         known = (parents | self._down() | set(self._answered.values())) & loads.index.keys()
         wants[[loads.index[name] for name in known]] = True
@@ -551,9 +554,19 @@ class Fleet:
             endpoints=len(them),
             others_up=max(lives_up - 1, 0),
             bound=self._bound(own, up) if unit.is_pool else frozenset(),
-            saturated=bool(self.capacities.saturated[them].any()),
-            proven=sum(map(self.capacities.proven, them)),
+            saturated=bool(self.saturated[them].any()),
+            proven=sum(self._proven(i, now_s) for i in them),
         )
+
+    def _now_saturated(self) -> npt.NDArray[np.bool_]:
+        found = self.capacities.saturated.copy()
+        index = self.loads.index
+        found[[index[name] for name in self.balance.used_up() if name in index]] = True
+        return found
+
+    def _proven(self, i: int, now_s: float) -> float:
+        """What a live endpoint has served alone, flows/s; as far as it was not too busy for it."""
+        return float(np.fmin(self.capacities.proven(i), self.balance.strength(self.loads.names[i], now_s)))
 
     def _bound(self, own: Sequence[model.Shadow], up: Set[str]) -> frozenset[str]:
         """Shadows that serve for a live endpoint that is down; one that drains, if nobody else does."""

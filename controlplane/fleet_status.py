@@ -118,7 +118,7 @@ def _group_status(
         capacity_low=known(fleet.capacities.low[i]),
         capacity_high=known(fleet.capacities.high[i]),
         capacity_contradicted=fleet.capacities.contradicted(i),
-        saturated=bool(fleet.capacities.saturated[i]),
+        saturated=bool(fleet.saturated[i]),
         demand=known(loads.demand[i]),
         level=known(loads.prediction.level[i]),
         point=known(loads.prediction.point[i]),

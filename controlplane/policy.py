@@ -135,9 +135,16 @@ def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, 
         return None if group.neighbour_up else "down and no shadow takes over"
     if need > limit:
         return numbers + of
-    if group.rate_deviation >= REMARKABLE and members == group.lives_up and need > _NEAR * limit:
+    if _is_nearly_short(group, members, usable, need):
         return f"request rate deviates from normal and {numbers}{_NEAR} x {of}"
     return None
+
+
+def _is_nearly_short(group: Group, members: int, usable: float, need: float) -> bool:
+    """The rate deviates, and nobody but the live ones would serve what is not far from too much for them."""
+    return (
+        group.rate_deviation >= REMARKABLE and members == group.lives_up and need > _NEAR * usable * members
+    )
 
 
 def _answer(
@@ -290,7 +297,7 @@ def _shrink(
     for count in range(min(unwanted, most), 0, -1):
         left = serving - count
         held_s = lasted_s(memory.fits_since, left, now_unix_s)
-        if held_s is None or held_s < idle_s or _cause(settings, group, left, usable, need):
+        if held_s is None or held_s < idle_s or _is_nearly_short(group, left, usable, need):
             continue  # what would end the drain again does not let it begin
         why = f"p{group.quantile * 100:.0f} demand {need:.0f}/s <= {usable * left:.0f}/s for {held_s:.0f} s"
         share = drains.first_share(settings)

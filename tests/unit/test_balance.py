@@ -119,6 +119,23 @@ def test_who_is_nearly_out_of_memory_or_asks_for_less_gets_less():
     assert plant.shares["web-1"] == pytest.approx(1.0 / 2.25, abs=0.03)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_who_uses_all_it_has_is_saturated_and_gets_one_shadow(told):
+    """Its capacity is not given, and a kernel that takes every connection hides it."""
+    whole = config()
+    web = whole.services["web"]
+    unknown = tuple(replace(one, capacity=None) for one in web.endpoints)
+    world = World(replace(whole, services={"web": replace(web, endpoints=unknown, usage=SOURCE)}))
+    for k in range(900):
+        for name, served in world.dataplane.served.items():
+            world.load_source.tell(name, cpu=min(served / 80.0, 1.0) if told else None)
+        world.tick(40.0 if k < 60 else 110.0)
+    assert world.orders() == (["web-1-s1"] if told else [])
+    assert world.orders("deprovision") == []
+    if told:
+        assert "saturated" in world.store.records["web-1-s1"].reason or world.states() == [ShadowState.READY]
+
+
 class Cold:
     """A group whose shadow serves a fifth of what it should for its first twenty seconds; requests wait."""
 
