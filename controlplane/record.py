@@ -221,6 +221,8 @@ def redone(lines: Iterable[str], parse: Callable[[str], model.Config]) -> Iterat
                 raise _UnfitError("a record begins with a configuration")
             yield from replay.take(raw)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            if replay is not None and not line.endswith("\n"):
+                raise RecordError(f"it ends in the middle of line {number}") from error
             if replay is None and not isinstance(error, _UnfitError):
                 raise RecordError(f"line {number}: no record of penumbra run --record begins so") from error
             kind = "" if isinstance(error, _UnfitError) else f"{type(error).__name__}: "

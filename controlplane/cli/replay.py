@@ -25,7 +25,10 @@ def replay(path: Path, *, as_json: bool) -> None:
                 elif one.act != _HOLD or not one.is_same:
                     say(f"{clock_time(one.unix_s)}  {one.act:8} {one.reason}{_difference(one)}")
     except RecordError as error:
-        fail(f"--replay {path}: {error}", EXIT_USAGE)
+        before = f" (before that {counted(total, 'decision')}, {total - other} as recorded)" if total else ""
+        fail(f"--replay {path}: {error}{before}", EXIT_USAGE)
+    except BrokenPipeError:
+        raise  # as of any command
     except OSError as error:
         fail(f"--replay {path}: {error.strerror or error}", EXIT_USAGE)
     except UnicodeDecodeError:

@@ -77,7 +77,7 @@ def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
             lambda lines: [lines[0].replace('"penumbra_record": 4', '"penumbra_record": 3')],
             "version 4 is allowed, not 3",
         ),
-        (lambda lines: [*lines[:20], lines[20][:50]], "line 21: "),
+        (lambda lines: [*lines[:20], lines[20][:50]], "it ends in the middle of line 21"),
     ],
 )
 def test_a_record_that_makes_no_sense_is_an_error_that_says_where(recorded, cut, why):
