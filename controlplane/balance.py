@@ -47,6 +47,7 @@ class Balance:
 
     def __init__(self) -> None:
         self._counted: deque[_Counted] = deque()
+        self._began_s: float | None = None
         self._read_s: dict[str, float] = {}
         self._strengths: dict[str, tuple[float, float]] = {}
         """Flows/s, and when it was told last."""
@@ -57,6 +58,8 @@ class Balance:
         """One reading of all counters, each tick."""
         if self._counted and counters.at_s <= self._counted[-1].at_s:
             return
+        if self._began_s is None:
+            self._began_s = counters.at_s
         self._counted.append(_Counted(counters.at_s, counters.rows, counters.flows))
         while self._counted[0].at_s < counters.at_s - _KEPT_S:
             self._counted.popleft()
@@ -105,6 +108,10 @@ class Balance:
         """Flows/s; NaN: not known."""
         told, at_s = self._strengths.get(member, (math.nan, -math.inf))
         return told if now_s - at_s <= _GOOD_S else math.nan
+
+    def is_new(self, now_s: float) -> bool:
+        """It has not been told for long enough to know of all."""
+        return self._began_s is not None and now_s - self._began_s <= _GOOD_S
 
     def used_up(self) -> frozenset[str]:
         """Members that were as busy as can be in their last two readings or more."""

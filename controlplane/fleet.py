@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -328,6 +328,11 @@ class Fleet:
             if last is not None:
                 told[name] *= weights.spared(last.memory) * (1.0 if last.weight is None else last.weight)
         return told
+
+    def awaits_usage(self, endpoints: Collection[str], now_s: float) -> bool:
+        """The controller has begun not long ago, and what some can serve is not told by their use yet."""
+        told = [name for name in endpoints if name in self._usage_sources]
+        return self.balance.is_new(now_s) and any(math.isnan(self.balance.strength(n, now_s)) for n in told)
 
     def shadow_fitness(self, shadow: model.Shadow, now_s: float) -> float:
         """The part of its parent's share that a shadow can serve, by what both use and how soon they

@@ -205,9 +205,17 @@ def redone(lines: Iterable[str], parse: Callable[[str], model.Config]) -> Iterat
     :param parse: of a configuration's text.
     """
     replay: _Replay | None = None
+    cut: RecordError | None = None
     for number, line in enumerate(lines, 1):
         try:
-            raw = json.loads(line)
+            raw = _read(line)
+            if cut is not None and not (raw and raw.get("begins")):
+                raise cut  # only where a controller ended may a line be cut off
+            if raw is None:
+                kind = "no record of penumbra run --record begins so" if replay is None else "it is cut off"
+                cut = RecordError(f"line {number}: {kind}")
+                continue
+            cut = None
             if "config" in raw:
                 if raw["penumbra_record"] != VERSION:
                     raise _UnfitError(
@@ -220,15 +228,24 @@ def redone(lines: Iterable[str], parse: Callable[[str], model.Config]) -> Iterat
             if replay is None:
                 raise _UnfitError("a record begins with a configuration")
             yield from replay.take(raw)
+        except RecordError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            if replay is not None and not line.endswith("\n"):
-                raise RecordError(f"it ends in the middle of line {number}") from error
-            if replay is None and not isinstance(error, _UnfitError):
-                raise RecordError(f"line {number}: no record of penumbra run --record begins so") from error
             kind = "" if isinstance(error, _UnfitError) else f"{type(error).__name__}: "
             raise RecordError(f"line {number}: {kind}{error}") from error
+    if cut is not None:
+        raise cut
     if replay is None:
         raise RecordError("there is no record in it")
+
+
+def _read(line: str) -> dict[str, Any] | None:
+    """None: it is no whole line of a record."""
+    try:
+        raw = json.loads(line)
+    except ValueError:
+        return None
+    return raw if isinstance(raw, dict) else None
 
 
 class _Replay:

@@ -40,6 +40,8 @@ class Knowledge(Protocol):
         self, endpoints: Mapping[str, model.Endpoint], now_s: float
     ) -> Mapping[str, float] | None: ...
 
+    def awaits_usage(self, endpoints: Collection[str], now_s: float) -> bool: ...
+
     def shadow_fitness(self, shadow: Shadow, now_s: float) -> float: ...
 
     def is_in_trouble(self, name: str) -> bool: ...
@@ -358,6 +360,8 @@ def _ring(
         return wanted
     served = _served(installed, serving or ())
     leaves = serving is not None and any(serving[n] < there - _LEAVES for n, there in served.items())
+    if current and (serving or {}) == served and fleet.awaits_usage(wanted, now_s):
+        return current  # what it was by, before a restart, is read again soon
     if frozen or not weights.ring_is_due(current, wanted, -math.inf if leaves else changed_s, now_s):
         return current
     return wanted if leaves else weights.step_ring(current, wanted)

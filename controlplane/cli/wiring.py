@@ -289,7 +289,16 @@ def record_file(path: Path) -> TextIO:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
         fail(f"--record {path}: {error.strerror}", EXIT_USAGE)
-    return os.fdopen(fd, "w", buffering=1, encoding="utf-8")
+    added = os.fdopen(fd, "w", buffering=1, encoding="utf-8")
+    if path.is_file() and _last_byte(path) not in (b"", b"\n"):
+        added.write("\n")  # who wrote the last line did not come to its end
+    return added
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 1, 0))
+        return file.read(1)
 
 
 def reread(instance: Instance) -> model.Config:

@@ -107,6 +107,24 @@ def test_without_readings_weights_stay_for_three_minutes_and_then_follow_capacit
     assert len(set(seen)) <= 4
 
 
+def test_a_restart_leaves_the_ring_as_it_was_until_use_is_known_again():
+    plant = Plant(UNEVEN)
+    plant.ticks(60, 140.0)
+    told = plant.shares
+    assert told["web-3"] > 0.5
+    plant.world.restart()
+    plant.silent = True
+    plant.ticks(60, 140.0)
+    assert plant.shares == told
+    plant.silent = False
+    plant.ticks(60, 140.0)
+    assert plant.busiest(140.0) <= 1.15
+    plant.world.restart()
+    plant.silent = True
+    plant.ticks(220, 140.0)
+    assert plant.shares["web-3"] == pytest.approx(1 / 3, abs=0.01), "it is not told any more"
+
+
 def test_who_is_nearly_out_of_memory_or_asks_for_less_gets_less():
     plant = Plant(dict.fromkeys(UNEVEN, 100.0))
     plant.memory["web-1"] = 0.95

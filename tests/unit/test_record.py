@@ -67,6 +67,14 @@ def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
     assert any(not one.is_same for one in again(recorded, lines))
 
 
+def test_a_line_that_was_cut_off_ends_one_controller_and_not_the_record(recorded):
+    begin = next(k for k, line in enumerate(recorded.recorded) if k and json.loads(line).get("begins"))
+    cut = [*recorded.recorded[:begin], recorded.recorded[begin - 1][:40] + "\n", *recorded.recorded[begin:]]
+    decisions = again(recorded, cut)
+    assert len(decisions) == len(again(recorded, recorded.recorded))
+    assert all(one.is_same for one in decisions)
+
+
 @pytest.mark.parametrize(
     ("cut", "why"),
     [
@@ -77,7 +85,7 @@ def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
             lambda lines: [lines[0].replace('"penumbra_record": 4', '"penumbra_record": 3')],
             "version 4 is allowed, not 3",
         ),
-        (lambda lines: [*lines[:20], lines[20][:50]], "it ends in the middle of line 21"),
+        (lambda lines: [*lines[:20], lines[20][:50]], "line 21: it is cut off"),
     ],
 )
 def test_a_record_that_makes_no_sense_is_an_error_that_says_where(recorded, cut, why):
