@@ -25,6 +25,8 @@ from controlplane.observe import COUNTED
 from controlplane.ports import Counters
 
 VERSION = 4
+RECORD_BEGIN = '{"penumbra_record":'
+"""So its first line begins."""
 _COUNTED = (*COUNTED, "answered")
 _NOT_COUNTED = tuple(
     field.name for field in fields(Counters) if field.name not in ("at_s", "rows", "requests_read", *_COUNTED)

@@ -30,7 +30,7 @@ from controlplane.cli.instance import loaded as loaded_instances
 from controlplane.cli.output import EXIT_USAGE, fail
 from controlplane.loop import Controller
 from controlplane.ports import DataplaneError
-from controlplane.record import Recorder
+from controlplane.record import RECORD_BEGIN, Recorder
 
 UAPI_HEADER = Path("/usr/include/linux/types.h")
 """One of the headers that bpf/ includes."""
@@ -286,6 +286,11 @@ def _run(
 def record_file(path: Path) -> TextIO:
     """Lines are added to it, each written at once; nobody else may read it, as it holds the configuration."""
     try:
+        if path.is_file() and not is_record(path):
+            fail(
+                f"--record {path}: it is there, and no record; a new file, or a record, is allowed",
+                EXIT_USAGE,
+            )
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
         fail(f"--record {path}: {error.strerror}", EXIT_USAGE)
@@ -293,6 +298,12 @@ def record_file(path: Path) -> TextIO:
     if path.is_file() and _last_byte(path) not in (b"", b"\n"):
         added.write("\n")  # who wrote the last line did not come to its end
     return added
+
+
+def is_record(path: Path) -> bool:
+    """An empty one is, too."""
+    with path.open("rb") as file:
+        return RECORD_BEGIN.encode().startswith(file.read(len(RECORD_BEGIN)))
 
 
 def _last_byte(path: Path) -> bytes:
