@@ -87,6 +87,8 @@ class Fleet:
         self.shadow_rates: dict[str, tuple[float, float]] = {}
         """Shadow -> (flows per second, RTT in us) of the last reading."""
         self._clones = Clones()
+        self._used_up: frozenset[str] = frozenset()
+        """Members that are as busy as can be."""
         self._in_trouble: set[str] = set()
         """Live endpoints that are slow or failing, and whose shadows are not."""
         self._answered: dict[str, str] = {}
@@ -479,10 +481,11 @@ class Fleet:
         least = np.array([len(view.names) if view.is_pool else 1 for view in views])
         wanted = np.array([size.wanted if size else np.nan for size in sizes], dtype=np.float64) / least
         exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64) / least
+        self._used_up = self.balance.used_up()
         self.saturated = self._now_saturated()
         wants = loads.busy(wanted, exact) | (self.saturated & np.isnan(self._applied))
         parents = {shadow.parent for shadow in roster.shadows.values()}
-        known = (parents | self._down() | set(self._answered.values())) & loads.index.keys()
+        known = (parents | self._down() | set(self._answered.values()) | self._used_up) & loads.index.keys()
         wants[[loads.index[name] for name in known]] = True
         them = {loads.names[i] for i in np.flatnonzero(wants).tolist()}
         found = [
@@ -566,7 +569,7 @@ class Fleet:
     def _now_saturated(self) -> npt.NDArray[np.bool_]:
         found = self.capacities.saturated.copy()
         index = self.loads.index
-        found[[index[name] for name in self.balance.used_up() if name in index]] = True
+        found[[index[name] for name in self._used_up if name in index]] = True
         return found
 
     def _proven(self, i: int, now_s: float) -> float:
@@ -585,7 +588,7 @@ class Fleet:
         conditions, names = self.loads.conditions, self.loads.names
         found = [i for i in them if conditions.in_trouble[i]]
         if not found:
-            return _NO_TROUBLE
+            return self._overworked(unit, them, own)
         which = [i for i in found if not conditions.others_too[i]] or found
         words = conditions.trouble(which[0])
         if unit.is_pool:
@@ -596,6 +599,28 @@ class Fleet:
         others_too = bool(conditions.others_too[which[0]])
         alone = frozenset() if others_too else frozenset(signs.keys() - bad)
         return _Trouble(words, others_too, bool(bad), bool(helpers), alone)
+
+    def _overworked(self, unit: Unit, them: Sequence[int], own: Sequence[model.Shadow]) -> _Trouble:
+        """As busy as can be with what it should be able to serve: its capacity is given too high, or
+        something else is at work there."""
+        names = self.loads.names
+        for i in them:
+            capacity = self.capacity(i)
+            if names[i] not in self._used_up or capacity is None or not self.loads.high(i) <= capacity:
+                continue
+            words = (
+                f"as busy as can be at {self.loads.demand[i]:.0f}/s, though it should serve {capacity:.0f}/s"
+            )
+            helpers = {shadow.name for shadow in own if shadow.parent == names[i]}
+            are_too = not helpers.isdisjoint(self._used_up)
+            return _Trouble(
+                f"{names[i]}: {words}" if unit.is_pool else words,
+                others_too=False,
+                shadows_too=are_too,
+                is_helped=bool(helpers),
+                alone=frozenset() if are_too else frozenset({names[i]}),
+            )
+        return _NO_TROUBLE
 
     def decide(self, unit: Unit, group: groups.Group, now_unix_s: float) -> tuple[groups.Verdict, ...]:
         memory = self._memories.get(unit.key, groups.Memory())

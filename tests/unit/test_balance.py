@@ -154,6 +154,25 @@ def test_who_uses_all_it_has_is_saturated_and_gets_one_shadow(told):
         assert "saturated" in world.store.records["web-1-s1"].reason or world.states() == [ShadowState.READY]
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_who_uses_all_it_has_below_its_given_capacity_gets_one_shadow(told):
+    world = World(replace(config(), services={"web": replace(given_far_too_high(), usage=SOURCE)}))
+    for k in range(400):
+        for name, served in world.dataplane.served.items():
+            world.load_source.tell(name, cpu=min(served / 80.0, 1.0) if told else None)
+        world.tick(40.0 if k < 60 else 110.0)
+    assert world.orders() == (["web-1-s1"] if told else [])
+    assert world.states() == ([ShadowState.READY] if told else [])
+    if told:
+        assert "as busy as can be" in next(row.reason for row in world.store.rows if row.action == "add")
+        assert world.dataplane.served["web-1-s1"] > 10.0
+
+
+def given_far_too_high() -> model.Service:
+    web = config().services["web"]
+    return replace(web, endpoints=tuple(replace(one, capacity=1000.0) for one in web.endpoints))
+
+
 class Cold:
     """A group whose shadow serves a fifth of what it should for its first twenty seconds; requests wait."""
 
