@@ -430,7 +430,8 @@ class Fleet:
         """Health of the shadows that are probed; what is known of others is forgotten, what they use too: a
         shadow made again under its name starts unknown."""
         self.usages.keep(lambda name: self._usage_source(name, roster))
-        self.balance.keep(roster.endpoints.keys() | roster.shadows.keys())
+        if self._usage_sources:
+            self.balance.keep(roster.endpoints.keys() | roster.shadows.keys())
         probed = {name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED}
         for name in self.health.keys() - probed - roster.endpoints.keys():
             del self.health[name]

@@ -8,7 +8,7 @@ each a little too small need one shadow, not ten.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,11 +66,6 @@ def units(service: Service) -> tuple[Unit, ...]:
     if is_pool(service):
         return (Unit(service, service.endpoints, True),)
     return tuple(Unit(service, (endpoint,)) for endpoint in service.endpoints)
-
-
-def ring_share(ring: Mapping[str, float], name: str) -> float:
-    """Of a service's new flows, 0..1, that its ring gives to one endpoint."""
-    return ring.get(name, 0.0) / (sum(ring.values()) or 1.0)
 
 
 @dataclass(frozen=True, slots=True)

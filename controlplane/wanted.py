@@ -10,7 +10,6 @@ from typing import Protocol
 
 from controlplane import drains, model, shadows, weights
 from controlplane.model import Member, Role, Shadow, ShadowState
-from controlplane.pool import ring_share
 
 _BLIND_S = 180.0
 """Weights stay so long without readings, then they move to capacity shares."""
@@ -100,6 +99,7 @@ def wanted_steering(
             ring_changed_s.get(service.name, -1e9),
             now_s,
         )
+        of_ring = None if whole is None else whole / (sum(ring.values()) or 1.0)
         for endpoint in service.endpoints:
             own = shadows_of.get(endpoint.name, ())
             members[endpoint.name] = _live(
@@ -108,7 +108,7 @@ def wanted_steering(
                 service,
                 endpoint,
                 slots[endpoint.name],
-                fleet.high(endpoint) if whole is None else whole * ring_share(ring, endpoint.name),
+                fleet.high(endpoint) if of_ring is None else of_ring * ring.get(endpoint.name, 0.0),
                 drained,
                 frozen,
                 stale_s.get(endpoint.name),
