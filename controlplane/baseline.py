@@ -188,6 +188,13 @@ class Baseline:
             np.isnan(signs.times), self._recent_time, before + step * (signs.times - before)
         )
 
+    def rescale(self, rows: Rows, factor: Floats) -> None:
+        """From now on these are given so many times as much: that is no deviation.
+
+        :param factor: (rows,)"""
+        for sums in (self._count, self._squares, self._expected, self._apart, self._recent_count):
+            sums[_RATES, rows] *= factor
+
     def dismiss(self, rows: Flags) -> None:
         """What looks like slow answers or errors of these is none."""
         if rows.any():

@@ -112,6 +112,10 @@ class Conditions:
         recent = np.vstack([self._baseline.recent_count(them)[Count.RATE], self._baseline.recent_time(them)])
         self._habits.take(now_unix_s, np.where(self.failing[them], np.nan, recent))
 
+    def rescale(self, groups: slice, factor: Floats) -> None:
+        """By the ring, these groups get so many times as many flows from now on."""
+        self._baseline.rescale(groups, factor)
+
     def _usual(self, now_unix_s: float) -> tuple[Floats, Floats]:
         """What ``Baseline.judge`` wants to know of this time of day."""
         usual, them = self._habits.usual(now_unix_s), slice(self._groups, None)
@@ -212,12 +216,20 @@ class Conditions:
 
     def troubled_signs(self, i: int) -> list[tuple[Count | Time, float]]:
         """Of a group: times in us, and shares, of the last seconds, those that deviate."""
-        scores, times = self._baseline.scores_of(i), self._baseline.told_time(i)[0]
-        counts = self._baseline.told_count(i)[0]
-        found: list[tuple[Count | Time, float]] = [
-            (time, math.exp(times[time])) for time in Time if scores[_TIMES + time] >= REMARKABLE
+        return [(sign, now) for sign, now, _ in self.beside_normal(i)]
+
+    def beside_normal(self, i: int) -> list[tuple[Count | Time, float, float]]:
+        """The same signs, and with each what is normal."""
+        scores, (times, usual_times) = self._baseline.scores_of(i), self._baseline.told_time(i)
+        counts, usual_counts = self._baseline.told_count(i)
+        found: list[tuple[Count | Time, float, float]] = [
+            (time, math.exp(times[time]), math.exp(usual_times[time]))
+            for time in Time
+            if scores[_TIMES + time] >= REMARKABLE
         ]
-        return found + [(count, counts[count]) for count in _ERRORS if scores[count] >= REMARKABLE]
+        return found + [
+            (count, counts[count], usual_counts[count]) for count in _ERRORS if scores[count] >= REMARKABLE
+        ]
 
     def _condition(self, row: int) -> Condition:
         return Condition(

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from controlplane import groups, model, policy, shadows, usage, weights
+from controlplane import groups, model, penalties, policy, shadows, usage, weights
 from controlplane.balance import Balance
 from controlplane.baseline import REMARKABLE
 from controlplane.capacity import WINDOW_S, Capacities, News
@@ -20,6 +20,7 @@ from controlplane.health import MemberHealth
 from controlplane.loads import Loads
 from controlplane.observe import Rates, Rows, growth, rates, work
 from controlplane.outlook import Outlook
+from controlplane.penalties import Penalties
 from controlplane.pool import Unit
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
@@ -101,11 +102,13 @@ class Fleet:
 
     def reconfigure(self, config: model.Config) -> None:
         views, loads, turnover, capacities = self.views, self.loads, self._turnover, self.capacities
+        penalised = self.penalties
         self._set_up(config)
         self.capacities.resume(capacities)
         self._apply_capacities()
         self.loads.resume(loads)
         self._turnover.resume(turnover)
+        self.penalties.resume(penalised)
         for name in self.views.keys() & views.keys():
             self.views[name].resume(views[name])
 
@@ -113,6 +116,7 @@ class Fleet:
         self.views = {name: Outlook(service, config.tick_s) for name, service in config.services.items()}
         self.loads = Loads(config.services.values(), [view.method for view in self.views.values()])
         self._turnover = Turnover(config.services)
+        self.penalties = Penalties(self.loads.names)
         self._rows = Rows(self.loads.names)
         self.capacities = _capacities(config)
         self.saturated: npt.NDArray[np.bool_] = self.capacities.saturated
@@ -196,9 +200,45 @@ class Fleet:
             new = sum(float(np.nansum(one.flows) - np.nansum(one.unremembered)) for one in both)
             demand = self.loads.take(reading, self._down(), after.at_s, now_unix_s, new / reading.over_s)
             self._turnover.take(demand, reading.over_s)
+            self._penalise(roster, reading.over_s, after.at_s)
             self._foresee(demand, reading.over_s, now_unix_s)
             self._learn_capacities(reading, before, after, roster)
         return True
+
+    def _penalise(self, roster: Members, over_s: float, now_s: float) -> None:
+        """Who is slow or failing and whose neighbours are not, as far as others can take more."""
+        conditions, least = self.loads.conditions, {}
+        ill = conditions.in_trouble & ~conditions.others_too
+        for i in np.flatnonzero(ill).tolist():
+            view = self.views[self.loads.service(i).name]
+            them = [(e.name, self.loads.index[e.name]) for e in view.service.endpoints]
+            if any(not ill[j] and self.is_up(name, True) for name, j in them):
+                least[i] = self._least_kept(i, them, ill, view, roster)
+        self.penalties.take(conditions, least, over_s, now_s)
+
+    def _least_kept(
+        self,
+        i: int,
+        them: Sequence[tuple[str, int]],
+        ill: npt.NDArray[np.bool_],
+        view: Outlook,
+        roster: Members,
+    ) -> float:
+        loads, ring = self.loads, weights.ring_weights({e.name: e for e in view.service.endpoints})
+        ready = {
+            j: sum(s.state is model.ShadowState.READY and self.is_up(s.name, False) for s in roster.of(name))
+            for name, j in them
+        }
+        others = sum(
+            (ready[j] + (not ill[j] and self.is_up(name, True))) * float(loads.capacity[j])
+            for name, j in them
+        )
+        by_members = {name: ring[name] * (1 + ready[j]) for name, j in them}
+        if view.is_pool:
+            share = ring[loads.names[i]] / sum(by_members.values())
+        else:
+            share = ring[loads.names[i]] / sum(ring.values()) / (1 + ready[i])
+        return penalties.least_kept(float(sum(loads.need[j] for _, j in them)), others, share)
 
     def _learn_capacities(
         self, reading: Rates, before: Counters | None, after: Counters, roster: Members
@@ -638,6 +678,11 @@ class Fleet:
         names = [endpoint.name for endpoint in unit.endpoints]
         up = [name for name in names if self.is_up(name, True) and name not in drained]
         return tuple(sorted(up or names, key=lambda name: name not in self._in_trouble))
+
+    @property
+    def kept(self) -> Mapping[str, float]:
+        """Live endpoint -> the part of its weight that it keeps while it is slow or failing."""
+        return self.penalties.kept
 
     def is_in_trouble(self, name: str) -> bool:
         """A live endpoint that is slow or failing, and its shadows, if it has some, are not."""

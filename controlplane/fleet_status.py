@@ -126,6 +126,7 @@ def _group_status(
         horizon_s=round(float(loads.prediction.horizon_s[i]), 3),
         spill=member.spill if member else 0.0,
         ring_weight=ring.get(endpoint.name, 0.0),
+        penalty=round(1.0 - fleet.kept.get(endpoint.name, 1.0), 3),
         rtt_us=known(loads.rtt_us[i]),
         rate_deviation=round(condition.rate, 3),
         latency_deviation=round(condition.latency, 3),

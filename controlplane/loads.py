@@ -118,11 +118,23 @@ class Loads:
         for name, ring in rings.items():
             if ring == self._rings.get(name) or name not in self._services:
                 continue
-            them = self._services[name]
-            shares = [ring.get(self.names[i], 0.0) for i in them]
-            if any(shares):
+            them = self.groups(name)
+            now = np.array([ring.get(one, 0.0) for one in self.names[them]])
+            if now.any():
+                if name in self._rings:
+                    self._rescale(them, self._by_weight[them], now)
                 self._rings[name] = ring
-                self._by_weight[them.start : them.stop] = shares
+                self._by_weight[them] = now
+
+    def _rescale(self, groups: slice, before: Floats, now: Floats) -> None:
+        """What is moved between groups by the ring is no change of demand, nor unusual.
+
+        :param before: weights of these, as ``now``."""
+        stays = (before > 0) & (now > 0)
+        factor = np.divide(now / now.sum(), before / before.sum(), out=np.ones(now.shape), where=stays)
+        self._flows[groups] *= factor
+        self._forecaster.rescale(groups, factor)
+        self.conditions.rescale(groups, factor)
 
     def take(
         self, reading: Rates, down: Set[str], now_s: float, now_unix_s: float, new_flows: float
@@ -171,6 +183,11 @@ class Loads:
         told = self.prediction
         return Seen(float(told.point[i]), float(told.high[i]), float(told.level[i]), float(self.quantile[i]))
 
+    @property
+    def need(self) -> Floats:
+        """(groups,) what each has to be ready for, flows/s."""
+        return np.fmax(self.prediction.high, self.prediction.level)
+
     def high(self, i: int) -> float:
         """What the group has to be ready for, flows/s."""
         return self.seen(i).need
@@ -189,8 +206,7 @@ class Loads:
 
         :param wanted: (services,) members that pay for each live one. ``exact``: the same before it was
             rounded up; NaN: not known."""
-        need = np.fmax(self.prediction.high, self.prediction.level)
-        wants = ~(need <= self.capacity)
+        wants = ~(self.need <= self.capacity)
         there = self.conditions
         wants |= there.rate[: len(self.names)] >= REMARKABLE
         wants |= there.in_trouble & ~there.others_too

@@ -99,6 +99,7 @@ class Controller:
         self._interfaces: Sequence[model.Interface] = ()
         self._own_addresses: Collection[Address] = ()
         self._own_due_s = 0.0
+        self._penalised: frozenset[str] = frozenset()
         self._stopping = False
         self._overruns = 0
         self._steps = 0
@@ -378,6 +379,7 @@ class Controller:
                         self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)
         self._say_common_causes()
+        self._say_penalties()
         lead_times = {
             name: (lead_s, self._roster.usual_lead_time_s(name), lives_s.get(name))
             for name, lead_s in leads_s.items()
@@ -395,6 +397,22 @@ class Controller:
                 self._journal.once(service, "common-cause", said)
             else:
                 self._journal.forget(service, "common-cause")
+
+    def _say_penalties(self) -> None:
+        """Who got one, and who has lost it."""
+        if not self._automatic:
+            return
+        now = self._fleet.kept
+        for name, kept in now.items():
+            if name not in self._penalised:
+                trouble = self._fleet.loads.conditions.trouble(self._fleet.loads.index[name])
+                said = (
+                    f"{name}: {trouble}: it loses {1 - kept:.0%} of its share of new flows to its neighbours"
+                )
+                self._journal.say(name, "penalty", said)
+        for name in self._penalised - now.keys():
+            self._journal.say(name, "penalty", f"{name}: it has its usual share of new flows again")
+        self._penalised = frozenset(now)
 
     def _inputs(self, service: model.Service, group: groups.Group) -> dict[str, float]:
         return group.inputs(service.shadows, self._clock.record_s())

@@ -99,6 +99,8 @@ class GroupStatus:
     horizon_s: float
     spill: float
     ring_weight: float
+    penalty: float
+    """The part of its usual share of new flows that it loses while it is slow or failing, 0..1."""
     rtt_us: float | None
     rate_deviation: float
     """How far it is from what is normal, 0..1; 0.5 is remarkable."""
@@ -288,6 +290,7 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
         "saturated": float(group.saturated),
         "spill_ratio": group.spill,
         "ring_weight": group.ring_weight,
+        "penalty_ratio": group.penalty,
         "rtt_seconds": None if group.rtt_us is None else group.rtt_us / 1e6,
         "endpoint_healthy": None if group.up is None else float(group.up),
         "rate_deviation": group.rate_deviation,

@@ -45,6 +45,10 @@ class Knowledge(Protocol):
 
     def is_in_trouble(self, name: str) -> bool: ...
 
+    @property
+    def kept(self) -> Mapping[str, float]:
+        """Live endpoint -> the part of its weight that it keeps while it is slow or failing."""
+
 
 def wanted_steering(
     config: model.Config,
@@ -95,6 +99,7 @@ def wanted_steering(
             usable,
             drained,
             _serving(fleet, slots, draining, drained) if whole is not None and has_shadows else None,
+            {name: sum(those.values()) for name, those in slots.items()},
             frozen or any(stale_s[name] <= _BLIND_S for name in slots if name in stale_s),
             ring_changed_s.get(service.name, -1e9),
             now_s,
@@ -307,8 +312,9 @@ def _live(
             target = weights.wanted_spill(0.0, None, usable, True)
         else:
             target = weights.wanted_spill(high, endpoint.capacity, usable, True) if high == high else spill
-            if fleet.is_in_trouble(endpoint.name):  # its shadows take their whole share
-                target = max(target, weights.wanted_spill(0.0, None, usable, True))
+            own = fleet.kept.get(endpoint.name, 1.0)
+            if own < 1.0 or fleet.is_in_trouble(endpoint.name):  # its shadows take their whole share
+                target = max(target, weights.wanted_spill(0.0, None, usable, True, own))
         if part is not None:
             spill = weights.warming_spill(target, part)
         else:
@@ -327,6 +333,22 @@ def _live(
     )
 
 
+def _fitness(
+    fleet: Knowledge, chosen: Mapping[str, model.Endpoint], helpers: Mapping[str, float], now_s: float
+) -> Mapping[str, float] | None:
+    """Of groups; None: each serves as much as it should.
+
+    :param helpers: shadows of each that take what their parent does not keep, in units of a whole one."""
+    told = fleet.fitness(chosen, now_s)
+    penalised = fleet.kept.keys() & chosen.keys()
+    if not penalised:
+        return told
+    found = dict.fromkeys(chosen, 1.0) if told is None else dict(told)
+    for name in penalised:
+        found[name] *= (fleet.kept[name] + helpers[name]) / (1.0 + helpers[name])
+    return found
+
+
 def _ring(
     installed: model.Steering,
     fleet: Knowledge,
@@ -334,6 +356,7 @@ def _ring(
     usable: Mapping[str, bool],
     drained: frozenset[str],
     serving: Mapping[str, float] | None,
+    helpers: Mapping[str, float],
     frozen: bool,
     changed_s: float,
     now_s: float,
@@ -353,7 +376,7 @@ def _ring(
     if not any(usable.values()):
         wanted = weights.ring_weights(chosen)
     else:
-        wanted = weights.ring_weights(chosen, serving, fleet.fitness(chosen, now_s))
+        wanted = weights.ring_weights(chosen, serving, _fitness(fleet, chosen, helpers, now_s))
     before = installed.services.get(service.name)
     current = dict(before.ring) if before else {}
     if wanted.keys() != current.keys():

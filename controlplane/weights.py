@@ -83,7 +83,9 @@ def warming_spill(target: float, part: float) -> float:
     return 1.0 - part * (1.0 - target)
 
 
-def wanted_spill(demand: float, capacity: float | None, shadows: float, live_usable: bool) -> float:
+def wanted_spill(
+    demand: float, capacity: float | None, shadows: float, live_usable: bool, own: float = 1.0
+) -> float:
     """The share of a live endpoint's new flows that shadows should get.
 
     The live one fills half of its capacity, the rest is shared by what everyone has left, so that all are
@@ -91,13 +93,14 @@ def wanted_spill(demand: float, capacity: float | None, shadows: float, live_usa
     at the limit, and ``demand`` is the forecast's high quantile.
 
     :param shadows: usable shadows, in units of one whole shadow (each has its parent's capacity).
+    :param own: the part of its own whole share that the live one keeps, where all take their whole share.
     """
     if shadows <= 0:
         return 0.0
     if not live_usable:
         return 1.0
     if capacity is None:
-        return shadows / (1.0 + shadows)
+        return shadows / (own + shadows)
     own = _OWN_SHARE * capacity
     if demand <= own:
         return 0.0

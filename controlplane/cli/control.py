@@ -208,10 +208,10 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         of_pools = ("service", "demand", "high", "capacity", "wanted", "standing", "reason")
         output.rows(of_pools, pools, as_json=False)
-    if unusual := [group for group in groups if group.get("deviation_reason")]:
+    if unusual := [group for group in groups if group.get("deviation_reason") or group.get("penalty")]:
         say("")
         scores = ("rate_deviation", "latency_deviation", "error_deviation")
-        output.rows(("service", "name", *scores, "deviation_reason"), unusual, as_json=False)
+        output.rows(("service", "name", *scores, "penalty", "deviation_reason"), unusual, as_json=False)
     if shadows:
         say("")
         columns = ("endpoint", "name", "state", "host", "address", "port", "up", "served", "age_s", "reason")

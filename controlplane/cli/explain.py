@@ -146,6 +146,9 @@ def _of_deviation(group: Mapping[str, Any]) -> Iterator[str]:
         said += "; nothing is learned of this time"
     scores = [f"{what} {group[key]:g}" for what, key in _DEVIATIONS.items()]
     yield f"  deviation  {', '.join(scores)} (0: normal, 0.5: remarkable, 1: most): {said}"
+    if group.get("penalty"):
+        lost = f"{group['penalty']:.0%} of its usual share of new flows, while it is slow or failing"
+        yield f"  penalty    {lost}, and then less and less"
     if group["common_cause"]:
         yield f"  common     {group['common_cause']}: a common cause, no shadows for it"
 

@@ -47,6 +47,11 @@ class Errors:
             self._errors[groups] = np.nan
             self._points[:, groups] = np.nan
 
+    def rescale(self, groups: slice, factor: Floats) -> None:
+        """As if all had been forecast, and missed, by so many times as much."""
+        self._points[:, groups] *= factor
+        self._errors[groups] *= factor[:, None]
+
     def await_(self, points: Floats, made_s: float, due_s: Floats) -> None:
         if self._made - int(self._taken.min(initial=self._made)) == len(self._points):
             self._make_room()

@@ -53,6 +53,10 @@ _CARRIED = (
     "_fit_level",
     "_fit_trend",
 )
+_PROPORTIONAL = (
+    "_level", "_trend", "_variance", "_climb_level", "_climb_trend", "_fit_level", "_fit_trend",
+)  # fmt: skip
+"""To a group's share of its service; of counts the variance is as well."""
 _FORGET_S = 30.0
 """A gap longer than this starts a group anew."""
 _PRIOR_ERRORS = 10.0
@@ -126,6 +130,17 @@ class Forecaster:
             getattr(self, attribute)[to] = getattr(other, attribute)[source]
         self._onset.resume(other._onset, to, source)
         self._errors.resume(other._errors, to, source)
+
+    def rescale(self, groups: slice, factor: Floats) -> None:
+        """From now on these are given so many times as much: that is no change of demand.
+
+        :param factor: (groups,)"""
+        for attribute in _PROPORTIONAL:
+            getattr(self, attribute)[groups] *= factor
+        for attribute in ("_onset_noise", "_climb_noise"):
+            getattr(self, attribute)[groups] *= factor**2
+        self._onset.rescale(groups, factor)
+        self._errors.rescale(groups, factor)
 
     def update(self, values: Floats, now_s: float) -> None:
         """Takes one reading per group, per second; NaN: no reading, the group's state stays."""

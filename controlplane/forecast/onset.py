@@ -70,6 +70,11 @@ class Onset:
         self._before[:, to] = other._before[:, source]
         self._noise[:, to] = other._noise[:, source]
 
+    def rescale(self, groups: slice, factor: Floats) -> None:
+        """As if readings had been so many times as much."""
+        self._readings[:, groups] *= factor
+        self._before[:, groups] *= factor
+
     def not_above_recent(self, level: Floats, trend: Floats, variance: Floats) -> tuple[Floats, Floats]:
         """Level and trend, but at most a standard deviation above what the last readings say of them: a
         climb that has ended is still the best straight line for a while."""

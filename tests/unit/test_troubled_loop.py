@@ -88,7 +88,7 @@ def test_a_shift_of_one_endpoint_is_found_within_30_s_and_answered_by_one_shadow
     assert max(group.latency_deviation, group.error_deviation) >= 0.5
     world.ticks(60, DEMAND)
     assert world.orders() == ["web-1-s1"]
-    assert world.dataplane.members["web-1"].spill == pytest.approx(0.5), "its shadow helps"
+    assert world.dataplane.members["web-1"].spill >= 0.5, "its shadow helps"
 
 
 @pytest.mark.parametrize(("befall", "why"), SHIFTS.values(), ids=SHIFTS.keys())

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What live endpoints that are slow or failing, while others of their service are not, lose of their weight.
+
+Who fails a fifth of its flows more than is normal loses a fifth of them; who takes three times as long gets a
+third, so that as many wait at it as before (Little, "A proof for the queuing formula", Operations Research 9,
+1961). No more is taken from it than the others have room for, and never all: who is given nothing can't be
+seen to be well again. It comes back slowly, for what heals as soon as less is given is ill again with more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from controlplane.conditions import Conditions
+from controlplane.signs import Time
+
+_LEAST = 0.1
+_FILLED = 0.8
+"""Of what the others can be counted on for: with much more they would need shadows."""
+_WELL_S = 30.0
+"""It is well for so long before it gets more again."""
+_DOUBLED_S = 60.0
+"""Then in so long it gets twice as much."""
+
+
+class Penalties:
+    """Of the live endpoints with these names."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._kept: dict[str, float] = {}
+        self._ill_s: dict[str, float] = {}
+        """When each was ill last."""
+
+    @property
+    def kept(self) -> Mapping[str, float]:
+        """Endpoint -> the part of its weight that it keeps; those that keep all of it are not there."""
+        return self._kept
+
+    def resume(self, other: Penalties) -> None:
+        """The same of those that both have."""
+        both = other._kept.keys() & set(self._names)
+        self._kept = {name: other._kept[name] for name in both}
+        self._ill_s = {name: other._ill_s[name] for name in both}
+
+    def take(self, conditions: Conditions, least: Mapping[int, float], over_s: float, now_s: float) -> None:
+        """:param least: indices of those in trouble, while others of their service are not -> the part of
+        its weight that each has to keep, as the others have no room for more."""
+        for name in list(self._kept):
+            if now_s - self._ill_s[name] > _WELL_S:
+                self._kept[name] *= 2.0 ** (over_s / _DOUBLED_S)
+                if self._kept[name] >= 1.0:
+                    del self._kept[name], self._ill_s[name]
+        for i, part in least.items():
+            name = self._names[i]
+            kept = max(min(keepable(conditions, i), self._kept.get(name, 1.0)), part, _LEAST)
+            if kept < 1.0:
+                self._kept[name], self._ill_s[name] = kept, now_s
+            else:
+                self._kept.pop(name, None)
+
+
+def keepable(conditions: Conditions, i: int) -> float:
+    """The part of its weight that an endpoint in trouble serves as well as it did with all of it."""
+    return min(
+        (
+            normal / now if isinstance(sign, Time) else 1.0 - (now - normal)
+            for sign, now, normal in conditions.beside_normal(i)
+        ),
+        default=1.0,
+    )
+
+
+def least_kept(need: float, others: float, share: float) -> float:
+    """The part of its weight that an endpoint has to keep, 0..1.
+
+    :param need: what its service has to be ready for, flows/s. ``others``: what those that are well, and its
+        own shadows, can be counted on for; NaN: not known, and taken to suffice. ``share``: its own one of
+        all new flows, if it keeps all of its weight."""
+    missing = (need - _FILLED * others) / max(need * share, 1e-9)
+    return 0.0 if math.isnan(missing) else min(max(missing, 0.0), 1.0)
