@@ -66,6 +66,10 @@ _CARRIED = (
 )  # fmt: skip
 
 
+_KEPT = ("_count", "_of", "_squares", "_expected", "_apart", "_time", "_variance", "_readings")
+"""What is normal; the rest is of the last seconds."""
+
+
 class Baseline:
     """Of named rows. First ``judge`` a tick, then ``learn`` it."""
 
@@ -93,6 +97,20 @@ class Baseline:
         source = [old[self.names[i]] for i in to]
         for attribute in _CARRIED:
             getattr(self, attribute)[:, to] = getattr(other, attribute)[:, source]
+
+    def state(self, rows: npt.NDArray[np.intp]) -> Floats:
+        """(values, rows) all that ``restore`` needs."""
+        return np.vstack([getattr(self, attribute)[:, rows] for attribute in _KEPT])
+
+    def restore(self, rows: npt.NDArray[np.intp], state: Floats, *, with_rates: bool) -> None:
+        """:param state: of these rows. ``with_rates``: else they are learned anew."""
+        at = 0
+        for attribute in _KEPT:
+            values = getattr(self, attribute)
+            values[:, rows] = state[at : at + len(values)]
+            at += len(values)
+            if not with_rates and attribute not in ("_time", "_variance"):
+                values[_RATES, rows] = 0.0
 
     # ---- what is known -----------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from controlplane import model, signs
+from controlplane import model, normals, signs
 from controlplane.baseline import REMARKABLE, SUSPECT, Baseline
 from controlplane.habits import Habits
 from controlplane.observe import Rates
@@ -273,7 +273,16 @@ class Conditions:
                 said.append(f"{now[count]:.1%} {what}, {normal[count]:.1%} is normal")
         return ", ".join(said)
 
-    # ---- what is kept of days ------------------------------------------------------------------
+    # ---- what is kept ------------------------------------------------------------------------
+
+    def normal(self, at: int, now_unix_s: float) -> str:
+        """As text, of the service with this index and its groups."""
+        rows = np.append(np.flatnonzero(self._service == at), self._groups + at)
+        return normals.text(self._baseline, rows, now_unix_s)
+
+    def recall_normal(self, kept: str, now_unix_s: float) -> None:
+        """What a controller before this one learned. Raises ``ValueError`` with what is wrong with it."""
+        normals.recall(self._baseline, kept, now_unix_s)
 
     def recall(self, at: int, now_unix_s: float, read: Callable[[int], str | None]) -> list[str]:
         """What was most at this time of the last days, of the service with this index. What is wrong with it.

@@ -34,7 +34,9 @@ _CONCLUDED = 16
 """Services whose ended step is learned from before a tick decides: 6 ms. The steps of all end together."""
 _CONCLUDED_SHARE = 1.25
 """Of the steps that end in a mean tick."""
-_DEMAND, _USUAL, _CAPACITY = "demand:", "usual:", "capacity:"
+_DEMAND, _USUAL, _CAPACITY, _NORMAL = "demand:", "usual:", "capacity:", "normal:"
+_NORMALS_KEPT = 1000
+"""Endpoints whose normal is kept each time: some 200 kB."""
 _GAP_TICKS = 3.0
 """Readings further apart are stale."""
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
@@ -99,6 +101,7 @@ class Fleet:
         self.balance = Balance()
         self.fail_open: dict[str, bool] = {}
         self._unread = True
+        self._next_normal = 0
 
     def reconfigure(self, config: model.Config) -> None:
         views, loads, turnover, capacities = self.views, self.loads, self._turnover, self.capacities
@@ -426,6 +429,11 @@ class Fleet:
         for at, (name, view) in enumerate(self.views.items()):
             faults = self.loads.conditions.recall(at, now_unix_s, lambda day: get(f"{_USUAL}{name}:{day}"))  # noqa: B023
             wrong += [f"{name}: {fault}" for fault in faults]
+            if (text := get(f"{_NORMAL}{name}")) is not None:
+                try:
+                    self.loads.conditions.recall_normal(text, now_unix_s)
+                except ValueError as error:
+                    wrong.append(f"{name}: {error}")
             if view.foresight is not None:
                 view.foresight.begin(view.capacity)
                 faults = view.foresight.recall(now_unix_s, lambda chunk: get(f"{_DEMAND}{name}:{chunk}"))  # noqa: B023
@@ -441,6 +449,7 @@ class Fleet:
         for service in loads.services_of(self.capacities.take_unkept()):
             groups = np.arange(len(loads.names))[loads.groups(service.name)]
             yield f"{_CAPACITY}{service.name}", self.capacities.text(groups)
+        yield from self._normals(now_unix_s)
         for name, view in self.views.items():
             if view.foresight is None:
                 continue
@@ -448,6 +457,16 @@ class Fleet:
             for chunk, text in past.chunks(past.kept):
                 yield f"{_DEMAND}{name}:{chunk}", text
             past.kept = past.end
+
+    def _normals(self, now_unix_s: float) -> Iterator[tuple[str, str]]:
+        """Of as many services as fit, in turn."""
+        names, left = list(self.views), _NORMALS_KEPT
+        for _ in names:
+            at = self._next_normal = (self._next_normal + 1) % len(names)
+            yield f"{_NORMAL}{names[at]}", self.loads.conditions.normal(at, now_unix_s)
+            left -= len(self.views[names[at]].names)
+            if left <= 0:
+                break
 
     # ---- verdicts ---------------------------------------------------------------------------
 
