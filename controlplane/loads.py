@@ -133,8 +133,9 @@ class Loads:
         stays = (before > 0) & (now > 0)
         factor = np.divide(now / now.sum(), before / before.sum(), out=np.ones(now.shape), where=stays)
         self._flows[groups] *= factor
-        self._forecaster.rescale(groups, factor)
         self.conditions.rescale(groups, factor)
+        # Who comes back had no demand: of what is to come of it that says nothing.
+        self._forecaster.rescale(groups, np.where((before == 0) & (now > 0), np.nan, factor))
 
     def take(
         self, reading: Rates, down: Set[str], now_s: float, now_unix_s: float, new_flows: float

@@ -134,7 +134,7 @@ class Forecaster:
     def rescale(self, groups: slice, factor: Floats) -> None:
         """From now on these are given so many times as much: that is no change of demand.
 
-        :param factor: (groups,)"""
+        :param factor: (groups,) NaN: it begins anew."""
         for attribute in _PROPORTIONAL:
             getattr(self, attribute)[groups] *= factor
         for attribute in ("_onset_noise", "_climb_noise"):

@@ -153,3 +153,22 @@ def test_a_climb_that_has_ended_is_not_extrapolated_for_long():
         over.append(float(np.median(forecaster.predict(10.0, float(second)).point)) / 200)
     assert over[end + 6] < 1.3, over[end:]
     assert over[end + 10] < 1.2, over[end:]
+
+
+def high_after_step(rescaled: float | None, before: float) -> np.ndarray:
+    """Three seconds after the ring has given the group 50 flows/s."""
+    random = np.random.default_rng(3)
+    forecaster = Forecaster(ForecastMethod.AUTO, QUANTILE, [str(k) for k in range(SEEDS)])
+    for second in range(1, 64):
+        if second == 61 and rescaled is not None:
+            forecaster.rescale(slice(0, SEEDS), np.full(SEEDS, rescaled))
+        rate = before if second < 61 else 50.0
+        forecaster.update(random.poisson(rate, SEEDS).astype(float), float(second))
+        told = forecaster.predict(5.0, float(second))
+    return told.high
+
+
+@pytest.mark.parametrize(("before", "factor"), [(30.0, 5.0 / 3.0), (0.0, np.nan)])
+def test_what_the_ring_moves_to_a_group_is_no_rise_of_its_demand(before, factor):
+    assert high_after_step(factor, before).max() < 80.0
+    assert high_after_step(None, before).max() > 90.0, "if it is not told"
