@@ -127,7 +127,8 @@ class Sizing:
         """Members that there may be: at first, and where none may stand by, those that are forecast."""
         if self._standing and not self._is_guessing:
             return math.inf
-        return max(1, math.ceil(max(p90 if self._foresees else need, need) - _ROUNDING))
+        is_told = self._foresees and (self._quantiles.is_telling or not self._is_guessing)
+        return max(1, math.ceil(max(p90 if is_told else need, need) - _ROUNDING))
 
     @property
     def _is_guessing(self) -> bool:

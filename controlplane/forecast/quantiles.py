@@ -96,6 +96,11 @@ class Quantiles:
         mixed: Floats = np.nansum(self.weights()[:, None] * each, axis=0)
         return np.maximum.accumulate(mixed)
 
+    @property
+    def is_telling(self) -> bool:
+        """Errors were observed; until then quantiles are a guess that is wide enough for most."""
+        return len(self._errors) >= _ERRORS_LEAST
+
     def skip(self) -> None:
         """A step without a reading."""
         if len(self._pending) == self._lead:

@@ -289,3 +289,10 @@ def test_whom_less_of_the_weight_keeps_more_stay() -> None:
         start, stay = majority.wanted(1, 0.5, 0.2)[0], majority.wanted(10**6, 0.5, 0.2)[0]
         assert start <= stay
     assert start < stay
+
+
+@pytest.mark.parametrize(("cautious", "most"), [(True, 1), (False, 2)])
+def test_where_more_can_be_had_soon_nobody_is_started_before_errors_of_forecasts_are_known(cautious, most):
+    sizing = Sizing(240.0, 30.0, 30.0, cautious=cautious)
+    random = np.random.default_rng(1)
+    assert max(sizing.after(random.poisson(950) / 5).wanted for _ in range(60)) == most
