@@ -21,7 +21,7 @@ from controlplane.loads import Loads
 from controlplane.observe import Rates, Rows, growth, rates, work
 from controlplane.outlook import Outlook
 from controlplane.penalties import Penalties
-from controlplane.pool import Unit
+from controlplane.pool import Unit, is_pool
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
 from controlplane.turnover import Turnover, earlier_s
@@ -116,8 +116,8 @@ class Fleet:
             self.views[name].resume(views[name])
 
     def _set_up(self, config: model.Config) -> None:
-        self.views = {name: Outlook(service, config.tick_s) for name, service in config.services.items()}
-        self.loads = Loads(config.services.values(), [view.method for view in self.views.values()])
+        self._tick_s = config.tick_s
+        self._set_up_views(config.services.values())
         self._turnover = Turnover(config.services)
         self.penalties = Penalties(self.loads.names)
         self._rows = Rows(self.loads.names)
@@ -141,6 +141,10 @@ class Fleet:
         ending = sum(config.tick_s / view.step_s for view in self.views.values())
         self._later = max(0, math.ceil(_CONCLUDED_SHARE * ending) - _CONCLUDED)
         """Of the ended steps, that are learned from when the tick's work is done: so none waits for ever."""
+
+    def _set_up_views(self, services: Collection[model.Service]) -> None:
+        self.views = {service.name: Outlook(service, self._tick_s) for service in services}
+        self.loads = Loads(services, [view.method for view in self.views.values()])
 
     def take_rings(self, rings: Mapping[str, Mapping[str, float]]) -> None:
         """Service -> the weights that new flows go by until the next reading; of those that changed."""
@@ -317,13 +321,27 @@ class Fleet:
 
     def _apply_capacities(self) -> None:
         """What is known of them now is gone by from here on."""
-        used, loads = self.capacities.used, self.loads
+        used, loads, regroups = self.capacities.used, self.loads, False
         changed = ~((used == self._applied) | (np.isnan(used) & np.isnan(self._applied)))
         self._applied = used.copy()
         for configured in loads.services_of(changed):
-            service = _with(configured, used[loads.groups(configured.name)])
-            self.views[service.name].use(service)
+            service, view = (
+                _with(configured, used[loads.groups(configured.name)]),
+                self.views[configured.name],
+            )
+            view.use(service)
             loads.use(service)
+            regroups |= is_pool(service, was_one=view.is_pool) != view.is_pool
+        if regroups:
+            self._regroup()
+
+    def _regroup(self) -> None:
+        """Capacities that are known now make a pool, or unmake one: all that was learned stays."""
+        views, loads = self.views, self.loads
+        self._set_up_views([view.service for view in views.values()])
+        self.loads.resume(loads)
+        for name, view in self.views.items():
+            view.resume(views[name])
 
     def told(self, roster: Members) -> tuple[str, ...]:
         """Members whose services have their requests told."""

@@ -108,6 +108,8 @@ class Loads:
         self._forecaster.resume(other._forecaster)
         self.pools.resume(other.pools)
         self.conditions.resume(other.conditions)
+        if self.names == other.names:
+            self.demand, self.rtt_us, self.prediction = other.demand, other.rtt_us, other.prediction
         for name, i in self.index.items():
             j = other.index.get(name)
             if j is not None and other.endpoints[j].service == self.endpoints[i].service:

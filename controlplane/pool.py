@@ -19,8 +19,9 @@ from controlplane.model import Affinity, Endpoint, ForecastMethod, Service
 
 Floats = npt.NDArray[np.float64]
 
-_ALIKE = 1.25
-"""The largest capacity is at most so many times the least: members are counted, not added up."""
+_ALIKE, _STILL_ALIKE = 1.25, 1.5
+"""The largest capacity is at most so many times the least: members are counted, not added up. Learned ones
+vary: who is a pool stays one up to the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,6 @@ class Unit:
     endpoints: tuple[Endpoint, ...]
     """Its live ones: one, or all of the service's."""
     is_pool: bool = False
-    """As it was configured: capacities that are learned don't make or unmake one."""
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class Unit:
         return sum(known) / len(known) if known else None
 
 
-def is_pool(service: Service) -> bool:
+def is_pool(service: Service, *, was_one: bool = False) -> bool:
     """Clients are not bound to endpoints, nobody asked for other shares, capacities are alike."""
     capacities = [one.capacity for one in service.endpoints if one.capacity is not None]
     return (
@@ -58,7 +58,7 @@ def is_pool(service: Service) -> bool:
         and service.affinity is Affinity.NONE
         and len({one.weight for one in service.endpoints}) == 1
         and len(capacities) == len(service.endpoints)
-        and max(capacities) <= _ALIKE * min(capacities)
+        and max(capacities) <= (_STILL_ALIKE if was_one else _ALIKE) * min(capacities)
     )
 
 
