@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``penumbra`` command. Exit 0: done; 1: failed; 2: wrong usage or configuration."""
+"""The ``penumbra`` command. Exit 0: done; 1: failed; 2: wrong usage or configuration; 141: not read on."""
 
 from __future__ import annotations
 
@@ -49,7 +49,5 @@ def main() -> None:
         fail("\npenumbra: ".join(error.problems), EXIT_USAGE)
     except (DataplaneError, StoreError) as error:
         fail(str(error))
-    except BrokenPipeError:
-        fail("output closed")
     except OSError as error:
         fail(f"{error.filename or 'output'}: {error.strerror or error}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import recorded
+from controlplane.cli import output, recorded
 from controlplane.cli.options import AsJsonLines
 from controlplane.cli.output import EXIT_USAGE, fail, say
 from controlplane.deviation import Detector, Score
@@ -26,13 +26,18 @@ def detect(trace: Series, as_json: AsJsonLines = False) -> None:
 
     Example: penumbra detect --trace requests.csv --json
     """
-    detector = Detector()
+    output.needed()
+    detector, is_empty = Detector(), True
     try:
         for reading in recorded.readings(trace):
+            is_empty = False
             score = detector.after(reading.at_s, reading.value)
             say(_object(reading, score) if as_json else _line(reading, score))
     except LineError as error:
         fail(str(error), EXIT_USAGE)
+    if is_empty:
+        source = "standard input" if trace == recorded.STDIN else trace
+        fail(f"{source}: too few readings: 0; at least 1 is needed", EXIT_USAGE)
 
 
 def _line(reading: Reading, score: Score) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import plotted, recorded
+from controlplane.cli import output, plotted, recorded
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_USAGE, fail, rows, say
 from controlplane.cli.plotted import Plot
@@ -40,6 +40,7 @@ def forecast(
 
     Example: penumbra forecast --trace load.csv --horizon 60
     """
+    output.needed()
     plotted.checked(plot, trace)
     try:
         if trace == STDIN:

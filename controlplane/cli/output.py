@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -19,6 +22,8 @@ from controlplane.addresses import Address, Network
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_UNREAD = 128 + signal.SIGPIPE
+"""As shells tell of who was ended by that signal: nobody reads on."""
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
@@ -27,8 +32,25 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     raise SystemExit(code)
 
 
+def needed() -> None:
+    """Ends a command that has only its output to show, if standard output is closed."""
+    if sys.stdout is None:
+        fail("standard output is closed")
+
+
+@contextmanager
+def _read_on() -> Iterator[None]:
+    """Ends the command when nobody does, as ``| head`` has it."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the end
+        raise SystemExit(EXIT_UNREAD) from None
+
+
 def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - this is the output
+    with _read_on():
+        print(line, flush=True)  # noqa: T201 - this is the output
 
 
 def warn(line: str) -> None:
@@ -44,20 +66,27 @@ def rows(columns: Sequence[str], found: Iterable[Mapping[str, object]], as_json:
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in found:
         table.add_row(*(_cell(row[column]) for column in columns))
-    console = Console()
+    console = _Console()
     if not console.is_terminal:
-        console = Console(width=250)  # piped: grep and awk want whole rows
+        console = _Console(width=250)  # piped: grep and awk want whole rows
     console.print(table)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        with _read_on():
+            raise BrokenPipeError
 
 
 def write(parts: Iterable[memoryview]) -> int:
     """Text as bytes, as it is; returns how many lines."""
-    sys.stdout.flush()
     lines = 0
-    for part in parts:
-        sys.stdout.buffer.write(part)
-        lines += bytes(part).count(b"\n")
-    sys.stdout.flush()
+    with _read_on():
+        sys.stdout.flush()
+        for part in parts:
+            sys.stdout.buffer.write(part)
+            lines += bytes(part).count(b"\n")
+        sys.stdout.flush()
     return lines
 
 

@@ -27,8 +27,6 @@ def replay(path: Path, *, as_json: bool) -> None:
     except RecordError as error:
         before = f" (before that {counted(total, 'decision')}, {total - other} as recorded)" if total else ""
         fail(f"--replay {path}: {error}{before}", EXIT_USAGE)
-    except BrokenPipeError:
-        raise  # as of any command
     except OSError as error:
         fail(f"--replay {path}: {error.strerror or error}", EXIT_USAGE)
     except UnicodeDecodeError:

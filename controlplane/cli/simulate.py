@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from controlplane.bounds import MEMBERS_MOST, Bounds
-from controlplane.cli import plotted, recorded, replay
+from controlplane.cli import output, plotted, recorded, replay
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_USAGE, fail, rows, say
 from controlplane.cli.plotted import Plot
@@ -112,6 +112,7 @@ def simulate(
 
     Example: penumbra simulate --trace load.csv --capacity 50 --lead-time 60 --policy penumbra --policy hpa
     """
+    output.needed()
     if decided is not None:
         if trace is not None:
             fail("--replay: a record has its own load; it is allowed without --trace", EXIT_USAGE)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -329,3 +330,49 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"1,2\n\xff\xfe\n")
     done = CliRunner().invoke(app, ["detect", "--trace", str(file)])
     assert (done.exit_code, done.stderr) == (2, f"penumbra: {file}: it is not UTF-8 text\n")
+
+
+@pytest.mark.parametrize("text", ["", "timestamp,value\n"])
+def test_a_file_without_a_reading_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "series.csv"
+    file.write_text(text)
+    for trace, source in ((str(file), str(file)), ("-", "standard input")):
+        done = CliRunner().invoke(app, ["detect", "--trace", trace], input=text)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr == f"penumbra: {source}: too few readings: 0; at least 1 is needed\n"
+
+
+def ended(arguments: str, out: int | None) -> tuple[int, str]:
+    """Exit code and standard error of the command; ``out``: standard output; None: it is closed."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from controlplane.cli import main; main()", *arguments.split()],
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=None if out is not None else lambda: os.close(1),
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "detect",
+        "forecast --horizon 60",
+        "forecast --horizon 60 --json",
+        "simulate --capacity 9 --lead-time 9",
+    ],
+)
+def test_who_is_not_read_ends_as_if_by_sigpipe_and_who_has_no_output_says_so(
+    tmp_path: Path, arguments: str
+) -> None:
+    file = tmp_path / "series.csv"
+    file.write_text("".join(f"{at},5\n" for at in range(0, 3000, 15)))
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert ended(f"{arguments} --trace {file}", writer) == (141, "")
+    os.close(writer)
+    assert ended(f"{arguments} --trace {file}", None) == (1, "penumbra: standard output is closed\n")
+    assert ended(f"{arguments} --trace {file}", subprocess.DEVNULL) == (0, "")
