@@ -28,7 +28,8 @@ _SAID = 2.0
 """Decades of a lesser sign that is told."""
 VALUE_MOST = 1e300
 """Above, differences are no numbers any more."""
-MEMORY = 20_000
+MEMORY = 12_000
+"""Readings: as many as are kept of a service's past."""
 DAY_S = 86_400.0
 
 
