@@ -18,6 +18,7 @@ from controlplane.capacity import WINDOW_S, Capacities, News
 from controlplane.clones import Clones
 from controlplane.health import MemberHealth
 from controlplane.loads import Loads
+from controlplane.novelty import Novel, Novelties
 from controlplane.observe import Rates, Rows, growth, rates, work
 from controlplane.outlook import Outlook
 from controlplane.penalties import Penalties
@@ -106,6 +107,7 @@ class Fleet:
     def reconfigure(self, config: model.Config) -> None:
         views, loads, turnover, capacities = self.views, self.loads, self._turnover, self.capacities
         penalised = self.penalties
+        novelties = self.novelties
         self._set_up(config)
         self.capacities.resume(capacities)
         self._apply_capacities()
@@ -114,10 +116,12 @@ class Fleet:
         self.penalties.resume(penalised)
         for name in self.views.keys() & views.keys():
             self.views[name].resume(views[name])
+        self.novelties.resume(novelties)
 
     def _set_up(self, config: model.Config) -> None:
         self._tick_s = config.tick_s
         self._set_up_views(config.services.values())
+        self.novelties = Novelties({name: one.step_s for name, one in self.views.items() if one.foresight})
         self._turnover = Turnover(config.services)
         self.penalties = Penalties(self.loads.names)
         self._rows = Rows(self.loads.names)
@@ -287,6 +291,7 @@ class Fleet:
         for (name, view), one, is_told in zip(self.views.items(), demand.tolist(), teaches, strict=True):
             if view.foresight is not None and view.foresight.gather(one, over_s, now_unix_s, is_told):
                 self._ended.setdefault(name)
+                self.novelties.await_turn((name,))
         self._conclude(_CONCLUDED)
 
     def _conclude(self, services: int) -> None:
@@ -318,6 +323,11 @@ class Fleet:
         news = self.capacities.learn()
         self._apply_capacities()
         return news
+
+    def judge_steps(self) -> list[tuple[str, Novel]]:
+        """Of ended steps, those whose rate is new to their service; also what can wait."""
+        pasts = {name: view.foresight.past for name, view in self.views.items() if view.foresight}
+        return list(self.novelties.judge(pasts))
 
     def _apply_capacities(self) -> None:
         """What is known of them now is gone by from here on."""
@@ -457,6 +467,7 @@ class Fleet:
                 faults = view.foresight.recall(now_unix_s, lambda chunk: get(f"{_DEMAND}{name}:{chunk}"))  # noqa: B023
                 wrong += [f"{name}: {fault}" for fault in faults]
                 view.foresight.past.kept = view.foresight.past.end
+                self.novelties.await_turn((name,))
         return wrong
 
     def to_keep(self, now_unix_s: float) -> Iterator[tuple[str, str | None]]:

@@ -10,9 +10,18 @@ import numpy as np
 from controlplane import groups, model, usage, weights
 from controlplane.fleet import Fleet, Members
 from controlplane.health import MemberHealth
+from controlplane.novelty import Novelty
 from controlplane.outlook import Outlook
 from controlplane.roster import Roster
-from controlplane.status import GroupStatus, PoolStatus, ServiceStatus, ShadowStatus, UsageStatus, known
+from controlplane.status import (
+    GroupStatus,
+    NoveltyStatus,
+    PoolStatus,
+    ServiceStatus,
+    ShadowStatus,
+    UsageStatus,
+    known,
+)
 from controlplane.turnover import earlier_s
 
 _UNKNOWN = MemberHealth()
@@ -56,9 +65,23 @@ def services(
                 common_cause=fleet.loads.conditions.common_cause(at),
                 groups=groups,
                 pool=_pool_status(fleet, view, roster, drained) if view.is_pool else None,
+                novelty=_novelty_status(fleet.novelties.of(name), now_unix_s),
             )
         )
     return tuple(out)
+
+
+def _novelty_status(novelty: Novelty | None, now_unix_s: float) -> NoveltyStatus | None:
+    if novelty is None:
+        return None
+    last = novelty.last
+    return NoveltyStatus(
+        score=None if novelty.score is None else round(novelty.score, 3),
+        remarkable=novelty.news,
+        reason=last.reason if last else "",
+        last_score=round(last.score, 3) if last else None,
+        age_s=round(now_unix_s - last.until_unix_s, 1) if last else None,
+    )
 
 
 def _pool_status(fleet: Fleet, view: Outlook, roster: Members, drained: Collection[str]) -> PoolStatus:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from controlplane import fleet_status, groups, model, requests, shadows, usage_source
+from controlplane import fleet_status, groups, model, novelty, requests, shadows, usage_source
 from controlplane.addresses import Address, Network
 from controlplane.fleet import Fleet
 from controlplane.happenings import Happenings
@@ -228,6 +228,7 @@ class Controller:
         """Learns on, and keeps what came since the last time, so that a crash costs little of it."""
         for news in self._fleet.learn():
             self._journal.say(news.name, "capacity", news.reason)
+        self._say_novelties()
         if self._clock.now_s() >= self._count_due_s and self._read_back:
             self._count_due_s = self._clock.now_s() + _COUNT_S
             established = self._dataplane.established_flows(self._installed.members)
@@ -236,6 +237,13 @@ class Controller:
             self._keep_due_s = self._clock.now_s() + _KEEP_S
             for key, value in self._fleet.to_keep(self._clock.record_s()):
                 self._store.put(key, value)
+
+    def _say_novelties(self) -> None:
+        found = self._fleet.judge_steps()
+        for service, one in found:
+            inputs = {"rate": one.rate, "rate_novelty": one.score, "until_unix_s": one.until_unix_s}
+            self._journal.say(service, "novelty", novelty.sentence(service, one), inputs)
+        self._record(lambda recorder: recorder.judged(found))
 
     # ---- observe ------------------------------------------------------------------------
 

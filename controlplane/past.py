@@ -60,10 +60,13 @@ class Past:
         del self._demand[:gone]
         self._untaught = {number for number in self._untaught if number >= self._first}
 
-    def since(self, number: int) -> list[float]:
-        """(steps,) flows/s from this step on, to be learned from; NaN: no reading, or none to learn from."""
+    def since(self, number: int, most: int | None = None) -> list[float]:
+        """(steps,) flows/s from this step on, to be learned from; NaN: no reading, or none to learn from.
+
+        :param most: so many at most; None: all."""
         begin = max(number, self._first)
-        demand = self._demand[begin - self._first :]
+        end = None if most is None else begin - self._first + most
+        demand = self._demand[begin - self._first : end]
         if not self._untaught:
             return demand
         return [math.nan if step in self._untaught else one for step, one in enumerate(demand, begin)]

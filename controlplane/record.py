@@ -17,16 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from controlplane import groups, model
+from controlplane import groups, model, novelty
 from controlplane.addresses import Address
 from controlplane.fleet import Fleet
 from controlplane.health import MemberHealth
+from controlplane.novelty import Novel
 from controlplane.observe import COUNTED
 from controlplane.ports import Counters
 
-VERSION = 4
+VERSION = 5
 RECORD_BEGIN = '{"penumbra_record":'
 """So its first line begins."""
+_NOVEL = "novel"
+"""Beside the acts of verdicts."""
 _COUNTED = (*COUNTED, "answered")
 _NOT_COUNTED = tuple(
     field.name for field in fields(Counters) if field.name not in ("at_s", "rows", "requests_read", *_COUNTED)
@@ -83,9 +86,7 @@ class Recorder:
         self._tick["usages"] = [*self._tick.get("usages", ()), *map(_used, usages)]
 
     def observed(self, counters: Counters, shadows: Mapping[str, model.Shadow], now_unix_s: float) -> None:
-        if "counters" in self._tick:  # a tick in which nothing could be decided
-            tick, self._tick = self._tick, {}
-            self._line(tick)
+        self._end_undecided()
         self._tick |= {"at_s": counters.at_s, "observed_unix_s": now_unix_s}
         rows = np.fromiter(counters.rows.values(), np.intp)
         table = np.array(
@@ -94,6 +95,12 @@ class Recorder:
         self._tick["counters"] = dict(zip(counters.rows, table.T.tolist(), strict=True))
         self._tick["requests_read"] = counters.requests_read
         self._take_shadows("observed_shadows", shadows)
+
+    def _end_undecided(self) -> None:
+        """A tick in which nothing could be decided."""
+        if "counters" in self._tick:
+            tick, self._tick = self._tick, {}
+            self._line(tick)
 
     def probed(self, shadows: Mapping[str, model.Shadow]) -> None:
         self._take_shadows("probed_shadows", shadows)
@@ -120,6 +127,13 @@ class Recorder:
         ]
         line, self._tick = self._tick, {}
         self._line(line)
+
+    def judged(self, novel: Iterable[tuple[str, Novel]]) -> None:
+        """After the tick: services, and steps whose rate is new to them."""
+        said = [[service, one.until_unix_s, novelty.sentence(service, one)] for service, one in novel]
+        if said:
+            self._end_undecided()
+            self._line({"novel": said})
 
     def _take_shadows(self, key: str, shadows: Mapping[str, model.Shadow]) -> None:
         now = {name: _plain(shadow) for name, shadow in shadows.items()}
@@ -171,7 +185,7 @@ def _shadow(raw: Mapping[str, Any]) -> model.Shadow:
 
 @dataclass(frozen=True, slots=True)
 class Redone:
-    """One decision, made again."""
+    """One decision, or word of what is new, made again."""
 
     unix_s: float
     endpoint: str
@@ -256,6 +270,8 @@ class _Replay:
         self._learned: dict[str, str] | None = {}
         self._counters: Counters | None = None
         self._shadows: dict[str, model.Shadow] = {}
+        self._novel: list[tuple[str, Novel]] = []
+        """What was found after the last tick."""
         self.with_config(configured)
 
     def with_config(self, configured: model.Config) -> _Replay:
@@ -269,6 +285,9 @@ class _Replay:
             if self._learned is None:
                 raise ValueError("what was learned stands before the first tick")
             self._learned[raw["key"]] = raw["learned"]
+            return
+        yield from self._told_novelties(raw.get("novel", ()))
+        if "novel" in raw:
             return
         fleet, roster = self._fleet, self._roster
         if self._learned is not None:
@@ -290,6 +309,17 @@ class _Replay:
         if "verdicts" in raw:
             yield from self._decide(raw)
         fleet.learn()
+        self._novel += fleet.judge_steps()
+
+    def _told_novelties(self, told: Iterable[tuple[str, float, str]]) -> Iterator[Redone]:
+        recorded: dict[tuple[str, float], str] = {(service, until_s): said for service, until_s, said in told}
+        for service, one in self._novel:
+            said, was = novelty.sentence(service, one), recorded.pop((service, one.until_unix_s), None)
+            recorded_as = None if was is None else (_NOVEL, None, was)
+            yield Redone(one.until_unix_s, service, _NOVEL, None, said, recorded_as)
+        for (service, until_s), was in recorded.items():
+            yield from _compared(until_s, service, (), [(_NOVEL, None, was)])
+        self._novel = []
 
     def _set_shadows(self, raw: Mapping[str, Any] | None) -> None:
         if raw is not None:

@@ -147,6 +147,21 @@ class PoolStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class NoveltyStatus:
+    """How new a service's request rate is to it, step by step, as ``penumbra detect`` scores series."""
+
+    score: float | None
+    """Of the last step, 0..1; 0.5 is remarkable. None: it was not read, or its past is not judged yet."""
+    remarkable: int
+    """Steps that were, since the start."""
+    reason: str
+    """Of the last one that was, as the next; empty: none was."""
+    last_score: float | None
+    age_s: float | None
+    """Since it ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     name: str
     vip: str
@@ -171,6 +186,8 @@ class ServiceStatus:
     groups: tuple[GroupStatus, ...] = ()
     pool: PoolStatus | None = None
     """None: each group is decided about on its own."""
+    novelty: NoveltyStatus | None = None
+    """None: it is not foreseen, so there are no steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,10 +274,18 @@ def samples(status: Status) -> list[Sample]:
         out.append(Sample("service_latency_deviation", labels, service.latency_deviation))
         out.append(Sample("service_error_deviation", labels, service.error_deviation))
         out.append(Sample("service_failing", labels, float(service.failing)))
+        if service.novelty is not None:
+            out.extend(_novelty_samples(service.novelty, labels))
         out.append(Sample("common_cause", labels, float(bool(service.common_cause))))
         for group in service.groups:
             out.extend(_group_samples(group, labels | {"endpoint": group.name}))
     return out
+
+
+def _novelty_samples(novelty: NoveltyStatus, labels: dict[str, str]) -> Iterator[Sample]:
+    if novelty.score is not None:
+        yield Sample("service_rate_novelty", labels, novelty.score)
+    yield Sample("service_novel_steps_total", labels, float(novelty.remarkable), counter=True)
 
 
 def _pool_samples(pool: PoolStatus, labels: dict[str, str]) -> Iterator[Sample]:

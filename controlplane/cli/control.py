@@ -20,6 +20,8 @@ from controlplane.ports import StoreError
 
 RELOAD_S = 10.0
 STALE_S = 5.0
+NOVEL_S = 3600.0
+"""What was new longer ago is left to ``penumbra explain``."""
 TRAFFIC = ("name", "received", "forwarded", "passed", "dropped", "sent", "lost", "refused", "error")
 USAGE = ("endpoint", "name", "cpu", "memory", "network", "weight", "asks", "strength", "age_s")
 _MIB = 1 << 20
@@ -212,6 +214,13 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         scores = ("rate_deviation", "latency_deviation", "error_deviation")
         output.rows(("service", "name", *scores, "penalty", "deviation_reason"), unusual, as_json=False)
+    if novel := [
+        {"service": one["name"], **one["novelty"], "rate_novelty": one["novelty"]["last_score"]}
+        for one in found["services"]
+        if one.get("novelty") and one["novelty"]["reason"] and one["novelty"]["age_s"] <= NOVEL_S
+    ]:
+        say("")
+        output.rows(("service", "rate_novelty", "age_s", "reason"), novel, as_json=False)
     if shadows:
         say("")
         columns = ("endpoint", "name", "state", "host", "address", "port", "up", "served", "age_s", "reason")

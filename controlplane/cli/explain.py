@@ -49,6 +49,7 @@ def explain(
             "earlier_s": service["earlier_s"],
             "pool": service.get("pool"),
             "common_cause": service["common_cause"],
+            "novelty": service.get("novelty"),
             **group,
         }
         for service in status.get("services", ())
@@ -111,6 +112,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         )
     yield f"  weights    {group['spill']:.0%} of its new flows spill; {group['ring_weight']:g} in the ring"
     yield from _of_deviation(group)
+    if group["novelty"]:
+        yield f"  novelty    {_novelty(group['novelty'])}"
     if group.get("usage"):
         yield f"  uses       {_used(group['usage'])}"
     for shadow in group["shadows"]:
@@ -151,6 +154,15 @@ def _of_deviation(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"  penalty    {lost}, and then less and less"
     if group["common_cause"]:
         yield f"  common     {group['common_cause']}: a common cause, no shadows for it"
+
+
+def _novelty(novelty: Mapping[str, Any]) -> str:
+    """Of its service."""
+    now = "not known" if novelty["score"] is None else f"{novelty['score']:g}"
+    last = "none was remarkable yet"
+    if novelty["reason"]:
+        last = f"{novelty['last_score']:g} {novelty['age_s']:.0f} s ago, in flows/s {novelty['reason']}"
+    return f"{now} of its service's last step (as penumbra detect scores series, 0.5: remarkable): {last}"
 
 
 def _capacity(group: Mapping[str, Any]) -> str:
