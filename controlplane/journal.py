@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from controlplane import model
 from controlplane.addresses import with_port
@@ -14,6 +14,7 @@ from controlplane.ports import Clock, Store
 
 _log = logging.getLogger("penumbra")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
+_LISTED = 8
 _KEPT = 1000
 """Rows kept in memory while the store can't be written."""
 
@@ -69,8 +70,20 @@ class Journal:
     def troubles(self) -> dict[str, str]:
         return dict(self._troubles)
 
-    def step(self, step: model.Step, before: model.Steering, after: model.Steering) -> None:
-        """A step that was taken, if people care. ``after``: what it is a step to."""
+    def fail_open(self, service: str, names: Sequence[str], *, is_open: bool) -> None:
+        """:param names: of the live endpoints, which packets go to; else of who is healthy again."""
+        if is_open:
+            said = f"all members are down: fails open, packets go to all live endpoints ({_listed(names)})"
+            self.say(service, "fail-open", f"{service}: {said}")
+        else:
+            said = f"no longer fails open, packets go to who is healthy ({_listed(names)})"
+            self.say(service, "fail-closed", f"{service}: {said}")
+
+    def step(
+        self, step: model.Step, before: model.Steering, after: model.Steering, opened: Collection[str] = ()
+    ) -> None:
+        """A step that was taken, if people care. ``after``: what it is a step to. ``opened``: services that
+        fail open, whose members are as dead as before."""
         match step:
             case model.InstallMember(member):
                 at = with_port(member.address, member.port)
@@ -84,6 +97,8 @@ class Journal:
             case model.SetRing(service, weights):
                 shares = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
                 self.say(service, "ring", f"{service}: ring weights {shares}")
+            case model.SetDown(name, False) if after.members[name].service in opened:
+                pass
             case model.SetDown(name, down):
                 word = "down: its flows go elsewhere" if down else "up again"
                 self.say(name, "down" if down else "up", f"{name} is {word}")
@@ -95,3 +110,8 @@ class Journal:
                     if any(after.members[other].role is model.Role.LIVE for other in slots):
                         whom = "its neighbours while it warms up"
                     self.say(name, "spill", f"{name}: {share:.0%} of its new flows go to {whom}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join([*names[:_LISTED], f"and {more} more"] if more > 0 else names)

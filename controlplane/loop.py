@@ -94,6 +94,8 @@ class Controller:
         self._started_s = clock.now_s()
         self._seen_fresh_s: dict[str, float] = {}
         self._ring_changed_s: dict[str, float] = {}
+        self._opened: frozenset[str] = frozenset()
+        """Services that fail open."""
         self._direct: frozenset[Network | Address] = frozenset()
         self._direct_due_s = 0.0
         self._interfaces: Sequence[model.Interface] = ()
@@ -470,20 +472,26 @@ class Controller:
             now_s=now_s,
             now_unix_s=self._clock.record_s(),
         )
-        for service, opened in self._fleet.fail_open.items():
-            if opened:
-                reason = f"{service}: no member is healthy, packets go to all of them (fail open)"
-                self._journal.once(service, "fail-open", reason)
-            else:
-                self._journal.forget(service, "fail-open")
+        self._say_fail_open()
         self._set_direct(steering, now_s)
         for step in plan(self._installed, steering):
             self._dataplane.apply(step)
             self._steps += 1
             if isinstance(step, model.SetRing):
                 self._ring_changed_s[step.service] = now_s
-            self._journal.step(step, self._installed, steering)
+            self._journal.step(step, self._installed, steering, self._opened)
         self._installed = steering
+
+    def _say_fail_open(self) -> None:
+        opened = frozenset(name for name in self._config.services if self._fleet.fail_open.get(name))
+        for name in sorted((opened ^ self._opened) & self._config.services.keys()):
+            names = [endpoint.name for endpoint in self._config.services[name].endpoints]
+            if name not in opened:
+                own = [s.name for s in self._roster.shadows.values() if s.service == name]
+                up = [one for one in names if self._fleet.is_up(one, True)]
+                names = up + [one for one in own if self._fleet.is_up(one, False)]
+            self._journal.fail_open(name, names, is_open=name in opened)
+        self._opened = opened
 
     def _set_direct(self, steering: model.Steering, now_s: float) -> None:
         """Before members are there: what they send to each other and to probes is theirs, not a VIP's.

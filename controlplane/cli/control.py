@@ -197,7 +197,7 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
     pools = [{"service": one["name"], **one["pool"]} for one in found["services"] if one.get("pool")]
     for service in found["services"]:
         if service["fail_open"]:
-            warn(f"{service['name']}: no member is healthy, packets go to all of them")
+            warn(f"{service['name']}: all members are down: fails open, packets go to all live endpoints")
         if service.get("common_cause"):
             warn(f"{service['name']}: {service['common_cause']}: a common cause, no shadows for it")
         for group in service["groups"]:

@@ -154,8 +154,15 @@ def test_the_last_one_is_never_ejected():
     world.ticks(10, 30.0)
     assert set(world.dataplane.services["web"].ring) == {"web-1", "web-2"}
     assert not any(member.down for member in world.dataplane.members.values())
-    assert sum(row.action == "fail-open" for row in world.store.rows) == 1
     assert world.controller.status().services[0].fail_open
+    begun = [row.reason for row in world.store.rows if row.action in {"fail-open", "up"}]
+    assert begun == ["web: all members are down: fails open, packets go to all live endpoints (web-1, web-2)"]
+    world.prober.dead.remove("web-2")
+    world.ticks(4, 30.0)
+    world.prober.dead.clear()
+    world.ticks(4, 30.0)
+    ended = [row.reason for row in world.store.rows if row.action in {"fail-closed", "up"}]
+    assert ended == ["web: no longer fails open, packets go to who is healthy (web-2)", "web-1 is up again"]
 
 
 @pytest.mark.parametrize(
