@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from controlplane.metric_help import HELP
 from controlplane.ports import Sample
 
 PREFIX = "penumbra_"
@@ -30,17 +31,22 @@ class PrometheusMetrics(Collector):
         self._samples = values
 
     def collect(self) -> Iterable[Metric]:
-        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-        for sample in self._samples():
-            family = families.get(sample.name)
-            if family is None:
-                kind = CounterMetricFamily if sample.counter else GaugeMetricFamily
-                said = sample.name.replace("_", " ")
-                family = families[sample.name] = kind(PREFIX + sample.name, said, labels=list(sample.labels))
-            family.add_metric(list(sample.labels.values()), sample.value)
-        return families.values()
+        return families(self._samples())
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def families(samples: Iterable[Sample]) -> Iterable[Metric]:
+    found: dict[str, Metric] = {}
+    for sample in samples:
+        family = found.get(sample.name)
+        if family is None:
+            kind = "summary" if "quantile" in sample.labels else "counter" if sample.counter else "gauge"
+            # Of a counter's name it adds the end itself, and it wants it without.
+            name = PREFIX + sample.name.removesuffix("_total")
+            family = found[sample.name] = Metric(name, HELP[sample.name], kind)
+        family.add_sample(PREFIX + sample.name, dict(sample.labels), sample.value)
+    return found.values()
