@@ -7,39 +7,16 @@ Nothing here looks at the machine: that an interface or a host exists is for ``p
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    IPvAnyAddress,
-    IPvAnyNetwork,
-    Strict,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from controlplane import config_errors, config_text, model, usage_source
-from controlplane.addresses import MAPPED, Address, Network, of_one_host
-
-NAME_MOST = 36
-"""Characters of a name: a label in the maps holds 47, and a shadow's name adds a suffix."""
-
-_SEND_MOST = 255
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)")
-_CAPACITY = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*flows/s")
-_ERRORS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*errors/s")
-_URL_PATH = re.compile(r"/[!-~]*")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+from controlplane import config_values as values
+from controlplane.addresses import Address, Network
 
 
 class ConfigError(ValueError):
@@ -48,100 +25,6 @@ class ConfigError(ValueError):
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
-
-
-def _duration_s(value: object) -> object:
-    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        return float(match[1]) * _SECONDS[match[2]]
-    raise ValueError("a duration with its unit is allowed, e.g. 500ms, 2s, 5m, 1h")
-
-
-def _flows_per_s(value: object) -> object:
-    if isinstance(value, str) and (match := _CAPACITY.fullmatch(value.strip())) and float(match[1]) > 0:
-        return float(match[1])
-    raise ValueError('a rate of new flows above 0 and below 10^9 with its unit is allowed, e.g. "40 flows/s"')
-
-
-def _errors_per_s(value: object) -> object:
-    if isinstance(value, str) and (match := _ERRORS.fullmatch(value.strip())):
-        return float(match[1])
-    raise ValueError('a rate of ICMP errors with its unit is allowed, e.g. "1000 errors/s"')
-
-
-def _limit(value: object) -> object:
-    if value == "none":
-        return math.inf
-    try:
-        return _flows_per_s(value)
-    except ValueError:
-        raise ValueError(
-            '"none" or a rate of new flows above 0 and below 10^9 with its unit is allowed, e.g. "80 flows/s"'
-        ) from None
-
-
-def _named(value: str) -> str:
-    if not _NAME.fullmatch(value) or len(value) > NAME_MOST:
-        raise ValueError(f"a-z, 0-9 and inner '-' are allowed, at most {NAME_MOST} characters")
-    return value
-
-
-def _url_path(value: str) -> str:
-    if not _URL_PATH.fullmatch(value):
-        raise ValueError("a path that begins with / and holds printable ASCII without spaces is allowed")
-    return value
-
-
-def _send(value: str) -> str:
-    if not all(" " <= letter <= "~" or letter in "\r\n\t" for letter in value) or len(value) > _SEND_MOST:
-        raise ValueError(f"a text of ASCII is allowed, at most {_SEND_MOST} characters")
-    return value
-
-
-def _is_prime(value: int) -> int:
-    if value < 3 or any(value % divisor == 0 for divisor in range(2, int(value**0.5) + 1)):
-        raise ValueError("a prime number is allowed, e.g. 4093, 16381, 65537")
-    return value
-
-
-def _power_of_two(value: int) -> int:
-    if value & (value - 1):
-        raise ValueError("a power of two is allowed, e.g. 1, 16, 262144")
-    return value
-
-
-def _off(value: object) -> object:
-    """YAML 1.1 has off for false."""
-    return model.Requests.OFF if value is False else value
-
-
-def _host_address(value: Address) -> Address:
-    if not of_one_host(value):
-        raise ValueError(
-            "a unicast address is allowed (not loopback, link-local, multicast, reserved or IPv4-mapped)"
-        )
-    return value
-
-
-def _not_both(value: Network) -> Network:
-    if isinstance(value, IPv6Network) and value.overlaps(MAPPED):
-        raise ValueError(f"it has a part in {MAPPED}, which stands for IPv4; others are allowed")
-    return value
-
-
-def _text(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError("an address as text is allowed, e.g. 10.0.1.10 or 2001:db8::10")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_named)]
-Seconds = Annotated[float, BeforeValidator(_duration_s)]
-PositiveSeconds = Annotated[float, BeforeValidator(_duration_s), Field(gt=0)]
-Integer = Annotated[int, Strict()]
-Number = Annotated[float, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
-HostAddress = Annotated[IPvAnyAddress, BeforeValidator(_text), AfterValidator(_host_address)]
 
 
 class _Section(BaseModel):
@@ -156,11 +39,11 @@ class _Section(BaseModel):
 
 class _Probe(_Section):
     kind: model.ProbeKind = model.ProbeKind.TCP
-    path: Annotated[str, AfterValidator(_url_path)] = "/"
-    interval: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.01)] = 1.0
-    timeout: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.001)] = 0.5
-    rise: Annotated[int, Strict(), Field(ge=1, le=1000)] = 2
-    fall: Annotated[int, Strict(), Field(ge=1, le=1000)] = 3
+    path: values.UrlPath = "/"
+    interval: values.ProbeInterval = 1.0
+    timeout: values.Timeout = 0.5
+    rise: values.Probes = 2
+    fall: values.Probes = 3
 
 
 class _Usage(_Section):
@@ -169,15 +52,15 @@ class _Usage(_Section):
     kind: model.UsageKind
     url: str | None = None
     address: str | None = None
-    port: Port | None = None
-    send: Annotated[str, AfterValidator(_send)] | None = None
+    port: values.Port | None = None
+    send: values.Send | None = None
     path: str | None = None
-    interval: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.1)] = 5.0
-    timeout: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.001)] = 1.0
+    interval: values.UsageInterval = 5.0
+    timeout: values.Timeout = 1.0
 
     def given(self) -> dict[str, object]:
-        values = {key: getattr(self, key) for key in ("url", "address", "port", "send", "path")}
-        return {key: value for key, value in values.items() if value is not None}
+        of = {key: getattr(self, key) for key in ("url", "address", "port", "send", "path")}
+        return {key: value for key, value in of.items() if value is not None}
 
     def source(self) -> model.UsageSource:
         return usage_source.source(self.kind, self.given(), self.interval, self.timeout)
@@ -189,95 +72,88 @@ class _Forecast(_Section):
 
 class _Shadows(_Section):
     target: Literal["netns", "docker"] | None = None
-    hosts: tuple[Name, ...] | None = None
-    max_per_endpoint: Count | None = None
-    max_per_service: Count | None = None
-    standing: Annotated[bool, Strict()] | None = None
-    over_cost: Annotated[float, Strict(), Field(ge=0.001, le=1e6)] | None = None
-    headroom: Annotated[float, Strict(), Field(ge=0, lt=1)] | None = None
-    lead_time: PositiveSeconds | None = None
-    warm_up: Seconds | None = None
-    min_life: Seconds | None = None
-    idle: Seconds | None = None
-    drain: Seconds | None = None
-    timeout: PositiveSeconds | None = None
-    retries: Annotated[int, Strict(), Field(ge=0, le=1000)] | None = None
-    retry_after: PositiveSeconds | None = None
-    variables: dict[str, Any] | None = None
+    hosts: tuple[values.Name, ...] | None = None
+    max_per_endpoint: values.Count | None = None
+    max_per_service: values.Count | None = None
+    standing: values.Bool | None = None
+    over_cost: values.OverCost | None = None
+    headroom: values.Headroom | None = None
+    lead_time: values.LeadTime | None = None
+    warm_up: values.WarmUp | None = None
+    min_life: values.Life | None = None
+    idle: values.Life | None = None
+    drain: values.Life | None = None
+    timeout: values.Run | None = None
+    retries: values.Retries | None = None
+    retry_after: values.Run | None = None
+    variables: values.Variables | None = None
 
 
 class _Endpoint(_Section):
-    address: HostAddress
-    port: Port
-    weight: Annotated[float, Strict(), Field(ge=0.001, le=1000)] = 1.0
-    capacity: Annotated[float, BeforeValidator(_flows_per_s)] | None = None
-    limit: Annotated[float, BeforeValidator(_limit)] | None = None
-    host: Name | None = None
+    address: values.HostAddress
+    port: values.Port
+    weight: values.Weight = 1.0
+    capacity: values.Flows | None = None
+    limit: values.Limit | None = None
+    host: values.Name | None = None
 
 
 class _Service(_Section):
-    vip: HostAddress
-    port: Port
+    vip: values.HostAddress
+    port: values.Port
     protocol: Literal["tcp", "udp"] = "tcp"
     on_down: model.OnDown = model.OnDown.RESET
     affinity: model.Affinity = model.Affinity.NONE
-    ring_size: Annotated[int, Strict(), Field(le=2_097_143), AfterValidator(_is_prime)] = 16381
+    ring_size: values.RingSize = 16381
     probe: _Probe = _Probe()
     usage: _Usage | None = None
-    endpoints: Annotated[dict[Name, _Endpoint], Field(min_length=1)]
+    endpoints: Annotated[dict[values.Name, _Endpoint], Field(min_length=1)]
     forecast: _Forecast = _Forecast()
     shadows: _Shadows = _Shadows()
-    requests: Annotated[model.Requests, BeforeValidator(_off)] = model.Requests.OFF
-    request_sample: Annotated[int, Strict(), Field(ge=1, le=65536), AfterValidator(_power_of_two)] = 16
+    requests: values.Requests = model.Requests.OFF
+    request_sample: values.Sample = 16
 
 
 class _Host(_Section):
     slots: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 1
-    variables: dict[str, Any] = Field(default_factory=dict)
+    variables: values.Variables = Field(default_factory=dict)
 
 
 class _Sizes(_Section):
     services: Annotated[int, Strict(), Field(ge=1, le=65536)] = 64
     endpoints: Annotated[int, Strict(), Field(ge=2, le=1_048_575)] = 1024
-    flows: Annotated[int, Strict(), Field(ge=1024, le=1 << 28), AfterValidator(_power_of_two)] = 262_144
+    flows: values.FlowCache = 262_144
     ring_cells: Annotated[int, Strict(), Field(ge=64, le=1 << 30)] = 4_194_304
 
 
 class _Idle(_Section):
-    opening: PositiveSeconds = 10.0
-    established: PositiveSeconds = 900.0
-    closing: PositiveSeconds = 5.0
-    udp: PositiveSeconds = 60.0
+    opening: values.FlowIdle = 10.0
+    established: values.FlowIdle = 900.0
+    closing: values.FlowIdle = 5.0
+    udp: values.FlowIdle = 60.0
 
 
 class _Metrics(_Section):
-    address: Annotated[IPvAnyAddress, BeforeValidator(_text)] = IPv4Address("127.0.0.1")
-    port: Port = 9464
+    address: values.OwnAddress = IPv4Address("127.0.0.1")
+    port: values.Port = 9464
 
 
 class _Root(_Section):
-    instance: Name = "default"
+    instance: values.Name = "default"
     mode: model.Mode = model.Mode.ACT
-    tick: Annotated[float, BeforeValidator(_duration_s), Field(ge=0.1, le=60)] = 1.0
-    max_shadows: Count | None = None
-    interfaces: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=15)], ...], Field(min_length=1)]
-    direct: tuple[Annotated[IPvAnyNetwork, BeforeValidator(_text), AfterValidator(_not_both)], ...] = ()
+    tick: values.Tick = 1.0
+    max_shadows: values.Count | None = None
+    interfaces: Annotated[tuple[values.Interface, ...], Field(min_length=1)]
+    direct: tuple[values.Prefix, ...] = ()
     sizes: _Sizes = _Sizes()
     idle: _Idle = _Idle()
-    insert_limit: Annotated[float, BeforeValidator(_flows_per_s)] = 200_000.0
-    icmp_limit: Annotated[float, BeforeValidator(_errors_per_s)] = 1000.0
-    playbooks: Path | None = None
-    state_dir: Path = Path("/var/lib/penumbra")
+    insert_limit: values.Flows = 200_000.0
+    icmp_limit: values.Errors = 1000.0
+    playbooks: values.Folder | None = None
+    state_dir: values.Folder = Path("/var/lib/penumbra")
     metrics: _Metrics = _Metrics()
-    hosts: dict[Name, _Host] = Field(default_factory=dict)
-    services: Annotated[dict[Name, _Service], Field(min_length=1)]
-
-    @field_validator("playbooks", "state_dir")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_absolute():
-            raise ValueError("an absolute path is allowed")
-        return value
+    hosts: dict[values.Name, _Host] = Field(default_factory=dict)
+    services: Annotated[dict[values.Name, _Service], Field(min_length=1)]
 
 
 def load(path: Path) -> model.Config:
@@ -327,10 +203,14 @@ def _contradictions(root: _Root) -> Iterable[str]:
 def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
     hosts = {f"shadows.hosts.{at}": host for at, host in enumerate(service.shadows.hosts or ())}
     hosts |= {f"endpoints.{name}.host": one.host for name, one in service.endpoints.items() if one.host}
-    keys = ", ".join(root.hosts) or "which is empty"
+    keys = f"allowed: {', '.join(root.hosts)}" if root.hosts else "none is there"
     for path, host in hosts.items():
         if host not in root.hosts:
-            yield f"{where}.{path}: {host!r} is not a key of hosts ({keys})"
+            yield f"{where}.{path}: {host!r} is not a key of hosts; {keys}"
+    allowed = service.shadows.hosts or ()
+    for at, host in enumerate(allowed):
+        if host in allowed[:at]:
+            yield f"{where}.shadows.hosts.{at}: {host!r} stands twice; each once is allowed"
     for name, one in service.endpoints.items():
         if service.affinity is model.Affinity.SOURCE and one.limit is not None and one.limit < math.inf:
             yield (

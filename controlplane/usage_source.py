@@ -28,6 +28,7 @@ _PLACEHOLDERS = {
 """A folder of this host can't be named after what others call themselves."""
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_HOST_MOST = 253
 _PRINTABLE = re.compile(r"[!-~]+")
 
 
@@ -56,9 +57,10 @@ def _misplaced(key: str, text: str) -> str:
 def _no_place(key: str, text: str) -> str:
     example = _filled(text, {"name": "a", "address": "192.0.2.1", "port": "80", "host": "a"})
     if key == "path":
-        return "" if Path(example).is_absolute() and "\0" not in example else "an absolute path is allowed"
+        is_one = Path(example).is_absolute() and example.isprintable()
+        return "" if is_one else "an absolute path is allowed"
     if key == "address":
-        is_one = _HOST.fullmatch(example) or _is_address(example)
+        is_one = (_HOST.fullmatch(example) and len(example) <= _HOST_MOST) or _is_address(example)
         return "" if is_one else "an address, or the name of a host, is allowed"
     return "" if _is_url(example) else "an http or https URL, without a user in it, is allowed"
 

@@ -5,10 +5,12 @@ import math
 import os
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
+import yaml
 
-from controlplane import config, config_text, model
+from controlplane import config, config_errors, config_text, model
 
 GOOD = """
 instance: lab
@@ -89,9 +91,12 @@ BAD = {
     "a capacity without unit": (("40 flows/s", "40"), "endpoints.web-1.capacity: 40: a rate of new flows"),
     "a negative capacity": (
         ("40 flows/s", "-4 flows/s"),
-        "capacity: '-4 flows/s': a rate of new flows above 0",
+        "capacity: '-4 flows/s': a rate of new flows from 0.001",
     ),
-    "a capacity of zero": (("40 flows/s", "0 flows/s"), "capacity: '0 flows/s': a rate of new flows above 0"),
+    "a capacity of zero": (
+        ("40 flows/s", "0 flows/s"),
+        "capacity: '0 flows/s': a rate of new flows from 0.001",
+    ),
     "a rate of errors without unit": (
         ("instance: lab", "instance: lab\nicmp_limit: 4"),
         "icmp_limit: 4: a rate of ICMP errors with its unit is allowed",
@@ -107,14 +112,45 @@ BAD = {
         ),
         "services.web.endpoints.web-1.limit: 4 flows/s would part the flows of a client",
     ),
-    "a duration without unit": (("500ms", "5"), "shadows.lead_time: 5: a duration with its unit"),
+    "a duration without unit": (
+        ("500ms", "5"),
+        "shadows.lead_time: 5: a duration from 1ms to 24h with its unit",
+    ),
     "a bool where a count belongs": (
         ("slots: 2", "slots: true"),
-        "hosts.h2.slots: True: a whole number is allowed",
+        "hosts.h2.slots: true: a whole number is allowed",
     ),
     "a host that is not there": (
         ("[h2]", "[h9]"),
-        "services.web.shadows.hosts.0: 'h9' is not a key of hosts",
+        "services.web.shadows.hosts.0: 'h9' is not a key of hosts; allowed: h2",
+    ),
+    "a host that stands twice": (("[h2]", "[h2, h2]"), "services.web.shadows.hosts.1: 'h2' stands twice"),
+    "no number": (
+        ("lead_time: 500ms", "over_cost: .nan"),
+        "services.web.shadows.over_cost: .nan: a number from 0.001 to 1000000 is allowed",
+    ),
+    "a number past all bounds, without YAML 1.1's point and sign": (
+        ("lead_time: 500ms", "over_cost: 1e30"),
+        "services.web.shadows.over_cost: 1e+30: a number from 0.001 to 1000000 is allowed",
+    ),
+    "a duration past all bounds": (
+        ("lead_time: 500ms", "lead_time: 999999999h"),
+        "services.web.shadows.lead_time: '999999999h': a duration from 1ms to 24h with its unit is allowed",
+    ),
+    "a number that YAML 1.1 takes for octal": (("port: 80\n", "port: 0100\n"), "services.web.port: '0100'"),
+    "a number that YAML 1.1 takes for base 60": (("port: 80\n", "port: 1:30\n"), "services.web.port: '1:30'"),
+    "a misspelt key": (
+        ("lead_time: 500ms", "overcost: 6"),
+        "services.web.shadows.overcost: 6: unknown key (did you mean 'over_cost'?)",
+    ),
+    "a misspelt key in the wrong section": (
+        ("port: 80\n", "port: 80\n    overcost: 6\n"),
+        "services.web.overcost: 6: unknown key (did you mean 'services.NAME.shadows.over_cost'?)",
+    ),
+    "a key that is no text": (("slots: 2", "1: 2"), "hosts.h2.1: 1: a text as key is allowed"),
+    "variables that are no JSON": (
+        ("slots: 2", "variables: {a: [.nan]}"),
+        "hosts.h2.variables: {'a': [nan]}: texts, finite numbers,",
     ),
     "a VIP that is an endpoint too": (
         ("10.0.0.2", "198.51.100.1"),
@@ -149,7 +185,7 @@ BAD = {
     "no YAML at all": (("web-1: {", "web-1: {{"), "line 12: not YAML"),
     "a VIP that is no text": (
         ("vip: 198.51.100.1\n", "vip: true\n"),
-        "services.web.vip: True: an address as",
+        "services.web.vip: true: an address as",
     ),
     "a text where a section belongs": (
         ("port: 80\n", "port: 80\n    probe: http\n"),
@@ -159,7 +195,10 @@ BAD = {
         ("port: 80\n", "port: 80\n    probe: {path: healthz}\n"),
         "probe.path: 'healthz': a path that begins with /",
     ),
-    "a duration too short": (("instance: lab", "instance: lab\ntick: 10ms"), "tick: '10ms': 0.1 s or more"),
+    "a duration too short": (
+        ("instance: lab", "instance: lab\ntick: 10ms"),
+        "tick: '10ms': a duration from 100ms to 1m with its unit",
+    ),
     "no interfaces": (("[a, b]", "[]"), "interfaces: []: 1 or more in it"),
     "an address that is reserved": (("10.0.0.2", "240.0.0.1"), "address: '240.0.0.1': a unicast address"),
     "a duration of too many digits": (("500ms", "9" * 400 + "s"), "lead_time: '9999"),
@@ -191,8 +230,8 @@ BAD = {
         "services.web.requests: tls can't be told on a udp service; off is allowed",
     ),
     "usage without a kind": (
-        ("port: 80\n", "port: 80\n    usage: {interval: 2s}\n"),
-        "services.web.usage.kind: is missing",
+        ("port: 80\n", "port: 80\n    usage: {}\n"),
+        "usage.kind: is missing and must be given; allowed: node-exporter, agent-check, cgroup",
     ),
     "usage of an unknown kind": (
         ("port: 80\n", "port: 80\n    usage: {kind: snmp}\n"),
@@ -294,6 +333,64 @@ def test_usage_is_read_as_its_kind_has_it(given, taken):
     )
     usage = config.parse(text).services["web"].usage
     assert usage == (taken and model.UsageSource(model.UsageKind(taken[0]), *taken[1:]))
+
+
+def keys(section=config._Root, above=()):
+    """Of every value that a configuration may hold, as the keys that lead to it in GOOD."""
+    names = {"services": "web", "hosts": "h2", "endpoints": "web-1"}
+    for key, field in section.model_fields.items():
+        path, kind = (*above, key), config_errors._plain(field.annotation)
+        if key in names and get_origin(kind) is dict:
+            path, kind = (*path, names[key]), config_errors._plain(get_args(kind)[-1])
+        if config_errors._is_section(kind):
+            yield from keys(kind, path)
+        else:
+            yield path
+
+
+KINDS = {"url": "node-exporter", "path": "cgroup"}
+NONSENSE = (
+    *(".nan", ".inf", "-1", "1e30", "9" * 30, "0.5", "true", "2024-01-01", "1:30"),
+    *("''", "'é\u202e'", '"a\\0"', '"/\\n"', "x" * 300, "999999999h", "1e-9s", "0.000000001 flows/s"),
+    *("[]", "[a, a]", "[[]]", "[.nan]", "{}", "{1: 2}", "{a: .inf}", "!!set {a}", "!!binary aGk="),
+)
+TAKEN = {
+    "instance": {"2024-01-01", "999999999h", "1e-9s"},
+    "direct": {"[]"},
+    "hosts.h2.variables": {"{}"},
+    "services.web.endpoints.web-1.weight": {"0.5"},
+    "services.web.usage.address": {"2024-01-01", "999999999h", "1e-9s"},
+    "services.web.usage.send": {"''", "2024-01-01", "1:30", "999999999h", "1e-9s", '"/\\n"'}
+    | {"0.000000001 flows/s"},
+    "services.web.shadows.hosts": {"[]"},
+    "services.web.shadows.standing": {"true"},
+    "services.web.shadows.over_cost": {"0.5"},
+    "services.web.shadows.headroom": {"0.5"},
+    "services.web.shadows.variables": {"{}"},
+}
+"""What of it has a meaning there."""
+
+
+@pytest.mark.parametrize("path", list(keys()), ids=".".join)
+def test_nonsense_is_refused_in_a_line_with_its_path_and_what_is_allowed(path):
+    where, taken, root = ".".join(path), set(), yaml.safe_load(GOOD)
+    here = root
+    for key in path[:-1]:
+        here = here.setdefault(key, {})
+    if path[-2:-1] == ("usage",):
+        here |= {"kind": KINDS[path[-1]]} if path[-1] in KINDS else {"kind": "agent-check", "port": 1}
+    here[path[-1]] = "VALUE"
+    text = yaml.safe_dump(root)
+    for value in NONSENSE:
+        try:
+            config.parse(text.replace("VALUE", value))
+            taken.add(value)
+        except config.ConfigError as refused:
+            for problem in refused.problems:
+                assert problem.isprintable(), (value, problem)
+                assert problem.startswith((f"{where}: ", f"{where}.", "line ")), (value, problem)
+                assert "allowed" in problem or problem.startswith("line "), (value, problem)
+    assert taken == TAKEN.get(where, set())
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "5", "a: [1, 2", "\t", "? [a]\n: b\n"])
