@@ -118,6 +118,10 @@ HELP: Mapping[str, str] = {
     "ring_weight": (
         "The endpoint's weight in its service's ring; its share of new flows is that of all weights."
     ),
+    "penalty_ratio": (
+        "Share of its usual new flows that the live endpoint loses while it is slow or failing and "
+        "others of its service are not: 0 to 1."
+    ),
     "rate_deviation": "How unusual the group's request rate is, 0 to 1; 0.5 and more is no chance.",
     "latency_deviation": (
         "How unusually slow the live endpoint's answers are, 0 to 1; 0.5 and more is no chance."

@@ -47,6 +47,6 @@ def families(samples: Iterable[Sample]) -> Iterable[Metric]:
             kind = "summary" if "quantile" in sample.labels else "counter" if sample.counter else "gauge"
             # Of a counter's name it adds the end itself, and it wants it without.
             name = PREFIX + sample.name.removesuffix("_total")
-            family = found[sample.name] = Metric(name, HELP[sample.name], kind)
+            family = found[sample.name] = Metric(name, HELP.get(sample.name, ""), kind)
         family.add_sample(PREFIX + sample.name, dict(sample.labels), sample.value)
     return found.values()
