@@ -14,6 +14,7 @@ from controlplane.lab import trace
 from controlplane.lab.configuration import Choices, LiveEndpoint, written
 from controlplane.lab.report import QUIET_SHARE, Plan
 from controlplane.lab.topology import Topology
+from controlplane.simulation import lines
 
 SERVICE_TIME_S = 0.0625
 CONCURRENCY = 20
@@ -125,4 +126,4 @@ def course_of(given: trace.Trace, duration_s: float = DURATION_S) -> trace.Trace
 def course_text(course: trace.Trace) -> str:
     """The CSV that the traffic generator reads."""
     rows = (f"{at:.3f},{level:.4f}" for at, level in zip(course.at_s, course.level, strict=True))
-    return "\n".join([",".join(trace.HEADER), *rows]) + "\n"
+    return "\n".join([lines.HEADER, *rows]) + "\n"

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from controlplane.simulation.lines import VALUE_MOST, shown
+from controlplane.simulation import lines
 
-HEADER = ["timestamp", "value"]
 FILE_MOST = 1 << 26
 """Bytes of a trace file; a value per second for a year is half of it."""
 ARRIVAL_GRID_S = 0.02
@@ -149,7 +148,7 @@ def flat(level: float, duration_s: float) -> Trace:
 
 
 def load(path: Path) -> Trace:
-    """Reads a CSV ``timestamp,value``: seconds ascending, values >= 0. Raises ``TraceError``."""
+    """Lines ``timestamp,value``, ascending, values >= 0; a header may come first. Raises ``TraceError``."""
     try:
         with path.open("rb") as file:
             data = file.read(FILE_MOST + 1)
@@ -163,32 +162,19 @@ def load(path: Path) -> Trace:
 
 
 def parse(text: str, name: str, source: str) -> Trace:
-    """``source`` is what errors name."""
-    rows = [line.split(",") for line in text.splitlines()] or [[]]
-    if [cell.strip() for cell in rows[0]] != HEADER:
-        raise TraceError(f"{source}:1: the header must be timestamp,value")
+    """``source`` is what errors name. The lines are those that ``penumbra simulate`` reads."""
     at_s: list[float] = []
     level: list[float] = []
-    for line, row in enumerate(rows[1:], start=2):
-        said = ",".join(row)
-        if not said.strip():
-            continue
-        try:
-            when, value = (float(cell) for cell in row)
-        except ValueError:
-            raise TraceError(
-                f"{source}:{line}: {shown(said)}; two numbers are allowed: seconds,value"
-            ) from None
-        if not math.isfinite(when) or not 0 <= value <= VALUE_MOST:
-            raise TraceError(
-                f"{source}:{line}: {shown(said)}; finite numbers, value 0 to {VALUE_MOST:g}, are allowed"
-            )
-        if at_s and when <= at_s[-1]:
-            raise TraceError(
-                f"{source}:{line}: timestamp {when:g} is not after {at_s[-1]:g}; they must ascend"
-            )
-        at_s.append(when)
-        level.append(value)
+    try:
+        for sample in lines.samples(text.splitlines(), source):
+            if math.isnan(sample.rate):
+                raise TraceError(
+                    f"{source}: no value at {sample.at_s:g}; load to be played needs one at each"
+                )
+            at_s.append(sample.at_s)
+            level.append(sample.rate)
+    except lines.LineError as error:
+        raise TraceError(str(error)) from None
     if len(at_s) < 2:
         raise TraceError(f"{source}: {len(at_s)} samples; at least 2 are needed")
     return samples(name, at_s, level)

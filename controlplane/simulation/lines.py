@@ -104,9 +104,10 @@ def _parse(said: str, where: str, least: float, most: float) -> Reading:
         at_s = seconds(when.strip())
         value = math.nan if told.strip().lower() in _ABSENT else float(told)
     except ValueError:
+        header = f", and the header {HEADER}" if where.endswith(":1") else ""
         raise LineError(
             f"{where}: {shown(said)}; two numbers are allowed: seconds,value; "
-            "for seconds YYYY-MM-DD HH:MM:SS too"
+            f"for seconds YYYY-MM-DD HH:MM:SS too{header}"
         ) from None
     if not abs(at_s) <= TIME_MOST_S or not (math.isnan(value) or least <= value <= most):
         raise LineError(

@@ -12,17 +12,18 @@ from controlplane.lab import trace
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("time,load\n0,1\n", "t.csv:1: the header must be timestamp,value"),
+        ("time,load\n0,1\n", "t.csv:1: 'time,load'; two numbers are allowed"),
         ("timestamp,value\n0,1\n60,many\n", "t.csv:3: '60,many'; two numbers are allowed"),
         ("timestamp,value\n0,1\n60\n", "t.csv:3: '60'; two numbers are allowed"),
-        ("timestamp,value\n0,1\n60,-2\n", "t.csv:3: '60,-2'; finite numbers, value 0 to 1e+15"),
-        ("timestamp,value\n0,1\n60,1e300\n", "t.csv:3: '60,1e300'; finite numbers"),
+        ("timestamp,value\n0,1\n60,-2\n", "t.csv:3: '60,-2'; seconds up to 1e+12 and a value of 0 to 1e+15"),
+        ("timestamp,value\n0,1\n60,1e300\n", "t.csv:3: '60,1e300'; seconds up to"),
         ("timestamp,value\n0,1\n60," + "9" * 200_000 + "\n", "t.csv:3: '60,999999"),
         ("timestamp,value\n0,1\n60," + "x" * 200_000 + "\n", "t.csv:3: '60,xxxxxx"),
-        ("timestamp,value\n0,1\n60,nan\n", "t.csv:3: '60,nan'; finite numbers"),
+        ("timestamp,value\n0,1\n60,nan\n", "t.csv: no value at 60; load to be played needs one at each"),
         ("timestamp,value\n60,1\n60,2\n", "t.csv:3: timestamp 60 is not after 60"),
         ("timestamp,value\n0,1\n", "t.csv: 1 samples; at least 2"),
-        ("", "t.csv:1: the header must be timestamp,value"),
+        ("", "t.csv: 0 samples; at least 2"),
+        ("\x00\x01\x02", "t.csv:1: '\\x00\\x01\\x02'; two numbers are allowed"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line_and_what_is_allowed(
@@ -49,6 +50,13 @@ def test_a_file_without_an_end_is_not_read_to_the_end() -> None:
 def test_a_file_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbftimestamp,value\r\n0,1\r\n60,3\r\n\r\n")
     assert trace.load(tmp_path / "t.csv").level.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("header", ["", "timestamp,value\n", "Timestamp, Value\n"])
+def test_a_header_may_come_first_as_for_simulate(header: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"{header}2024-01-01 00:00:00,1\n2024-01-01 00:01:00,3\n")
+    found = trace.load(tmp_path / "t.csv")
+    assert (found.at_s.tolist(), found.level.tolist()) == ([0, 60], [1, 3])
 
 
 def test_the_mean_counts_every_second_the_last_period_too() -> None:
