@@ -15,6 +15,7 @@ from controlplane.model import Admin, Operating
 
 LINE_MOST = 1024
 REASON_MOST = 120
+SHOWN_MOST = 60
 
 _END = re.compile(rb"[\r\n]")
 _SPLIT = re.compile(r"[ \t,]+")
@@ -27,6 +28,8 @@ _OPERATING: Mapping[str, Operating] = {
     "stopped": Operating.DOWN,
 }
 _ADMIN: Mapping[str, Admin] = {admin.value: admin for admin in Admin}
+_WORDS = ", ".join((*_ADMIN, *_OPERATING, "75%", "maxconn:100", "# before a reason"))
+"""Those that are allowed."""
 
 
 class AgentCheck:
@@ -86,7 +89,8 @@ def parse(line: bytes, member: str, at_s: float, good_s: float) -> model.Usage:
             operating = _OPERATING[word]
             reason = word if operating is Operating.DOWN and word != "down" else ""
         elif not _MAXCONN.fullmatch(word):
-            raise ValueError(f"answered {_shown(line)}: {word[:REASON_MOST]!r} is no word of an agent")
+            unknown = _shown(word.encode())
+            raise ValueError(f"answered {_shown(line)}: {unknown} is no word of an agent; allowed: {_WORDS}")
     if operating is Operating.DOWN:
         told = described.decode("ascii", "replace").strip()
         reason = ": ".join(part for part in (reason, told) if part)
@@ -98,4 +102,4 @@ def parse(line: bytes, member: str, at_s: float, good_s: float) -> model.Usage:
 
 def _shown(line: bytes) -> str:
     text = repr(line.decode("latin-1"))
-    return text if len(text) <= REASON_MOST else text[: REASON_MOST - 3] + "..."
+    return text if len(text) <= SHOWN_MOST else text[: SHOWN_MOST - 3] + "..."

@@ -8,7 +8,6 @@ reading. What it means for a member is not decided here (``controlplane/usage.py
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,12 @@ from typing import Protocol
 import aiohttp
 
 from controlplane import model
+from controlplane.adapters import no_answer
 from controlplane.adapters.agent_check import AgentCheck
 from controlplane.adapters.cgroup import Cgroup
 from controlplane.adapters.node_exporter import Lines, NodeExporter
 from controlplane.model import UsageKind
 
-REASON_MOST = 240
 READINGS_MOST = 100_000
 FIRST_WITHIN_S = 1.0
 """Each place is read for the first time so soon: an agent's word is not waited for longer than need be."""
@@ -104,7 +103,7 @@ class BackgroundLoadSource:
         except TimeoutError:
             self._troubles |= dict.fromkeys(members, f"no answer within {source.timeout_s:g} s")
         except Exception as error:  # whatever went wrong, there is no reading
-            self._troubles |= dict.fromkeys(members, _said(error))
+            self._troubles |= dict.fromkeys(members, no_answer.why(error))
         else:
             for member in members:
                 self._troubles.pop(member, None)
@@ -131,12 +130,3 @@ class BackgroundLoadSource:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it does not tell {error.args[0]}"
-    if isinstance(error, OSError) and error.errno:
-        at = f"{error.filename}: " if error.filename else ""
-        return f"{at}{os.strerror(error.errno)}"
-    return str(error)[:REASON_MOST] or type(error).__name__

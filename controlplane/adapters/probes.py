@@ -8,7 +8,6 @@ healthy is not decided here (``controlplane/health.py``).
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,11 @@ from ipaddress import ip_address
 import aiohttp
 
 from controlplane import model
+from controlplane.adapters import no_answer
 from controlplane.addresses import with_port
 
 Target = tuple[str, int, model.Probe]
 
-REASON_MOST = 120
 RESULTS_MOST = 1_000_000
 
 
@@ -79,7 +78,7 @@ class NetworkProber:
             except TimeoutError:
                 reason = f"no answer within {probe.timeout_s:g} s"
             except Exception as error:  # whatever went wrong, it was no healthy answer
-                reason = _said(error)
+                reason = no_answer.why(error)
             ended = self._loop.time()
             self._results.append(model.Health(member, not reason, ended, ended - started, reason))
             alike = alike + 1 if before == (not reason) else 1
@@ -108,9 +107,3 @@ class NetworkProber:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return str(error)[:REASON_MOST] or type(error).__name__

@@ -267,7 +267,7 @@ def test_an_agents_words_are_haproxys(line, told):
 BAD_WORDS = {
     b"": "there is no word in it",
     b" ,\t#down": "there is no word in it",
-    b"drian": "'drian' is no word",
+    b"drian": "'drian' is no word of an agent; allowed: ready, drain, maint, up, down, fail, stopped, 75%",
     b"drain please": "'please' is no word",
     b"75": "'75' is no word",
     b"75.5%": "no word",

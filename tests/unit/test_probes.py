@@ -5,6 +5,7 @@ import http.server
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,33 @@ def test_a_refused_connection_says_so(prober):
     health = first(prober, "a")
     assert not health.ok
     assert "refused" in health.reason.lower()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9\r\n", "answered no HTTP: Bad status line: b'SSH-2.0-OpenSSH_9'"),
+        (b"HTTP/1.1 200 OK\r\nX\r\n\r\n", "answered no HTTP: Invalid header token: b'X'"),
+        (b"", "closed the connection without an answer"),
+    ],
+)
+def test_what_is_no_http_is_told_in_one_line(prober, answer, reason):
+    def answers():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answers, daemon=True).start()
+        port = listener.getsockname()[1]
+        prober.watch({"a": ("127.0.0.1", port, replace(HTTP, timeout_s=5.0))})
+        assert first(prober, "a").reason == reason
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_as_many_answers_as_flip_a_members_health_wake_whoever_waits(web):

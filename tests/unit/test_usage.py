@@ -287,9 +287,10 @@ def test_status_and_metrics_tell_it_while_it_is_fresh():
         "strength": None,
     }  # fmt: skip
     labels = {"service": "web", "endpoint": "web-1"}
-    told = {s.name: s.value for s in world.metrics.samples if s.labels == labels and "ratio" in s.name}
-    assert told | {"spill_ratio": 0.0} == {
+    told = {s.name: s.value for s in world.metrics.samples if s.labels == labels and s.name.endswith("_ratio")}
+    assert told == {
         "spill_ratio": 0.0,
+        "penalty_ratio": 0.0,
         "endpoint_cpu_utilization_ratio": 0.5,
         "endpoint_memory_utilization_ratio": 0.25,
         "endpoint_network_utilization_ratio": 0.125,
