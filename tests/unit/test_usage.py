@@ -287,7 +287,8 @@ def test_status_and_metrics_tell_it_while_it_is_fresh():
         "strength": None,
     }  # fmt: skip
     labels = {"service": "web", "endpoint": "web-1"}
-    told = {s.name: s.value for s in world.metrics.samples if s.labels == labels and s.name.endswith("_ratio")}
+    found = world.metrics.samples
+    told = {s.name: s.value for s in found if s.labels == labels and s.name.endswith("_ratio")}
     assert told == {
         "spill_ratio": 0.0,
         "penalty_ratio": 0.0,
