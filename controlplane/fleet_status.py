@@ -40,9 +40,19 @@ def services(
     for at, (name, view) in enumerate(fleet.views.items()):
         service, condition = view.service, fleet.loads.conditions.service(at)
         ring = installed.services[name].ring if name in installed.services else {}
+        pool = _pool_status(fleet, view, roster, drained) if view.is_pool else None
         groups = tuple(
             _group_status(
-                fleet, view, endpoint, roster, installed, ring, endpoint.name in drained, now_s, now_unix_s
+                fleet,
+                view,
+                endpoint,
+                roster,
+                installed,
+                ring,
+                pool,
+                endpoint.name in drained,
+                now_s,
+                now_unix_s,
             )
             for endpoint in service.endpoints
         )
@@ -64,7 +74,7 @@ def services(
                 failing=condition.failing,
                 common_cause=fleet.loads.conditions.common_cause(at),
                 groups=groups,
-                pool=_pool_status(fleet, view, roster, drained) if view.is_pool else None,
+                pool=pool,
                 novelty=_novelty_status(fleet.novelties.of(name), now_unix_s),
             )
         )
@@ -89,7 +99,8 @@ def _pool_status(fleet: Fleet, view: Outlook, roster: Members, drained: Collecti
     demand = float(loads.demand[[loads.index[name] for name in view.names]].sum())
     sized, seen = view.sized_together(demand), loads.pools.seen(view.service.name)
     high = np.nan if seen is None else seen.need
-    verdict = fleet.verdicts.get(unit.key) or groups.at_rest(unit.name, unit.capacity, high, len(view.names))
+    usable = _usable(view, unit.capacity)
+    verdict = fleet.verdicts.get(unit.key) or groups.at_rest(unit.name, usable, high, len(view.names))
     return PoolStatus(
         demand=known(demand),
         high=known(high),
@@ -118,6 +129,7 @@ def _group_status(
     roster: Roster,
     installed: model.Steering,
     ring: Mapping[str, float],
+    pool: PoolStatus | None,
     drained: bool,
     now_s: float,
     now_unix_s: float,
@@ -127,10 +139,10 @@ def _group_status(
     health = fleet.health.get(endpoint.name, _UNKNOWN)
     sized = view.sized(loads, i)
     verdict = fleet.verdicts.get(endpoint.name) or groups.at_rest(
-        endpoint.name, fleet.capacity(i), fleet.high(endpoint)
+        endpoint.name, _usable(view, fleet.capacity(i)), fleet.high(endpoint)
     )
-    if view.is_pool:
-        verdict = _in_pool(view.service.name, roster.of(endpoint.name))
+    if pool is not None:
+        verdict = _in_pool(view.service.name, pool, roster.of(endpoint.name))
     member = installed.members.get(endpoint.name)
     return GroupStatus(
         name=endpoint.name,
@@ -207,8 +219,14 @@ def _shadow_status(
     )
 
 
-def _in_pool(service: str, own: Sequence[model.Shadow]) -> groups.Verdict:
+def _usable(view: Outlook, capacity: float | None) -> float | None:
+    return None if capacity is None else capacity * (1.0 - view.service.shadows.headroom)
+
+
+def _in_pool(service: str, pool: PoolStatus, own: Sequence[model.Shadow]) -> groups.Verdict:
     """Of one group: its members are decided about together with those of the others."""
     leaving = (model.ShadowState.DRAINING, model.ShadowState.REMOVING)
-    wanted = 1 + sum(shadow.state not in leaving for shadow in own)
-    return groups.Verdict(groups.Act.HOLD, f"decided for all of {service} together", None, wanted)
+    here = 1 + sum(shadow.state not in leaving for shadow in own)
+    why = pool.reason.removeprefix(f"{service}: ")
+    said = f"{here} of {groups.members_of(pool.wanted)} of {service}, sized together: {why}"
+    return groups.Verdict(groups.Act.HOLD, said, None, here)

@@ -228,13 +228,20 @@ class Group:
         return {name: round(value, 4) for name, value in numbers.items() if math.isfinite(value)}
 
 
-def at_rest(name: str, capacity: float | None, need: float, members: int = 1) -> Verdict:
-    """Of a live endpoint that is up, or a pool of them, without shadows, whose load wants none."""
-    if capacity is None:
+def at_rest(name: str, usable: float | None, need: float, members: int = 1) -> Verdict:
+    """Of a live endpoint that is up, or a pool of them, without shadows, whose load wants none.
+
+    :param usable: what a member can be counted on for, flows/s; None: not known."""
+    if usable is None:
         return Verdict(Act.HOLD, f"{name}: capacity is not known, and it is not saturated")
     if not math.isfinite(need):
         return Verdict(Act.HOLD, f"{name}: no reading of demand yet", None, members)
-    return Verdict(Act.HOLD, f"{name}: demand {need:.0f}/s fits {members_of(members)}", None, members)
+    return Verdict(Act.HOLD, suffices(name, usable, need, members), None, members)
+
+
+def suffices(name: str, usable: float, need: float, members: int) -> str:
+    can = f"{usable * members:.0f}/s that {members_of(members)} can serve"
+    return f"{name}: expected demand {need:.0f}/s <= {can}"
 
 
 def members_of(members: int) -> str:

@@ -45,8 +45,9 @@ class Happenings:
                 endpoint=event.endpoint, client=event.client, chosen=event.chosen
             )
             times = self._untold.pop(about)
+            reports = "1 report" if times == 1 else f"{times} reports"
             self._journal.say(
-                event.endpoint, event.kind.name.lower(), f"{said} ({times} reports since the last one)"
+                event.endpoint, event.kind.name.lower(), f"{said} ({reports} since the last one)"
             )
 
     def samples(self) -> Iterator[Sample]:

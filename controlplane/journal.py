@@ -15,6 +15,7 @@ from controlplane.ports import Clock, Store
 _log = logging.getLogger("penumbra")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _LISTED = 8
+_DOWN = "down: its flows go elsewhere"
 _KEPT = 1000
 """Rows kept in memory while the store can't be written."""
 
@@ -25,6 +26,8 @@ class Journal:
         self._clock = clock
         self._said: dict[tuple[str, str], str] = {}
         self._troubles: dict[str, str] = {}
+        self._down: set[str] = set()
+        """Who was said to be down."""
         self._rows: deque[model.Decision] = deque(maxlen=_KEPT)
 
     def say(
@@ -93,6 +96,7 @@ class Journal:
                     f"{member.role.name.lower()} endpoint {member.name} installed at {at}",
                 )
             case model.RemoveMember(name):
+                self._down.discard(name)
                 self.say(name, "uninstall", f"{name} removed from the data plane")
             case model.SetRing(service, weights):
                 shares = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
@@ -100,8 +104,9 @@ class Journal:
             case model.SetDown(name, False) if after.members[name].service in opened:
                 pass
             case model.SetDown(name, down):
-                word = "down: its flows go elsewhere" if down else "up again"
-                self.say(name, "down" if down else "up", f"{name} is {word}")
+                back = "up again" if name in self._down else "up"  # a new shadow was never down
+                (self._down.add if down else self._down.discard)(name)
+                self.say(name, "down" if down else "up", f"{name} is {_DOWN if down else back}")
             case model.SetSpill(name, share):
                 old = before.members[name].spill if name in before.members else 0.0
                 if (old == 0.0) != (share == 0.0) or share == 1.0:

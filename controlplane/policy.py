@@ -28,6 +28,7 @@ from controlplane.groups import (
     lasted_s,
     members_of,
     pause_s,
+    suffices,
 )
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 
@@ -70,7 +71,7 @@ def decide(
         stays = memory.answered and not _has_common_cause(group)
         fewer = _shrink(settings, group, memory, need, usable, now_unix_s)
         going += tuple(one for one in fewer if not stays or one.act is not Act.DRAIN)
-    return more + going or (_hold(group, need, members),), memory
+    return more + going or (_hold(settings, group, need, usable, members),), memory
 
 
 def _more(
@@ -247,7 +248,7 @@ def _needs_help(group: Group, memory: Memory, now_unix_s: float) -> bool:
     return memory.troubled_since is not None and now_unix_s - memory.troubled_since >= CONFIRM_S
 
 
-def _hold(group: Group, need: float, members: int) -> Verdict:
+def _hold(settings: ShadowSettings, group: Group, need: float, usable: float, members: int) -> Verdict:
     if not group.live_up:
         who = "its neighbours take over" if members == 0 else "its shadows take over"
         return Verdict(Act.HOLD, f"{group.name}: down, {who}", None, members)
@@ -260,7 +261,11 @@ def _hold(group: Group, need: float, members: int) -> Verdict:
     ours = [s for s in _serving(group) if not s.by_hand and s.name not in group.bound]
     if ours and group.sized >= group.lives_up + len(_serving(group)):
         return Verdict(Act.HOLD, f"{group.name}: {group.sized} wanted: {group.sized_reason}", None, members)
-    return Verdict(Act.HOLD, f"{group.name}: demand {need:.0f}/s fits {members_of(members)}", None, members)
+    said = suffices(group.name, usable, need, members)
+    spare = min(members - max(math.ceil(need / usable), group.sized, group.endpoints), len(ours))
+    if spare > 0:
+        said += f"; {spare} can go when that has been so for {settings.idle_s:g} s"
+    return Verdict(Act.HOLD, said, None, members)
 
 
 def _serving(group: Group) -> list[Shadow]:

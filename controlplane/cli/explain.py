@@ -96,7 +96,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         f"{group['name']} of service {group['service']}: {output.counted(group['wanted'], 'member')} wanted, "
         f"itself and {output.counted(serving, 'shadow')} serve"
     )
-    yield f"  decided    {group['reason']}"
+    if not group["pool"]:  # else it is decided for all of its service, below
+        yield f"  decided    {group['reason']}"
     yield f"  demand     {_rate(group['demand'])} in the last tick, {_rate(group['level'])} smoothed"
     yield (
         f"  seen       {_rate(group['point'])} in {group['horizon_s']:.0f} s by the last readings, "
@@ -129,7 +130,8 @@ def _of_size(sized: Mapping[str, Any], of: str = "") -> Iterator[str]:
 
 
 def _of_pool(service: str, pool: Mapping[str, Any]) -> Iterator[str]:
-    yield f"  together   {output.counted(pool['wanted'], 'member')} of {service} wanted: {pool['reason']}"
+    wanted = output.counted(pool["wanted"], "member")
+    yield f"  decided    {wanted} of {service}, sized together: {pool['reason'].removeprefix(f'{service}: ')}"
     yield f"  demand     {_rate(pool['demand'])} of {service}, {_rate(pool['high'])} at most"
     yield f"  capacity   {_rate(pool['capacity'])} of those that serve"
     yield from _of_size(pool, " of all (live ones serve anyway)")

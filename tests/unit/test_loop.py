@@ -165,6 +165,15 @@ def test_the_last_one_is_never_ejected():
     assert ended == ["web: no longer fails open, packets go to who is healthy (web-2)", "web-1 is up again"]
 
 
+def test_who_was_never_down_is_not_up_again_and_who_stays_without_need_says_until_when():
+    world = grown()
+    said = [row.reason for row in world.store.rows if row.action == "up"]
+    assert said == ["web-1-s1 is up"]
+    world.ticks(8, 20.0, noisy=False)
+    reason = world.controller.status().services[0].groups[0].reason
+    assert reason.endswith("that 2 members can serve; 1 can go when that has been so for 10 s")
+
+
 @pytest.mark.parametrize(
     "state", [s for s in ShadowState if s is not ShadowState.FAILED], ids=lambda s: s.value
 )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -10,6 +12,7 @@ from itertools import pairwise
 import pytest
 
 from controlplane import model, requests
+from controlplane.cli import explain
 from controlplane.model import ShadowState
 from controlplane.pool import is_pool
 from tests.world import CAPACITY, World, config
@@ -178,6 +181,19 @@ def test_the_pool_is_told_as_a_whole():
     assert pool.wanted == FEW + len(a.states())
     names = {sample.name for sample in a.metrics.samples}
     assert {"pool_demand_flows_per_second", "pool_members_wanted"} <= names
+
+
+def test_pool_and_group_say_how_much_is_expected_and_can_be_served():
+    a = world()
+    a.ticks(60, 0.5 * CAPACITY * FEW, noisy=False)
+    told = json.loads(a.shown[-1])["services"][0]
+    why = "expected demand 250/s <= 500/s that 5 members can serve"
+    assert re.sub(r"2[5-9]\d/s", "250/s", told["pool"]["reason"]) == f"web: {why}"
+    group = told["groups"][0]
+    assert re.sub(r"2[5-9]\d/s", "250/s", group["reason"]) == f"1 of 5 members of web, sized together: {why}"
+    lines = list(explain._of_group({**group, **told, "name": "web-1", "horizon_s": 4.0, "service": "web"}))
+    said = [line.removeprefix("  decided    ") for line in lines if line.startswith("  decided")]
+    assert said == [f"5 members of web, sized together: {told['pool']['reason'].removeprefix('web: ')}"]
 
 
 @pytest.mark.parametrize(
