@@ -129,9 +129,9 @@ def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, 
     """Why one more member is needed, in numbers; None: it is not."""
     numbers = f"p{group.quantile * 100:.0f} demand {need:.0f}/s in {group.horizon_s:.0f} s > "
     limit = usable * members
-    of = f"{1 - settings.headroom:.2g} x {members} x {group.capacity:.0f}/s"
-    if members == 1:
-        of = f"{1 - settings.headroom:.2g} x {group.capacity:.0f}/s"
+    of = f"{members} x {group.capacity:.0f}/s" if members != 1 else f"{group.capacity:.0f}/s"
+    if settings.headroom:
+        of = f"{1 - settings.headroom:.2g} x {of}"
     if members == 0:
         return None if group.neighbour_up else "down and no shadow takes over"
     if need > limit:

@@ -179,7 +179,8 @@ class SqliteStore:
                 or "no such table" in str(error)
             ):
                 kind = DamagedStoreError
-            raise kind(f"{self.path}: {error}; check the disk's space and the file's rights") from error
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            raise kind(f"{self.path}: {why}; check the disk's space and the file's rights") from error
 
 
 def _decoded(record: str) -> model.Shadow:

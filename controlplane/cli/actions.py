@@ -22,7 +22,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(shadow_app, name="shadow")
 
 
-def drain(endpoint: str, instance: InstanceName = None) -> None:
+Endpoint = Annotated[str, typer.Argument(help="a live endpoint, as the configuration names it")]
+
+
+def drain(endpoint: Endpoint, instance: InstanceName = None) -> None:
     """Give ENDPOINT no new flows; old ones finish. Holds until undrain, also over restarts.
 
     Example: penumbra drain web-1
@@ -32,7 +35,7 @@ def drain(endpoint: str, instance: InstanceName = None) -> None:
     _told(at, f"{endpoint}: no new flows from the next tick on, if another member can take them")
 
 
-def undrain(endpoint: str, instance: InstanceName = None) -> None:
+def undrain(endpoint: Endpoint, instance: InstanceName = None) -> None:
     """Give ENDPOINT new flows again.
 
     Example: penumbra undrain web-1
@@ -64,7 +67,7 @@ def thaw(instance: InstanceName = None) -> None:
 
 @shadow_app.command("add")
 def shadow_add(
-    endpoint: str,
+    endpoint: Endpoint,
     host: Annotated[str | None, typer.Option(help="a key of hosts; else the placement decides")] = None,
     instance: InstanceName = None,
 ) -> None:
@@ -86,7 +89,10 @@ def shadow_add(
 
 
 @shadow_app.command("remove")
-def shadow_remove(shadow: str, instance: InstanceName = None) -> None:
+def shadow_remove(
+    shadow: Annotated[str, typer.Argument(help="a shadow, as penumbra status names it")],
+    instance: InstanceName = None,
+) -> None:
     """Drain SHADOW, then remove it.
 
     Example: penumbra shadow remove web-1-s1

@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from controlplane.adapters import loader
+from controlplane.adapters import attach, loader
+from controlplane.adapters.libbpf import XdpMode
 from controlplane.addresses import with_port
 from controlplane.cli import instance as instances
 from controlplane.cli import lab_send, output
@@ -145,13 +146,31 @@ def _lab(name: str, ip_version: int | None = None) -> Lab:
 
 
 def _remove(lab: Lab) -> None:
-    """The lab, and the instance that was loaded from its configuration."""
+    """The lab, the instance that was loaded from its configuration, and others that steer at its interfaces,
+    which go with it."""
     name = lab.topology.lab
-    own = instances.config_of(name) == lab.folder / CONFIG
+    gone = {name} if instances.config_of(name) == lab.folder / CONFIG else set()
+    inside = _steering_in(lab)
     lab.down()
-    if own:
-        loader.unload(name)
-        instances.forget(name)
+    for one in sorted(gone | inside):
+        config = instances.config_of(one)
+        loader.unload(one)
+        instances.forget(one)
+        if one not in gone:
+            say(f"instance {one}, loaded in it from {config or 'an unknown file'}, is unloaded")
+
+
+def _steering_in(lab: Lab) -> set[str]:
+    """Instances that are attached at the access point's interfaces."""
+    try:
+        with lab.entered(AP):
+            return {
+                name
+                for name in instances.loaded()
+                if any(one.mode is not XdpMode.NONE for one in attach.attached(name))
+            }
+    except (LabError, OSError):
+        return set()  # there is no such namespace
 
 
 def _write_config(lab: Lab) -> Path:

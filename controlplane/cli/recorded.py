@@ -19,7 +19,8 @@ STDIN = "-"
 STREAM_INTERVAL_S = 15.0
 INTERVAL_LEAST_S, INTERVAL_MOST_S = 1e-3, 1e7
 
-Trace = Annotated[str, typer.Option(metavar="FILE|-", help="lines timestamp,value; value: requests/s")]
+TRACE = typer.Option(metavar="FILE|-", help="lines timestamp,value; value: requests/s")
+Trace = Annotated[str, TRACE]
 Interval = Annotated[
     float | None,
     typer.Option(help="seconds of a step; default: what lies between a FILE's lines, of - 15"),
@@ -72,6 +73,8 @@ def read(path: Path, interval: float | None) -> tuple[list[Sample], float]:
             samples = list(lines.of(file, str(path)))
     except UnicodeDecodeError:
         fail(f"{path}: it is not UTF-8 text", EXIT_USAGE)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}", EXIT_USAGE)
     if len(samples) < 2:
         fail(f"{path}: too few samples: {len(samples)}; at least 2 are needed", EXIT_USAGE)
     apart = np.diff([sample.at_s for sample in samples])

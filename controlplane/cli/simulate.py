@@ -18,7 +18,7 @@ from controlplane.cli import output, plotted, recorded, replay
 from controlplane.cli.options import AsJson
 from controlplane.cli.output import EXIT_USAGE, fail, rows, say
 from controlplane.cli.plotted import Plot
-from controlplane.cli.recorded import STDIN, Interval, Trace, within
+from controlplane.cli.recorded import STDIN, TRACE, Interval, within
 from controlplane.model import ShadowSettings
 from controlplane.rivals import Rival
 from controlplane.simulation import frontier, run
@@ -82,7 +82,7 @@ class Asked:
 
 
 def simulate(
-    trace: Trace | None = None,
+    trace: Annotated[str | None, TRACE] = None,
     capacity: Annotated[float | None, typer.Option(help="requests/s of an endpoint")] = None,
     lead_time: Annotated[
         float | None, typer.Option(min=0, help="seconds from an order until it serves")

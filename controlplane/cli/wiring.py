@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -227,7 +228,9 @@ def _run(
         metrics = PrometheusMetrics(configured.metrics_address, configured.metrics_port)
     except OSError as error:
         where = with_port(ip_address(configured.metrics_address), configured.metrics_port)
-        fail(f"metrics.port: {where}: {os.strerror(error.errno or 0)}; traffic goes on, take another port")
+        part = "address" if error.errno == errno.EADDRNOTAVAIL else "port"
+        why = f"{os.strerror(error.errno or 0)}; traffic goes on, take another {part}"
+        fail(f"metrics.{part}: {where}: {why}")
     closing.append(metrics.close)
     dataplane = MapDataplane.open(configured.instance, clock)
     closing.append(dataplane.close)

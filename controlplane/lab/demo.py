@@ -97,7 +97,7 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
     if not 10 <= arguments.duration <= 3600:
         raise ValueError(f"--duration {arguments.duration:g}: 10 to 3600 seconds are allowed")
     named = arguments.trace
-    given = trace.load(Path(named)) if named.endswith(".csv") or "/" in named else trace.shipped(named)
+    given = trace.named(named)
     course = demo_setting.course_of(given, arguments.duration)
     return Setting(Topology(arguments.name), course, arguments.target, arguments.forecast)
 

@@ -185,9 +185,16 @@ def shipped_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-4] for entry in folder.iterdir() if entry.name.endswith(".csv")))
 
 
+def named(name: str) -> Trace:
+    """A file, or one that comes with the package. Raises ``TraceError``."""
+    if name not in shipped_names() and ("/" in name or name.endswith(".csv") or Path(name).exists()):
+        return load(Path(name))
+    return shipped(name)
+
+
 def shipped(name: str) -> Trace:
     """A trace that comes with the package (``traces/README.md``)."""
     if name not in shipped_names():
-        raise TraceError(f"no shipped trace {name!r}; there are: {', '.join(shipped_names())}")
+        raise TraceError(f"no file and no shipped trace {name!r}; there are: {', '.join(shipped_names())}")
     text = (resources.files("controlplane.lab") / "traces" / f"{name}.csv").read_text(encoding="utf-8")
     return parse(text, name, f"{name}.csv")

@@ -78,7 +78,7 @@ async def drive(client: Client, course: trace.Trace, kind: trace.Arrivals, sink:
 def course_of(arguments: argparse.Namespace) -> trace.Trace:
     """The trace that the arguments describe. Raises ``TraceError``."""
     named = arguments.trace
-    course = trace.load(Path(named)) if named.endswith(".csv") or "/" in named else trace.shipped(named)
+    course = trace.named(named)
     if arguments.duration is not None:
         course = course.lasting(arguments.duration)
     elif arguments.speed is not None:

@@ -91,6 +91,20 @@ def test_lab_down_takes_its_instance_and_the_records_of_its_shadows_along(
     assert remains(name) == []
 
 
+def test_lab_down_takes_along_what_a_copy_of_its_configuration_loaded_and_says_so(
+    name: str, tmp_path: Path
+) -> None:
+    assert penumbra("lab", "up", "--name", name).returncode == 0
+    lab, copy = Lab(Topology(name)), tmp_path / "copy.yml"
+    text = (lab.folder / "penumbra.yml").read_text()
+    copy.write_text(text.replace(f"instance: {name}\n", f"instance: {name}-copy\n"))
+    subprocess.run(lab.argv(AP, [PENUMBRA, "load", str(copy)]), check=True, capture_output=True)
+    down = penumbra("lab", "down", "--name", name)
+    assert (down.returncode, down.stderr) == (0, "")
+    assert f"instance {name}-copy, loaded in it from {copy}, is unloaded" in down.stdout
+    assert remains(name) == []
+
+
 def test_ctrl_c_ends_traffic_with_its_summary(name: str) -> None:
     assert penumbra("lab", "up", "--name", name).returncode == 0
     argv = [PENUMBRA, "lab", "traffic", "--name", name, "--trace", "mongo_burst", "--peak", "60"]

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +106,13 @@ def test_a_damaged_record_names_the_shadow(tmp_path):
     store._db.execute("INSERT INTO shadow VALUES ('web-1-s1', '{\"name\": 5}')")
     with pytest.raises(StoreError, match="'web-1-s1' is damaged"):
         store.shadows()
+
+
+def test_a_place_that_can_not_be_made_is_an_error_in_words():
+    with pytest.raises(
+        StoreError, match=r"/proc/none/a\.db: No such file or directory; check the disk's space"
+    ):
+        SqliteStore(Path("/proc/none"), "a").shadows()
 
 
 def test_a_full_disk_is_an_error_that_says_so(tmp_path):

@@ -59,6 +59,17 @@ def test_a_header_may_come_first_as_for_simulate(header: str, tmp_path: Path) ->
     assert (found.at_s.tolist(), found.level.tolist()) == ([0, 60], [1, 3])
 
 
+def test_a_name_is_a_shipped_trace_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("load.txt").write_text("0,1\n60,3\n")
+    assert trace.named("load.txt").level.tolist() == [1, 3]
+    assert trace.named("mongo_burst").name == "mongo_burst"
+    with pytest.raises(
+        trace.TraceError, match="no file and no shipped trace 'loads'; there are: mongo_burst"
+    ):
+        trace.named("loads")
+
+
 def test_the_mean_counts_every_second_the_last_period_too() -> None:
     assert trace.samples("steps", [0, 10, 20, 10_000], [0, 20, 20, 20]).mean == pytest.approx(
         (100 + 200 + 20 * 9_980 + 20 * 10) / 10_010
