@@ -250,8 +250,7 @@ def _needs_help(group: Group, memory: Memory, now_unix_s: float) -> bool:
 
 def _hold(settings: ShadowSettings, group: Group, need: float, usable: float, members: int) -> Verdict:
     if not group.live_up:
-        who = "its neighbours take over" if members == 0 else "its shadows take over"
-        return Verdict(Act.HOLD, f"{group.name}: down, {who}", None, members)
+        return Verdict(Act.HOLD, f"{group.name}: down, {_stands_in(group, members)}", None, members)
     if group.trouble:
         reason = f"{group.name}: {group.trouble}"
         if _has_common_cause(group):
@@ -266,6 +265,15 @@ def _hold(settings: ShadowSettings, group: Group, need: float, usable: float, me
     if spare > 0:
         said += f"; {spare} can go when that has been so for {settings.idle_s:g} s"
     return Verdict(Act.HOLD, said, None, members)
+
+
+def _stands_in(group: Group, members: int) -> str:
+    """Who serves for who is down, in words."""
+    if group.up:
+        return "its shadows take over"
+    if group.neighbour_up:
+        return "its neighbours take over"
+    return "and a shadow for it is on order" if members else "and nobody takes over"
 
 
 def _serving(group: Group) -> list[Shadow]:

@@ -58,7 +58,10 @@ def from_hex(text: str) -> bytes:
 
     Raises ValueError.
     """
-    frame = bytes.fromhex("".join(text.replace(":", " ").split()))
+    try:
+        frame = bytes.fromhex("".join(text.replace(":", " ").split()))
+    except ValueError:
+        raise ValueError("pairs of hexadecimal digits are allowed, and spaces and colons") from None
     if len(frame) < _LEAST_BYTES:
         raise ValueError(
             f"a frame of {len(frame)} bytes; from {_LEAST_BYTES} on is allowed, an Ethernet header"
@@ -72,7 +75,7 @@ def from_file(path: Path, number: int) -> bytes:
         with PcapReader(str(path)) as packets:
             packet = next(itertools.islice(packets, number - 1, None), None)
     except (Scapy_Exception, EOFError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: it is no pcap or pcapng file") from error
     if packet is None:
         raise ValueError(f"{path}: has no packet {number}")
     if len(packet) < (packet.wirelen or 0):  # how long it was decides, too

@@ -144,6 +144,8 @@ def _frame(frame_hex: str | None, pcap: Path | None, number: int) -> bytes:
         return frames.from_hex(sys.stdin.read() if frame_hex == STDIN else frame_hex or "")
     except ValueError as error:
         fail(f"--pcap {error}" if pcap is not None else f"--hex: {error}", EXIT_USAGE)
+    except OSError as error:
+        fail(f"--pcap {pcap}: {error.strerror}", EXIT_USAGE)
 
 
 def _end(option: str, text: str, protocol: str) -> tuple[Address, int]:

@@ -403,3 +403,15 @@ def test_every_reason_is_a_sentence_with_its_numbers():
     assert decided(group(171.0), long_since()).reason == (
         "shadow web +1: p90 demand 171/s in 5 s > 0.8 x 100/s"
     )
+
+
+@pytest.mark.parametrize(
+    ("now", "who"),
+    [
+        (group(50.0, shadow(1, READY), live_up=False), "its shadows take over"),
+        (group(50.0, shadow(1, ON_ORDER), live_up=False), "and a shadow for it is on order"),
+        (group(50.0, shadow(1, ON_ORDER), live_up=False, neighbour_up=True), "its neighbours take over"),
+    ],
+)
+def test_who_is_down_has_only_those_named_that_serve(now, who):
+    assert decided(now).reason == f"web: down, {who}"
