@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from controlplane.model import Interface, ShadowState
 from controlplane.ports import Sample
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +241,26 @@ def _fields(value: object) -> dict[str, object]:
     if not is_dataclass(value):
         raise TypeError(f"{type(value).__name__} has no JSON form")
     return {one.name: getattr(value, one.name) for one in fields(value)}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """What ``to_json`` wrote, as plain values. ValueError: it is damaged, or another version's."""
+    try:
+        found = json.loads(text)
+        whole = _has(found, Status)
+        for service in found["services"]:
+            whole &= _has(service, ServiceStatus)
+            for group in service["groups"]:
+                whole &= _has(group, GroupStatus) and all(_has(one, ShadowStatus) for one in group["shadows"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("no status") from error
+    if not whole:
+        raise ValueError("no status, or one of another version")
+    return dict(found)
+
+
+def _has(value: Mapping[str, object], kind: type[DataclassInstance]) -> bool:
+    return value.keys() >= {one.name for one in fields(kind)}
 
 
 def known(value: float) -> float | None:

@@ -24,6 +24,6 @@ def write(instance: str, text: str) -> None:
 def read(instance: str) -> str | None:
     """None: no controller has ticked since the machine booted, or it can't be read."""
     try:
-        return path_of(instance).read_text()
+        return path_of(instance).read_text(errors="replace")
     except OSError:
         return None

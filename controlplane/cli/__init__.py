@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import typer
 
 from controlplane.cli import (
@@ -20,6 +22,9 @@ from controlplane.cli import (
 from controlplane.cli.output import EXIT_USAGE, fail
 from controlplane.config import ConfigError
 from controlplane.ports import DataplaneError, StoreError
+
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a write without a file's name meets."""
 
 app = typer.Typer(
     name="penumbra",
@@ -50,4 +55,5 @@ def main() -> None:
     except (DataplaneError, StoreError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or 'output'}: {error.strerror or error}")
+        at = error.filename or ("output" if error.errno in _OF_OUTPUT else "")
+        fail(f"{at}: {error.strerror or error}" if at else error.strerror or str(error))

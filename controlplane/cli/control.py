@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from controlplane import config, model, requests
-from controlplane.adapters import loader, status_file
+from controlplane.adapters import loader
 from controlplane.adapters.clock import MachineClock
 from controlplane.cli import instance as instances
 from controlplane.cli import output, wiring
@@ -159,8 +158,7 @@ def status(
     Example: penumbra status --json
     """
     at = instances.find(instance)
-    text = status_file.read(at.name)
-    found: dict[str, Any] = json.loads(text) if text else {}
+    found = instances.told(at.name)
     found["controller_pid"] = at.controller_pid()
     try:
         found["decisions"] = [output.plain(one) for one in at.store().decisions(decisions)]

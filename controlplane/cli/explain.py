@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from controlplane import model
-from controlplane.adapters import status_file
 from controlplane.adapters.sqlite import DECISIONS_KEPT
 from controlplane.cli import instance as instances
 from controlplane.cli import output
@@ -39,8 +37,7 @@ def explain(
     Example: penumbra explain web-1
     """
     at = instances.find(instance)
-    text = status_file.read(at.name)
-    status: dict[str, Any] = json.loads(text) if text else {}
+    status = instances.told(at.name)
     groups = [
         {
             "service": service["name"],

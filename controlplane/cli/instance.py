@@ -9,12 +9,12 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from controlplane import model
+from controlplane import model, status
 from controlplane.adapters import ansible_processes, status_file
 from controlplane.adapters.sqlite import SqliteStore
-from controlplane.cli.output import EXIT_USAGE, fail
+from controlplane.cli.output import EXIT_USAGE, fail, warn
 
 RUN_DIR = status_file.RUN_DIR
 PIN_ROOT = Path("/sys/fs/bpf/penumbra")
@@ -100,6 +100,17 @@ def find(given: str | None) -> Instance:
         return Instance(name, Path(record["config"]), Path(record["state_dir"]))
     except (OSError, ValueError, KeyError, TypeError):
         fail(f"{_record_path(name)} is missing or damaged: run penumbra load CONFIG again")
+
+
+def told(name: str) -> dict[str, Any]:
+    """The controller's last status; empty: there is none that can be read."""
+    text = status_file.read(name)
+    try:
+        return status.parsed(text) if text is not None else {}
+    except ValueError:
+        at = status_file.path_of(name)
+        warn(f"{at} is damaged, or another version's: a controller of this version writes it anew")
+        return {}
 
 
 def running_controller(name: str) -> int | None:

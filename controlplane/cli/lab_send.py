@@ -52,6 +52,8 @@ def send(
         names = ", ".join(node.name for node in topology.leaves)
         fail(f"--from {source!r}: no node of the lab; allowed: {names}", EXIT_USAGE)
     address, port = _target(to) if to is not None else (topology.vip, topology.vip_port)
+    if address.version != topology.vip.version:
+        fail(f"--to {to!r}: the lab has IPv{topology.vip.version}; such an address is allowed", EXIT_USAGE)
     if not udp and not TCP_FLAGS.fullmatch(flags):
         fail(f"--flags {flags!r}: letters of FSRPAUEC are allowed", EXIT_USAGE)
     if source_port + count > 65536:

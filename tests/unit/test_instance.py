@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from controlplane.cli import instance as instances
+from tests.world import World, config
 
 
 @pytest.fixture
@@ -53,3 +56,27 @@ def test_what_a_killed_writer_left_goes_with_the_instance(run_dir: Path) -> None
         (run_dir / f"{kept}.new").write_text('{"conf')
     instances.forget("web")
     assert [path.name for path in run_dir.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:100],
+        lambda text: "[1]",
+        lambda text: '{"services": 5}',
+        lambda text: text.replace('"frozen":', '"cold":'),
+        lambda text: text.replace('"reason":', '"why":'),
+    ],
+    ids=["cut off", "a list", "no services", "another status", "another group"],
+)
+def test_a_status_that_is_damaged_or_anothers_is_told_and_nothing_is_made_of_it(
+    run_dir: Path, damage: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(config())
+    world.ticks(2, 10.0)
+    whole = world.shown[-1]
+    (run_dir / "web.status.json").write_text(whole)
+    assert instances.told("web") == json.loads(whole)
+    (run_dir / "web.status.json").write_text(damage(whole))
+    assert instances.told("web") == {}
+    assert "web.status.json is damaged, or another version's" in capsys.readouterr().err
