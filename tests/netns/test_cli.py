@@ -122,11 +122,11 @@ BAD: dict[str, tuple[Callable[[Root], object], Sequence[str]]] = {
     ),
     "a capacity of nothing": (
         lambda root: in_web_1(root, "capacity", "0 flows/s"),
-        ("services.web.endpoints.web-1.capacity", "'0 flows/s'", "above 0"),
+        ("services.web.endpoints.web-1.capacity", "'0 flows/s'", "from 0.001"),
     ),
     "a negative capacity": (
         lambda root: in_web_1(root, "capacity", "-3 flows/s"),
-        ("services.web.endpoints.web-1.capacity", "'-3 flows/s'", "above 0"),
+        ("services.web.endpoints.web-1.capacity", "'-3 flows/s'", "from 0.001"),
     ),
     "a missing interface": (
         lambda root: root["interfaces"].append("nosuch"),
