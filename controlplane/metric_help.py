@@ -53,6 +53,13 @@ HELP: Mapping[str, str] = {
         "How unusually many errors the service has (resets, SYNs without SYN-ACK, aborted requests), 0 to "
         "1; 0.5 and more is no chance."
     ),
+    "service_rate_novelty": (
+        "How new the service's request rate is to it in the last step, as penumbra detect scores "
+        "series, 0 to 1; absent: not judged."
+    ),
+    "service_novel_steps_total": (
+        "Steps of the service whose novelty was remarkable (0.5 or more), since the controller's start."
+    ),
     "service_failing": (
         "1 in a time with failures, or in which many connect anew, of which nothing is learned; else 0."
     ),

@@ -23,7 +23,7 @@ from controlplane.cli.output import EXIT_USAGE, fail
 from controlplane.config import ConfigError
 from controlplane.ports import DataplaneError, StoreError
 
-_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 """What a write without a file's name meets."""
 
 app = typer.Typer(
