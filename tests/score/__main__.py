@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.score.scores import POLICIES, Outcome, outcome
 
 SHIPPED = Path(__file__).with_name("traces")
 KEPT = Path("build/score.jsonl")
-COLUMNS = "over % (without jumps) / lost % / cost, starts, reversals within ten minutes"
+COLUMNS = "over % (without jumps) / lost % (without jumps) / cost, starts, reversals within ten minutes"
 AZURE = "azure_llm"
 """An hour each: too little to learn from, so they are listed apart as well."""
 
@@ -46,6 +47,7 @@ def main() -> None:
             if rows:
                 means = (f"{policy} {mean(rows, policy)}" for policy in POLICIES)
                 print(f"{label:28s} " + "  ".join(means))
+                print(f"{'':28s} {ratios(rows)}")
 
 
 def scored(trace: Trace, lead_s: int, speed: float) -> dict[str, Outcome]:
@@ -71,19 +73,38 @@ def version() -> str:
 
 
 def shown(policy: str, one: Outcome) -> str:
-    return (
-        f"{policy} {_losses(one.over, one.unexcused, one.lost, one.cost)} {one.starts:6d} {one.reversals:5d}"
-    )
+    return f"{policy} {_losses(one)} {one.starts:6d} {one.reversals:5d}"
 
 
 def mean(rows: dict[str, dict[str, Outcome]], policy: str) -> str:
     outcomes = [row[policy] for row in rows.values()]
-    means = np.mean([(one.over, one.unexcused, one.lost, one.cost) for one in outcomes], axis=0)
-    return f"{_losses(*means.tolist())} {sum(one.starts for one in outcomes):6d} {'':5s}"
+    starts = sum(one.starts for one in outcomes)
+    return f"{_losses(averaged(outcomes))} {starts:6d} {'':5s}"
 
 
-def _losses(over: float, unexcused: float, lost: float, cost: float) -> str:
-    return f"{over:6.3f} ({unexcused:6.3f}) / {lost:6.3f} / {cost:5.3f}"
+def averaged(outcomes: Sequence[Outcome]) -> Outcome:
+    return Outcome(*np.mean([astuple(one) for one in outcomes], axis=0).tolist())
+
+
+def _losses(one: Outcome) -> str:
+    return (
+        f"{one.over:6.3f} ({one.over_inexcusably:6.3f}) / "
+        f"{one.lost:6.3f} ({one.lost_inexcusably:6.3f}) / {one.cost:5.3f}"
+    )
+
+
+def ratios(rows: dict[str, dict[str, Outcome]]) -> str:
+    """Penumbra's means as parts of each other policy's."""
+    ours, *others = (averaged([row[policy] for row in rows.values()]) for policy in POLICIES)
+    parts = [_part(ours, its) for its in others]
+    return "  ".join(
+        f"of {policy}'s {_losses(part)}" for policy, part in zip(POLICIES[1:], parts, strict=True)
+    )
+
+
+def _part(one: Outcome, of: Outcome) -> Outcome:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Outcome(*np.divide(astuple(one), astuple(of)).tolist())
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ POLICIES = (PENUMBRA, Rival.HPA.value, Rival.TREND.value)
 class Outcome:
     over: float
     """Per cent of time in which demand exceeded what was ready."""
-    unexcused: float
+    over_inexcusably: float
     """The same without jumps."""
     lost: float
     """Per cent of demand above it."""
+    lost_inexcusably: float
+    """The same without jumps."""
     cost: float
     """Endpoint-seconds as a multiple of the oracle's."""
     starts: int
@@ -45,11 +47,13 @@ def outcome(trace: Trace, lead_s: float, policy: str, over_cost: float | None = 
     by_tick = plant.score(ticks, trace.demand, trace.capacity, lead_s, TICK_S)
     by_step = plant.score(wanted, trace.seen, trace.capacity, lead_s, STEP_S)
     there = plant.ready(ticks, plant.lead_steps(lead_s, TICK_S))
-    over = plant.excess(trace.demand, there, trace.capacity) > 0
+    excess = plant.excess(trace.demand, there, trace.capacity)
+    inexcusable = ~jumps(trace, lead_s)
     return Outcome(
         over=100 * by_tick.over,
-        unexcused=100 * float(np.mean(over & ~jumps(trace, lead_s))),
+        over_inexcusably=100 * float(np.mean((excess > 0) & inexcusable)),
         lost=100 * by_tick.lost,
+        lost_inexcusably=100 * float(np.sum(excess * inexcusable) / np.sum(trace.demand)),
         cost=by_tick.cost,
         starts=by_step.starts,
         reversals=by_step.reversals,
