@@ -44,6 +44,9 @@ _CLIPPED = 3.0
 _RATE_GAIN, _GAIN = 1 / 150, 1 / 300
 """Memory of so many readings: demand changes with the hour, the rest seldom."""
 _RECENT_GAIN = 0.2
+_BETTER, _BETTER_LEAST, _BETTER_S = 0.5, 1.0, 30.0
+"""Who fails less than this part of what is normal, where that is so many a reading, for so long was ill when
+that was learned: it is learned anew."""
 
 _COUNTS, _TIMES = len(Count), len(Time)
 _IS_RATE = np.array([one in (Count.RATE, Count.OFFERED) for one in Count])[:, None]
@@ -89,6 +92,7 @@ class Baseline:
         self._readings = np.zeros((_COUNTS + _TIMES, n))
         self._evidence = np.zeros((_COUNTS + _TIMES, n))
         self._lasted_s = np.zeros((_COUNTS + _TIMES, n))
+        self._better_s = np.zeros((_COUNTS - _SHARES.start, n))
 
     def resume(self, other: Baseline) -> None:
         """The same knowledge of rows that have the same names."""
@@ -228,6 +232,7 @@ class Baseline:
         self._lasted_s = np.where(self._evidence >= REMARKABLE * _CERTAIN, self._lasted_s + signs.over_s, 0.0)
         self._lasted_s[Count.RATE] = 0.0
         accepted = self._lasted_s >= _ACCEPTED_S
+        accepted[_SHARES] |= self._was_ill(signs.over_s)
         if accepted.any():
             self._forget(accepted)
 
@@ -265,6 +270,13 @@ class Baseline:
         variance = (1.0 - gain) * (self._variance + gain * clipped**2)
         self._variance = np.where(trains, variance, self._variance)
         self._readings[_COUNTS:] += trains
+
+    def _was_ill(self, over_s: float) -> Flags:
+        """(shares, rows)"""
+        expected = self._normal[_SHARES] * self._recent_of[_SHARES]
+        better = (expected >= _BETTER_LEAST) & (self._recent_count[_SHARES] < _BETTER * expected)
+        self._better_s = np.where(better, self._better_s + over_s, 0.0)
+        return np.asarray(self._better_s >= _BETTER_S, dtype=np.bool_)
 
     def _forget(self, what: Flags) -> None:
         self._readings[what] = self._evidence[what] = self._lasted_s[what] = 0.0

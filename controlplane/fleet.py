@@ -36,6 +36,7 @@ _CONCLUDED = 16
 _CONCLUDED_SHARE = 1.25
 """Of the steps that end in a mean tick."""
 _DEMAND, _USUAL, _CAPACITY, _NORMAL = "demand:", "usual:", "capacity:", "normal:"
+_PENALTIES = "penalties"
 _NORMALS_KEPT = 1000
 """Endpoints whose normal is kept each time: some 200 kB."""
 _GAP_TICKS = 3.0
@@ -453,6 +454,11 @@ class Fleet:
                     self.capacities.recall(text)
                 except ValueError as error:
                     wrong.append(f"{name}: its capacities: {error}")
+        if (text := get(_PENALTIES)) is not None:
+            try:
+                self.penalties.recall(text)
+            except ValueError as error:
+                wrong.append(str(error))
         self._apply_capacities()
         for at, (name, view) in enumerate(self.views.items()):
             faults = self.loads.conditions.recall(at, now_unix_s, lambda day: get(f"{_USUAL}{name}:{day}"))  # noqa: B023
@@ -478,6 +484,7 @@ class Fleet:
         for service in loads.services_of(self.capacities.take_unkept()):
             groups = np.arange(len(loads.names))[loads.groups(service.name)]
             yield f"{_CAPACITY}{service.name}", self.capacities.text(groups)
+        yield self.penalties_to_keep()
         yield from self._normals(now_unix_s)
         for name, view in self.views.items():
             if view.foresight is None:
@@ -486,6 +493,9 @@ class Fleet:
             for chunk, text in past.chunks(past.kept):
                 yield f"{_DEMAND}{name}:{chunk}", text
             past.kept = past.end
+
+    def penalties_to_keep(self) -> tuple[str, str | None]:
+        return _PENALTIES, self.penalties.text()
 
     def _normals(self, now_unix_s: float) -> Iterator[tuple[str, str]]:
         """Of as many services as fit, in turn."""

@@ -217,6 +217,7 @@ class Controller:
         now_unix_s = self._clock.record_s()
         self._record(lambda recorder: recorder.begun(now_unix_s))
         wrong = self._fleet.recall(now_unix_s, self._learned)
+        self._penalised = frozenset(self._fleet.kept)
         if wrong:
             raise StoreError(f"what was learned can't be read, it is learned anew: {'; '.join(wrong)}")
 
@@ -422,7 +423,9 @@ class Controller:
                 self._journal.say(name, "penalty", said)
         for name in self._penalised - now.keys():
             self._journal.say(name, "penalty", f"{name}: it has its usual share of new flows again")
-        self._penalised = frozenset(now)
+        if self._penalised != now.keys():
+            self._penalised = frozenset(now)
+            self._store.put(*self._fleet.penalties_to_keep())
 
     def _inputs(self, service: model.Service, group: groups.Group) -> dict[str, float]:
         return group.inputs(service.shadows, self._clock.record_s())

@@ -9,6 +9,7 @@ seen to be well again. It comes back slowly, for what heals as soon as less is g
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +32,7 @@ class Penalties:
         self._names = tuple(names)
         self._kept: dict[str, float] = {}
         self._ill_s: dict[str, float] = {}
-        """When each was ill last."""
+        """When each was ill last; NaN: before this controller began."""
 
     @property
     def kept(self) -> Mapping[str, float]:
@@ -44,10 +45,25 @@ class Penalties:
         self._kept = {name: other._kept[name] for name in both}
         self._ill_s = {name: other._ill_s[name] for name in both}
 
+    def text(self) -> str | None:
+        """To be kept; None: nobody has one."""
+        return json.dumps({name: round(kept, 4) for name, kept in self._kept.items()}) if self._kept else None
+
+    def recall(self, kept: str) -> None:
+        """As if they had been ill just now. Raises ``ValueError`` if no sense can be made of it."""
+        try:
+            told = {str(name): float(part) for name, part in json.loads(kept).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"penalties: {type(error).__name__}: {error}") from error
+        self._kept = {name: part for name, part in told.items() if name in self._names and 0.0 < part < 1.0}
+        self._ill_s = dict.fromkeys(self._kept, math.nan)
+
     def take(self, conditions: Conditions, least: Mapping[int, float], over_s: float, now_s: float) -> None:
         """:param least: indices of those in trouble, while others of their service are not -> the part of
         its weight that each has to keep, as the others have no room for more."""
         for name in list(self._kept):
+            if math.isnan(self._ill_s[name]):
+                self._ill_s[name] = now_s
             if now_s - self._ill_s[name] > _WELL_S:
                 self._kept[name] *= 2.0 ** (over_s / _DOUBLED_S)
                 if self._kept[name] >= 1.0:

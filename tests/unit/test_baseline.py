@@ -99,6 +99,25 @@ def test_what_has_deviated_for_half_an_hour_is_normal():
     assert math.exp(one.normal_time()[Time.RTT, 0]) == pytest.approx(5000.0)
 
 
+def failing(one: Baseline, share: float, readings: int) -> None:
+    counts = np.array([[20.0], [20.0], [20.0 * share], [0.0], [math.nan]])
+    of = np.array([[1.0], [1.0], [20.0], [20.0], [math.nan]])
+    for _ in range(readings):
+        now, every = Signs(1.0, counts, of, np.full((2, 1), math.nan)), np.ones(1, bool)
+        one.judge(now, np.ones(1), np.zeros((2, 1)))
+        one.learn(now, every, every)
+
+
+@pytest.mark.parametrize(("better_s", "is_found"), [(30.0, True), (1e9, False)])
+def test_who_was_ill_at_first_and_then_well_for_two_minutes_is_found_ill(monkeypatch, better_s, is_found):
+    monkeypatch.setattr(baseline, "_BETTER_S", better_s)
+    one = Baseline(["web"])
+    failing(one, 0.5, 70)
+    failing(one, 0.005, 120)
+    failing(one, 0.5, FOUND_S)
+    assert (one.scores[Count.RESETS, 0] >= REMARKABLE) is np.bool_(is_found)
+
+
 def test_what_is_usual_at_this_time_is_no_deviation():
     plain, nightly = learned(), learned()
     for _ in range(10):

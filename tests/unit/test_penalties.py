@@ -99,6 +99,25 @@ def test_what_all_have_is_no_reason_to_take_from_anybody(learned):
     assert said(world, "penalty") == []
 
 
+def test_a_restart_gives_nothing_back_to_who_is_still_ill(learned):
+    world = failing(copy.deepcopy(learned))
+    least = share(world)
+    world.restart()
+    for _ in range(MOVED):
+        world.ticks(1, DEMAND)
+        assert share(world) < least + 0.03
+    assert len(said(world, "penalty")) == 1
+
+
+def test_what_is_no_penalty_is_refused():
+    for text in ("", "[]", "{", '{"web-1": "x"}', '{"web-1": [0.5]}'):
+        with pytest.raises(ValueError, match="penalties"):
+            Penalties(["web-1"]).recall(text)
+    one = Penalties(["web-1"])
+    one.recall('{"web-1": 7, "web-2": 0.5}')
+    assert one.kept == {}
+
+
 def with_a_shadow() -> World:
     """Two endpoints, each on its own, the first of which becomes slow."""
     whole = config(endpoints=2, idle_s=300.0)
