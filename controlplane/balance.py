@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,12 @@ _GAIN = 0.5
 """Of a reading, in logarithms."""
 _GOOD_S = 180.0
 """So long a strength is believed without another reading."""
+_SURE = 0.95
+"""Of a strength that is told by readings of some seconds."""
+_BY_LOAD = 0.7
+"""Who was given less than this part of its strength is not as busy as can be by what it was given."""
+_TELLS_MOST, _OTHER = 0.5, 1.1
+"""Who uses so much, and serves so many times what its ceiling says, or less by that, has another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,11 @@ class Balance:
         self._read_s: dict[str, float] = {}
         self._strengths: dict[str, tuple[float, float]] = {}
         """Flows/s, and when it was told last."""
-        self._full: dict[str, tuple[float, float]] = {}
-        """Who is as busy as can be, since when, and when that was told last."""
+        self._full: dict[str, tuple[float, float, float]] = {}
+        """Who is as busy as can be, since when, when that was told last, and its strength before; NaN: not
+        known."""
+        self._ceilings: dict[str, float] = {}
+        """Flows/s that who was as busy as can be can serve: known until something else is told."""
 
     def count(self, counters: Counters) -> None:
         """One reading of all counters, each tick."""
@@ -73,7 +82,9 @@ class Balance:
             if used is None or used < _USED_UP:
                 self._full.pop(one.member, None)
             else:
-                self._full[one.member] = self._full.get(one.member, (one.at_s, 0.0))[0], one.at_s
+                before = self.strength(one.member, one.at_s)
+                since_s, _, before = self._full.get(one.member, (one.at_s, 0.0, before))
+                self._full[one.member] = since_s, one.at_s, before
             if before_s is None or used is None or used < _USED_LEAST or len(times) < 2:
                 continue
             flows, over_s = self._given(one.member, before_s, one.at_s, times)
@@ -82,6 +93,7 @@ class Balance:
                 self._learn(
                     one.member, flows / over_s * (_TOO_MUCH if is_full else 1.0 / used), one.at_s, is_full
                 )
+                self._bound(one.member, flows / over_s, used)
 
     def _given(self, member: str, since_s: float, until_s: float, times: list[float]) -> tuple[float, float]:
         """New flows between two moments, as near as counters were read; NaN: not known."""
@@ -104,6 +116,31 @@ class Balance:
             told = math.exp((1.0 - _GAIN) * math.log(before) + _GAIN * math.log(told))
         self._strengths[member] = told, at_s
 
+    def _bound(self, member: str, given: float, used: float) -> None:
+        """:param given: flows/s while it used this."""
+        known = self._ceilings.get(member, math.inf)
+        if used >= _USED_UP:
+            since_s, at_s, before = self._full[member]
+            if at_s == since_s or given < _BY_LOAD * before:
+                return  # it may be chance, or something else is at work there
+            # It can't be more than it is given now, nobody knows how much less: that shows when it has help.
+            self._ceilings[member] = min(_SURE * float(np.fmin(before, given)), known)
+        elif member in self._ceilings and used >= _TELLS_MOST:
+            told = _SURE * self._strengths[member][0]
+            if not known / _OTHER <= told <= known * _OTHER:
+                self._ceilings[member] = told
+
+    def ceiling(self, member: str, helpers: Callable[[str], Iterable[str]], now_s: float) -> float:
+        """Flows/s that it can serve, once it was as busy as can be; NaN: it was not, or not by what it was
+        given.
+
+        :param helpers: its shadows: where these can do clearly more, it is not the load that they share."""
+        known = self._ceilings.get(member)
+        if known is None:
+            return math.nan
+        more = (self.strength(name, now_s) for name in helpers(member) if name not in self._full)
+        return math.nan if any(_BY_LOAD * one > known for one in more) else known
+
     def strength(self, member: str, now_s: float) -> float:
         """Flows/s; NaN: not known."""
         told, at_s = self._strengths.get(member, (math.nan, -math.inf))
@@ -120,13 +157,13 @@ class Balance:
         now_s = self._counted[-1].at_s
         return frozenset(
             member
-            for member, (since_s, at_s) in self._full.items()
+            for member, (since_s, at_s, _) in self._full.items()
             if at_s > since_s and now_s - at_s <= _FULL_GOOD_S
         )
 
     def keep(self, members: Collection[str]) -> None:
         """Forgets all others."""
-        for known in (self._read_s, self._strengths, self._full):
+        for known in (self._read_s, self._strengths, self._full, self._ceilings):
             for name in [name for name in known if name not in members]:
                 del known[name]
 

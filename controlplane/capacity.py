@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane import queueing
+from controlplane.ceilings import BELIEVED, HIGHER, SATURATED, Ceilings, Ended
 from controlplane.observe import Work
 from controlplane.response_curve import Flags, Floats, ResponseCurve
 from controlplane.saturation import Saturation, Sums
@@ -44,8 +45,6 @@ _WINDOWS = 6.0
 _GROWN, _GROWN_OPEN = 1.25, 1.5
 """An answer that takes so many times its floor shows that the curve rises; the second where the interval has
 no upper end yet."""
-_SATURATED = 2.0
-"""One that takes so many times its floor shows that it is near its end."""
 _BEYOND = 1.2
 """So many times the highest rate that was seen is believed at most."""
 _A_MINUTE = 0.1
@@ -63,10 +62,8 @@ _SHIFTED_MOST = 60.0
 """Windows after which slower answers at the same rate are no passing cause: what was known is forgotten."""
 _RATIO_WINDOWS = 60.0
 """Memory of how many new flows there are to a request."""
-_CEILINGS = 3.0
-"""Saturated windows until they are believed."""
-_HIGHER = 1.1
-"""What was served quickly at a rate higher by this contradicts them, and they what was before."""
+_USE_ERROR = 0.9
+"""Of the upper end of what use tells, so much is sure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +89,16 @@ class Capacities:
         """What was measured; NaN: nothing was. The high end may be infinite."""
         self._curve = ResponseCurve(n)
         self._flows_each = np.where(told, np.nan, 1.0)
-        """New flows to what is done."""
-        self._ceilings, self._ceiling, self._spread = np.zeros(n), np.zeros(n), np.zeros(n)
-        """Saturated windows, and mean and variance of what was done in them."""
+        """New flows to what is done, and whether it was told by who was not saturated."""
+        self._are_sure = np.zeros(n)
+        self._ceilings = Ceilings(~np.isnan(given))
         self._grown = np.ones(n)
         self._shifted, self._starved = np.zeros(n), np.zeros(n)
         """Windows, one after another."""
         self._floor, self._proven = np.full(n, np.nan), np.zeros(n)
+        self.by_use = np.full(n, np.nan)
+        """What who was as busy as can be can serve, as its use tells; NaN: it was not."""
+        self._used_up = np.zeros(n, dtype=np.bool_)
         self._saturation = Saturation(n)
         self._window = Sums(n)
         self._usable = np.ones(n, dtype=np.bool_)
@@ -115,19 +115,36 @@ class Capacities:
 
     def take(self, work: Work, usable: Flags) -> None:
         """:param usable: read, healthy, warm, and without a common cause."""
-        self._saturation.take(work, usable, self._starved >= _CEILINGS, self._floor, self._proven)
+        self._saturation.take(work, usable, self._starved >= BELIEVED, self._floor, self._proven)
         if work.over_s > self._gap_s:
             self._begin_window()
+            self._ceilings.forget_moments()
             return
         self._window.add(work)
         self._usable &= usable
+        self._ceilings.note(self._saturation.is_sure, self._saturation.rate)
         if self._window.over_s >= WINDOW_S * 0.999:
             self._end_window()
             self._begin_window()
 
+    def take_use(self, rows: Rows, by_use: Floats, used_up: Rows) -> None:
+        """:param rows: of whom readings came. ``by_use``: as the attribute, of these. ``used_up``: of whom
+        the last readings say that they are as busy as can be."""
+        self._used_up[:] = False
+        self._used_up[used_up] = True
+        changed = rows[~((by_use == self.by_use[rows]) | (np.isnan(by_use) & np.isnan(self.by_use[rows])))]
+        self.by_use[rows] = by_use
+        self._waiting = np.union1d(self._waiting, changed)
+
     @property
     def saturated(self) -> Flags:
-        return self._saturation.told
+        """By its answers, or by what it uses."""
+        return np.asarray(self._saturation.told | self._used_up, dtype=np.bool_)
+
+    @property
+    def overworked(self) -> Flags:
+        """The same, and it is no chance."""
+        return np.asarray(self._saturation.is_sure | self._used_up, dtype=np.bool_)
 
     def _begin_window(self) -> None:
         self._window, self._usable = Sums(len(self.names)), np.ones(len(self.names), dtype=np.bool_)
@@ -136,10 +153,12 @@ class Capacities:
         window = self._window
         rate, log_time = window.done / window.over_s, window.log_time
         lacks, starves = window.lacks, window.starves
-        slow = (log_time - self._floor > np.log(_SATURATED)) | starves
+        slow = (log_time - self._floor > np.log(SATURATED)) | starves
         self._starved = np.where(starves & self._usable, self._starved + 1, 0)
         fit = self._usable & np.isfinite(log_time) & (rate > 0.0) & (window.answers >= _LEAST_ANSWERS)
         fit &= ~window.flooded & (slow | ~lacks)
+        asked = window.asked / window.over_s
+        fit &= ~self._ceilings.collapsed(rate, asked, self._usable & lacks, self._proven)
         self._windows += 1
         self._moved += 1
         self._curve.age(WINDOW_S)
@@ -150,9 +169,9 @@ class Capacities:
         fit &= ~shifted
         self._curve.add(rate, log_time, fit)
         rows = np.flatnonzero(fit)
-        self._reckon_flows(rows)
-        self._ceilings[fit & ~slow & (rate > _HIGHER * self._ceiling)] = 0
-        self._reckon_ceiling(rows[(lacks & slow)[rows]], rate)
+        self._reckon_flows(rows, lacks)
+        sure = self._ceilings.take(Ended(rate, log_time, self._usable, fit, shifted, slow, lacks))
+        self._curve.forget_above(sure, HIGHER * self._ceilings.rate[sure])
         self._floor[rows], self._proven[rows] = self._curve.floor(rows), self._curve.proven(rows)
         above = ~(rate * self._flows_each < _HALF * self.low)
         self._new += fit & above
@@ -160,20 +179,15 @@ class Capacities:
         if self._windows % _FIT_WINDOWS == 0:
             self._waiting = np.union1d(self._waiting, np.flatnonzero(self._new > 0))
 
-    def _reckon_flows(self, rows: Rows) -> None:
+    def _reckon_flows(self, rows: Rows, lacks: Flags) -> None:
+        """Who is saturated may do old flows' requests and refuse new flows: it is gone by if nothing else
+        is known."""
         rows = rows[self.told[rows]]
-        each = self._window.served[rows] / self._window.done[rows]
-        before = self._flows_each[rows]
-        self._flows_each[rows] = np.where(np.isnan(before), each, before + (each - before) / _RATIO_WINDOWS)
-
-    def _reckon_ceiling(self, rows: Rows, rate: Floats) -> None:
-        count = np.minimum(self._ceilings[rows] + 1, 10.0)
-        off = rate[rows] - self._ceiling[rows]
-        self._ceilings[rows] = count
-        self._ceiling[rows] += off / count
-        self._spread[rows] = (1 - 1 / count) * (self._spread[rows] + off**2 / count)
-        sure = rows[count >= _CEILINGS]
-        self._curve.forget_above(sure, _HIGHER * self._ceiling[sure])
+        each, is_sure = self._window.served[rows] / self._window.done[rows], ~lacks[rows]
+        before, was_sure = self._flows_each[rows], self._are_sure[rows] > 0
+        moved = np.where(was_sure, before + (each - before) / _RATIO_WINDOWS, each)
+        self._flows_each[rows] = np.where(is_sure | np.isnan(before), moved, before)
+        self._are_sure[rows] = was_sure | is_sure
 
     # ---- what follows -----------------------------------------------------------------------
 
@@ -189,7 +203,8 @@ class Capacities:
         # A minute has one fit more at its end.
         part = _A_MINUTE * windows * WINDOW_S / (60.0 + _FIT_WINDOWS * WINDOW_S)
         self.low[rows] = _towards(self.low[rows], low, part)
-        self.high[rows] = np.maximum(_towards(self.high[rows], high, part), self.low[rows])
+        high = np.where(np.isnan(high), self.high[rows], high)
+        self.high[rows] = np.maximum(high, self.low[rows])
         self._use(rows, part)
         self._moved[rows] = self._new[rows] = 0
         return list(self._news(rows))
@@ -206,28 +221,33 @@ class Capacities:
         known = enough & (found.grown >= np.where(np.isfinite(found.high), _GROWN, _GROWN_OPEN))
         low = np.where(known, np.minimum(found.low, _BEYOND * highest) * unit, np.nan)
         high = np.where(known, found.high * unit, np.nan)
-        mean = self._ceiling[rows]
-        deviation = np.maximum(
-            0.03 * mean, np.sqrt(self._spread[rows] / np.maximum(self._ceilings[rows], 1.0))
-        )
-        reached = self._ceilings[rows] >= _CEILINGS
+        least, most = self._ceilings.interval(rows, self._floor[rows])
+        reached = np.isfinite(least)
         self._grown[rows] = np.where(reached, np.inf, found.grown)
-        low = np.where(reached, mean - 2.0 * deviation, low)
-        high = np.where(reached, mean + 2.0 * deviation, high)
+        low, high = np.where(reached, least, low), np.where(reached, most, high)
         each = self._flows_each[rows]
         return low * each, high * each
 
+    def bounds(self, rows: Rows) -> tuple[Floats, Floats]:
+        """(rows,) both ends of what was measured, by answers and by use; NaN: nothing was."""
+        by_use = self.by_use[rows]
+        return np.fmin(self.low[rows], by_use), np.fmin(self.high[rows], by_use / _USE_ERROR)
+
     def _use(self, rows: Rows, part: Floats) -> None:
-        given, used, low = self.given[rows], self.used[rows], self.low[rows]
+        given, used, (low, _) = self.given[rows], self.used[rows], self.bounds(rows)
         wanted = np.where(self._is_below(rows), np.fmin(low, given), given)
         wanted = np.where(np.isnan(given), np.where(np.abs(low / used - 1.0) <= _NEWS, used, low), wanted)
+        # What is given is no estimate to move away from when it is refuted, or to be reached slowly.
+        used = np.where((used == given) | (wanted == given), wanted, used)
         self.used[rows] = _towards(used, wanted, part)
 
     def _is_below(self, rows: Rows) -> Flags:
         """Saturated below what is given; until the lower end is nearly that."""
-        given, was = self.given[rows], self._state[rows] == _LESS
-        seen = (self._grown[rows] >= _SATURATED) & (self.high[rows] < _SURE * given)
-        return np.asarray(seen | (was & (self.low[rows] < _AGAIN * given)), dtype=np.bool_)
+        given, was, (low, high) = self.given[rows], self._state[rows] == _LESS, self.bounds(rows)
+        saturated = (self._grown[rows] >= SATURATED) | np.isfinite(self.by_use[rows])
+        return np.asarray(
+            (saturated & (high < _SURE * given)) | (was & (low < _AGAIN * given)), dtype=np.bool_
+        )
 
     def _news(self, rows: Rows) -> Iterator[News]:
         state = self._states(rows)
@@ -252,8 +272,9 @@ class Capacities:
 
     def _states(self, rows: Rows) -> npt.NDArray[np.int_]:
         """0: nothing beside what is given."""
-        above = self.low[rows] > self.given[rows] / _SURE
-        learned = np.isfinite(self.low[rows]) & np.isnan(self.given[rows])
+        low, _ = self.bounds(rows)
+        above = low > self.given[rows] / _SURE
+        learned = np.isfinite(low) & np.isnan(self.given[rows])
         return np.select([self._is_below(rows), above, learned], [_LESS, _MORE, _LEARNED], 0)
 
     def source(self, row: int) -> str:
@@ -264,7 +285,7 @@ class Capacities:
 
     def measured(self, row: int) -> str:
         """In words; empty: nothing was."""
-        low, high = self.low[row], self.high[row]
+        low, high = (ends.item() for ends in self.bounds(np.array([row])))
         if not np.isfinite(low):
             return ""
         return f"{low:.0f} to {high:.0f}/s" if np.isfinite(high) else f"{low:.0f}/s or more"
@@ -293,16 +314,18 @@ class Capacities:
         """(rows, values) all that was learned of them."""
         curve = self._curve
         each = [getattr(self, name)[rows] for name in _KEPT]
+        each += [getattr(self._ceilings, name)[rows] for name in _KEPT_CEILINGS]
         bins = [values[rows] for values in (curve.count, curve.mean, curve.variance)]
         return np.hstack([np.column_stack([*each, curve.origin[rows]]), *bins])
 
     def _set(self, rows: Rows, given: Floats, columns: Floats) -> None:
         """:param given: what was given then; where it is another now, it is used."""
         curve, used = self._curve, self.used[rows].copy()
-        for at, name in enumerate(_KEPT):
-            getattr(self, name)[rows] = columns[:, at]
-        curve.origin[rows] = columns[:, len(_KEPT)]
-        bins = columns[:, len(_KEPT) + 1 :].reshape(len(rows), 3, queueing.BINS)
+        kept = [(self, name) for name in _KEPT] + [(self._ceilings, name) for name in _KEPT_CEILINGS]
+        for at, (of, name) in enumerate(kept):
+            getattr(of, name)[rows] = columns[:, at]
+        curve.origin[rows] = columns[:, _COLUMNS - 1]
+        bins = columns[:, _COLUMNS:].reshape(len(rows), 3, queueing.BINS)
         curve.count[rows], curve.mean[rows], curve.variance[rows] = bins.transpose(1, 0, 2)
         now = self.given[rows]
         other = ~((now == given) | (np.isnan(now) & np.isnan(given)))
@@ -336,7 +359,7 @@ class Capacities:
             given = np.array([np.nan if one is None else float(one) for one in raw["given"]])
             told = np.array([bool(one) for one in raw["told"]], dtype=np.bool_)
             values = np.frombuffer(zlib.decompress(base64.b64decode(raw["values"])), dtype="<f4")
-            columns = values.astype(np.float64).reshape(len(names), len(_KEPT) + 1 + 3 * queueing.BINS)
+            columns = values.astype(np.float64).reshape(len(names), _COLUMNS + 3 * queueing.BINS)
         except (ValueError, TypeError, KeyError, zlib.error) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         index = {name: row for row, name in enumerate(self.names)}
@@ -346,7 +369,9 @@ class Capacities:
             self._set(rows, given[its], columns[its])
 
 
-_KEPT = ("low", "high", "used", "_flows_each", "_ceilings", "_ceiling", "_spread", "_grown")
+_KEPT = ("low", "high", "used", "by_use", "_flows_each", "_are_sure", "_grown")
+_KEPT_CEILINGS = ("windows", "rate", "spread", "log_time")
+_COLUMNS = len(_KEPT) + len(_KEPT_CEILINGS) + 1
 
 
 def _towards(now: Floats, target: Floats, part: Floats) -> Floats:

@@ -45,6 +45,8 @@ _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
 _TOLD = 3
 """Of the verdicts about a group, by status; all are in the decision log."""
 _UNKNOWN = MemberHealth()
+_FAR = 0.9
+"""Who is asked for more than this part of its capacity may be saturated now and then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +129,6 @@ class Fleet:
         self.penalties = Penalties(self.loads.names)
         self._rows = Rows(self.loads.names)
         self.capacities = _capacities(config)
-        self.saturated: npt.NDArray[np.bool_] = self.capacities.saturated
-        """(groups,) whose live endpoint can serve no more, by its answers or its use, in the last tick."""
         self._applied = self.capacities.used.copy()
         self._unsettled |= {n for n in self.loads.names if self.health.get(n, _UNKNOWN).up is not True}
         self._probes = {
@@ -381,9 +381,23 @@ class Fleet:
             self.responses.take_times(names, times(names), after)
         self.responses.observe(names, before, after, in_flight)
 
-    def observe_usage(self, usages: Sequence[model.Usage]) -> list[tuple[str, str]]:
+    def observe_usage(self, usages: Sequence[model.Usage], roster: Members) -> list[tuple[str, str]]:
         """Takes readings of what members use. Whose agent asks for something else now, and a sentence."""
+
+        def helpers(parent: str) -> list[str]:
+            return [shadow.name for shadow in roster.of(parent)]
+
         self.balance.take(usages)
+        self._used_up = self.balance.used_up()
+        index = self.loads.index
+        told = {one.member: one.at_s for one in usages if one.member in index}
+        by_use = [self.balance.ceiling(n, helpers, at_s) for n, at_s in told.items()]
+        used_up = [index[name] for name in self._used_up if name in index]
+        self.capacities.take_use(
+            np.array([index[name] for name in told], dtype=np.intp),
+            np.array(by_use, dtype=np.float64),
+            np.array(used_up, dtype=np.intp),
+        )
         return self.usages.observe(usages)
 
     def usage(self, name: str, now_s: float) -> model.Usage | None:
@@ -580,11 +594,9 @@ class Fleet:
         least = np.array([len(view.names) if view.is_pool else 1 for view in views])
         wanted = np.array([size.wanted if size else np.nan for size in sizes], dtype=np.float64) / least
         exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64) / least
-        self._used_up = self.balance.used_up()
-        self.saturated = self._now_saturated()
-        wants = loads.busy(wanted, exact) | (self.saturated & np.isnan(self._applied))
+        wants = loads.busy(wanted, exact) | self.capacities.saturated
         parents = {shadow.parent for shadow in roster.shadows.values()}
-        known = (parents | self._down() | set(self._answered.values()) | self._used_up) & loads.index.keys()
+        known = (parents | self._down() | set(self._answered.values())) & loads.index.keys()
         wants[[loads.index[name] for name in known]] = True
         them = {loads.names[i] for i in np.flatnonzero(wants).tolist()}
         found = [
@@ -661,15 +673,9 @@ class Fleet:
             endpoints=len(them),
             others_up=max(lives_up - 1, 0),
             bound=self._bound(own, up) if unit.is_pool else frozenset(),
-            saturated=bool(self.saturated[them].any()),
+            saturated=bool(self.capacities.saturated[them].any()),
             proven=sum(self._proven(i, now_s) for i in them),
         )
-
-    def _now_saturated(self) -> npt.NDArray[np.bool_]:
-        found = self.capacities.saturated.copy()
-        index = self.loads.index
-        found[[index[name] for name in self._used_up if name in index]] = True
-        return found
 
     def _proven(self, i: int, now_s: float) -> float:
         """What a live endpoint has served alone, flows/s; as far as it was not too busy for it."""
@@ -700,16 +706,17 @@ class Fleet:
         return _Trouble(words, others_too, bool(bad), bool(helpers), alone)
 
     def _overworked(self, unit: Unit, them: Sequence[int], own: Sequence[model.Shadow]) -> _Trouble:
-        """As busy as can be with what it should be able to serve: its capacity is given too high, or
-        something else is at work there."""
+        """Saturated by what it should be able to serve: its capacity is given too high, not all that is asked
+        for is seen, or something else is at work there."""
         names = self.loads.names
         for i in them:
             capacity = self.capacity(i)
-            if names[i] not in self._used_up or capacity is None or not self.loads.high(i) <= capacity:
+            if not self.capacities.overworked[i] or capacity is None:
                 continue
-            words = (
-                f"as busy as can be at {self.loads.demand[i]:.0f}/s, though it should serve {capacity:.0f}/s"
-            )
+            if not self.loads.high(i) <= _FAR * capacity:
+                continue
+            how = "as busy as can be" if names[i] in self._used_up else "saturated"
+            words = f"{how} at {self.loads.demand[i]:.0f}/s, though it should serve {capacity:.0f}/s"
             helpers = {shadow.name for shadow in own if shadow.parent == names[i]}
             are_too = not helpers.isdisjoint(self._used_up)
             return _Trouble(

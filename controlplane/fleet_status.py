@@ -136,6 +136,7 @@ def _group_status(
 ) -> GroupStatus:
     loads, i = fleet.loads, fleet.loads.index[endpoint.name]
     condition = loads.conditions.group(i)
+    low, high = (ends.item() for ends in fleet.capacities.bounds(np.array([i])))
     health = fleet.health.get(endpoint.name, _UNKNOWN)
     sized = view.sized(loads, i)
     verdict = fleet.verdicts.get(endpoint.name) or groups.at_rest(
@@ -150,10 +151,10 @@ def _group_status(
         drained=drained,
         capacity=fleet.capacity(i),
         capacity_from=fleet.capacities.source(i),
-        capacity_low=known(fleet.capacities.low[i]),
-        capacity_high=known(fleet.capacities.high[i]),
+        capacity_low=known(low),
+        capacity_high=known(high),
         capacity_contradicted=fleet.capacities.contradicted(i),
-        saturated=bool(fleet.saturated[i]),
+        saturated=bool(fleet.capacities.saturated[i]),
         demand=known(loads.demand[i]),
         level=known(loads.prediction.level[i]),
         point=known(loads.prediction.point[i]),

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from controlplane import shadows
+from controlplane import drains, shadows
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 
 _LATE = 1.5
@@ -20,6 +20,8 @@ _NORMAL_S = 600.0
 """Slow answers or errors are answered again after so long without them, and until then the answer stays."""
 _DOUBLES_S = 60.0
 """In a time with failures the members at most double, and again after so long."""
+_RETURNED_S = 20.0
+"""After the last eviction the climb that it looks like is forgotten."""
 _UNBOUNDED = 1 << 30
 ORDERED = {ShadowState.REQUESTED, ShadowState.PROVISIONING, ShadowState.WARMING}
 
@@ -71,6 +73,17 @@ class Memory:
     failing_since: float | None = None
     calm_members: int = 1
     """Before the time with failures."""
+    evicted_unix_s: float = -math.inf
+    """When old flows were given to others last."""
+
+    def watch_evictions(self, settings: ShadowSettings, group: Group, now_unix_s: float) -> Memory:
+        if any(drains.is_past_deadline(settings, shadow, now_unix_s) for shadow in group.shadows):
+            return replace(self, evicted_unix_s=now_unix_s)
+        return self
+
+    def are_returning(self, now_unix_s: float) -> bool:
+        """Clients whose flows were given to others."""
+        return now_unix_s - self.evicted_unix_s <= _RETURNED_S
 
     def watch(self, group: Group, members: int, now_unix_s: float) -> Memory:
         """What is remembered of slow answers, errors and times with failures."""

@@ -329,7 +329,7 @@ class Controller:
             return
         usages = self._load_source.usages()
         self._record(lambda recorder: recorder.used(usages))
-        for name, said in self._fleet.observe_usage(usages):
+        for name, said in self._fleet.observe_usage(usages, self._roster):
             self._journal.say(name, "agent", said)
         if troubles := self._load_source.troubles():
             name, why = min(troubles.items())

@@ -62,7 +62,8 @@ def decide(
         going = _go_on(settings, group, members, math.nan, now_unix_s)
         return going or (at_rest(group.name, group.capacity, group.high, group.endpoints),), memory
     usable = group.capacity * (1.0 - settings.headroom)
-    need = max(group.high, group.level) if math.isfinite(group.level) else group.high
+    memory = memory.watch_evictions(settings, group, now_unix_s)
+    need = _need(group, memory, now_unix_s)
     memory = memory.learn(need, usable, group.endpoints + len(group.shadows) + 1, group.fresh, now_unix_s)
     memory = memory.watch(group, members, now_unix_s)
     more = _more(settings, group, memory, need, usable, members, now_unix_s)
@@ -72,6 +73,14 @@ def decide(
         fewer = _shrink(settings, group, memory, need, usable, now_unix_s)
         going += tuple(one for one in fewer if not stays or one.act is not Act.DRAIN)
     return more + going or (_hold(settings, group, need, usable, members),), memory
+
+
+def _need(group: Group, memory: Memory, now_unix_s: float) -> float:
+    """What has to be served. Clients whose flows were given to others come back at once: that looks like a
+    climb, so then what is there counts, not what it would climb to."""
+    if not math.isfinite(group.level):
+        return group.high
+    return group.level if memory.are_returning(now_unix_s) else max(group.high, group.level)
 
 
 def _more(

@@ -302,7 +302,7 @@ class _Replay:
             counters = _counters(raw["at_s"], raw["counters"], raw["requests_read"])
             fleet.observe_counters(self._counters, counters, roster, raw["observed_unix_s"])
             self._counters = counters
-        fleet.observe_usage([_usage(told) for told in raw.get("usages", ())])
+        fleet.observe_usage([_usage(told) for told in raw.get("usages", ())], roster)
         self._set_shadows(raw.get("probed_shadows"))
         fleet.shadow_health(roster)
         self._set_shadows(raw.get("shadows"))

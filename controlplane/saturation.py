@@ -23,6 +23,8 @@ _FLOOD = 10.0
 """Who is asked for so many times what it does is flooded."""
 _LASTING = 3
 """Readings that have to tell saturation, one after another."""
+_FOR_LONG_S = 10.0
+"""Nobody is so by a chance of arrivals for so long."""
 
 
 class Sums:
@@ -90,7 +92,9 @@ class Saturation:
 
     def __init__(self, n: int) -> None:
         self.told = np.zeros(n, dtype=np.bool_)
-        self._recent, self._lasting = Sums(n), np.zeros(n)
+        self.rate = np.zeros(n)
+        """Of what was done in the last seconds."""
+        self._recent, self._lasting, self._lasting_s = Sums(n), np.zeros(n), np.zeros(n)
 
     def take(self, work: Work, usable: Flags, starved: Flags, floor: Floats, proven: Floats) -> None:
         """:param starved: in all of the last windows; who is overloaded from the first on has no floor to be
@@ -101,8 +105,14 @@ class Saturation:
         recent.add(work)
         slow = recent.log_time - floor > np.log(_SLOW)
         # By Little's law more are in flight than ever: as many are done as ever, and each takes longer.
-        crowded = (recent.done / recent.over_s >= _CROWDED * proven) & (proven > 0.0)
+        self.rate = recent.done / recent.over_s
+        crowded = (self.rate >= _CROWDED * proven) & (proven > 0.0)
         now = slow & (recent.lacks | crowded) | starved & recent.lacks
         now = usable & now & ~recent.flooded
         self._lasting = np.where(now, self._lasting + 1, 0)
+        self._lasting_s = np.where(now, self._lasting_s + work.over_s, 0.0)
         self.told = np.asarray(self._lasting >= _LASTING, dtype=np.bool_)
+
+    @property
+    def is_sure(self) -> Flags:
+        return np.asarray(self.told & (self._lasting_s >= _FOR_LONG_S), dtype=np.bool_)

@@ -72,3 +72,50 @@ class QueueingDataplane(FakeDataplane):
         self._count(name, "rtt_count", done)
         self._count(name, "rtt_sum_us", done * 1000.0 * float(took))
         return done
+
+
+class KeepingDataplane(QueueingDataplane):
+    """A part of the requests comes on connections that stay where they are for ``life_s``; all are told. Half
+    of who is refused tries again."""
+
+    def __init__(self, clock: FakeClock, capacity: float, servers: int, old: float, demand: float) -> None:
+        """:param old: that part. ``demand``: new flows/s that there have always been, of one endpoint."""
+        super().__init__(clock, capacity, servers)
+        self.old, self.demand, self.life_s = old, demand, 60.0
+        self.open: dict[str, float] = {}
+        self.again = 0.0
+
+    def offer(self, service: str, flows: float, dead: Collection[str] = ()) -> None:
+        self.open = {name: there for name, there in self.open.items() if name in self.members}
+        again, self.again = self.again, 0.0
+        before = dict(self.open)
+        super().offer(service, flows + again, dead)
+        for name in self.open.keys() & before.keys():
+            if self.open[name] == before[name]:  # it got no new ones
+                self._serve(name, 0.0, dead)
+
+    def _serve(self, name: str, flows: float, dead: Collection[str]) -> float:
+        self._count(name, "flows", flows)
+        if name in dead:
+            return 0.0
+        there = self.open.setdefault(name, self.demand * self.life_s if name.count("-") == 1 else 0.0)
+        load = (1.0 - self.old) * flows + self.old * there / self.life_s
+        asked = load + self.backlog.get(name, 0.0)
+        done = min(asked, self.capacity)
+        self.backlog[name] = min(asked - done, self.capacity)
+        waiting = self.backlog[name] / self.capacity * self.servers
+        took = response_time(load / self.capacity, self.servers) + waiting
+        took *= self.slower * math.exp(0.1 * self.random.normal())
+        self.served[name] = done
+        new = flows * min(1.0, done / load) if load else 0.0
+        self.again += 0.5 * (flows - new)
+        self.open[name] = there * math.exp(-1.0 / self.life_s) + new
+        self.flows[name] = round(self.open[name])
+        each = 1.0 / (1.0 - self.old)
+        self._count(name, "rtt_count", new)
+        self._count(name, "rtt_sum_us", new * 1000.0)
+        self._count(name, "requests", load * each)
+        self._count(name, "answered", done * each)
+        self._count(name, "response_count", done * each)
+        self._count(name, "response_sum_us", done * each * 1000.0 * float(took))
+        return new

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
-from controlplane import model, weights
+from controlplane import balance, model, weights
 from controlplane.model import ShadowState
 from tests.world import World, config
 
@@ -82,13 +83,15 @@ def test_negative_control_without_readings_the_smallest_is_far_busier():
     assert plant.busiest(140.0) > 1.5
 
 
-def test_given_capacities_are_put_right_by_half_at_most():
+def test_given_capacities_are_put_right_by_half_at_most_unless_one_was_as_busy_as_can_be():
     plant = Plant({"web-1": 80.0, "web-2": 100.0, "web-3": 120.0}, given=100.0)
     plant.ticks(90, 200.0)
     assert plant.busiest(200.0) <= 1.15
     plant = Plant({"web-1": 10.0, "web-2": 100.0, "web-3": 100.0}, given=100.0)
-    plant.ticks(90, 100.0)
+    plant.ticks(90, 20.0)
     assert plant.shares["web-1"] == pytest.approx(1 / 1.5 / (2 + 1 / 1.5), abs=0.02)
+    plant.ticks(90, 100.0)
+    assert plant.shares["web-1"] == pytest.approx(10 / 210, abs=0.02)
 
 
 def test_without_readings_weights_stay_for_three_minutes_and_then_follow_capacities():
@@ -136,41 +139,58 @@ def test_who_is_nearly_out_of_memory_or_asks_for_less_gets_less():
     assert plant.shares["web-1"] == pytest.approx(1.0 / 2.25, abs=0.03)
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_who_uses_all_it_has_is_saturated_and_gets_one_shadow(told):
-    """Its capacity is not given, and a kernel that takes every connection hides it."""
-    whole = config()
+def busy(demand: float, given: float | None, *, told: bool = True, burnt_from: int = 10_000) -> World:
+    """A member serves 80/s and a kernel that takes every connection hides it; after a minute of 40/s this
+    demand for six minutes. Something else burns all of the live endpoint's CPU from then on."""
+    whole = config(headroom=0.0)
     web = whole.services["web"]
-    unknown = tuple(replace(one, capacity=None) for one in web.endpoints)
-    world = World(replace(whole, services={"web": replace(web, endpoints=unknown, usage=SOURCE)}))
-    for k in range(900):
+    endpoints = tuple(replace(one, capacity=given) for one in web.endpoints)
+    world = World(replace(whole, services={"web": replace(web, endpoints=endpoints, usage=SOURCE)}))
+    used: dict[str, deque[float]] = {}
+    for k in range(420):
+        world.load_source.tells.clear()
+        if told and world.clock.now % POLL_S == 0:
+            for name, last in used.items():
+                world.load_source.tell(name, cpu=sum(last) / len(last))
+        world.tick(40.0 if k < 60 else demand)
         for name, served in world.dataplane.served.items():
-            world.load_source.tell(name, cpu=min(served / 80.0, 1.0) if told else None)
-        world.tick(40.0 if k < 60 else 110.0)
-    assert world.orders() == (["web-1-s1"] if told else [])
+            is_burnt = name == "web-1" and k >= burnt_from
+            cpu = 1.0 if is_burnt else min(served / 80.0, 1.0)
+            used.setdefault(name, deque(maxlen=POLL_S)).append(cpu)
+    return world
+
+
+def capacity(world: World) -> float:
+    return json.loads(world.shown[-1])["services"][0]["groups"][0]["capacity"]
+
+
+@pytest.mark.parametrize("given", [None, 400.0])
+def test_who_was_as_busy_as_can_be_gets_as_many_shadows_as_it_needs(given):
+    world = busy(250.0, given)
+    assert 3 <= len(world.states()) <= 4
+    assert max(world.dataplane.served.values()) <= 80.0
+    assert any(row.action == "capacity" for row in world.store.rows)
+    assert 65.0 <= capacity(world) <= 85.0
+
+
+@pytest.mark.parametrize("given", [None, 400.0])
+def test_negative_control_where_use_is_not_told_nobody_knows(given):
+    assert max(busy(250.0, given, told=False).dataplane.served.values()) > 200.0
+
+
+@pytest.mark.parametrize("burnt_from", [60, 0])
+def test_what_something_else_burns_starts_one_shadow_and_no_more(burnt_from):
+    world = busy(40.0, 100.0, burnt_from=burnt_from)
+    assert world.orders() == ["web-1-s1"]
     assert world.orders("deprovision") == []
-    if told:
-        assert "saturated" in next(row.reason for row in world.store.rows if row.action == "add")
-        assert world.states() == [ShadowState.READY]
+    assert capacity(world) == 100.0
+    assert world.states() == [ShadowState.READY]
+    assert world.dataplane.served["web-1-s1"] > 5.0
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_who_uses_all_it_has_below_its_given_capacity_gets_one_shadow(told):
-    world = World(replace(config(), services={"web": replace(given_far_too_high(), usage=SOURCE)}))
-    for k in range(400):
-        for name, served in world.dataplane.served.items():
-            world.load_source.tell(name, cpu=min(served / 80.0, 1.0) if told else None)
-        world.tick(40.0 if k < 60 else 110.0)
-    assert world.orders() == (["web-1-s1"] if told else [])
-    assert world.states() == ([ShadowState.READY] if told else [])
-    if told:
-        assert "as busy as can be" in next(row.reason for row in world.store.rows if row.action == "add")
-        assert world.dataplane.served["web-1-s1"] > 10.0
-
-
-def given_far_too_high() -> model.Service:
-    web = config().services["web"]
-    return replace(web, endpoints=tuple(replace(one, capacity=1000.0) for one in web.endpoints))
+def test_negative_control_whoever_takes_it_for_load_believes_in_ever_less(monkeypatch):
+    monkeypatch.setattr(balance, "_BY_LOAD", 0.0)
+    assert capacity(busy(40.0, 100.0, burnt_from=60)) < 40.0
 
 
 class Cold:

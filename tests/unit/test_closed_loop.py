@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from controlplane import model
+from controlplane.capacity import Capacities
 from controlplane.fleet import Fleet
 from controlplane.ports import Counters
+from tests.queues import KeepingDataplane, QueueingDataplane
 from tests.world import CAPACITY, World, config
 
 SETTLED, STEADY = 1200, 1800
@@ -87,6 +89,43 @@ def test_negative_control_demand_read_after_spill_swings(monkeypatch):
     monkeypatch.setattr(Fleet, "observe_counters", after_spill)
     with pytest.raises(AssertionError, match="nothing starts or stops"):
         steady(0.9, 3, affinity=model.Affinity.SOURCE)
+
+
+def saturating(given: float, share: float, old: float) -> np.ndarray:
+    """(ticks,) spill from five minutes on of an endpoint that answers slower the more it has to do.
+
+    :param given: as ``share``, a part of what it can serve. ``old``: part of the requests on old connections.
+    """
+    whole = config(headroom=0.0, lead_time_s=10.0, warm_up_s=2.0, min_life_s=60.0, idle_s=60.0, drain_s=30.0)
+    web = whole.services["web"]
+    told = tuple(replace(one, capacity=CAPACITY * given) for one in web.endpoints)
+    requests = model.Requests.HTTP1 if old else model.Requests.OFF
+    web = replace(web, endpoints=told, requests=requests)
+    world = World(replace(whole, services={"web": web}), seed=round(100 * share))
+    demand = share * CAPACITY
+    world.dataplane = QueueingDataplane(world.clock, CAPACITY, 4)
+    if old:
+        world.dataplane = KeepingDataplane(world.clock, CAPACITY, 4, old, demand)
+    world.controller = world._controller()
+    world.ticks(300, demand)
+    before, spill = list(world.provisioner.orders), np.zeros(500)
+    for tick in range(500):
+        world.tick(demand)
+        spill[tick] = world.dataplane.members["web-1"].spill
+    assert world.provisioner.orders == before, "nothing starts or stops"
+    assert world.states().count(model.ShadowState.DRAINING) == 0, "nothing starts or stops"
+    return spill
+
+
+@pytest.mark.parametrize(("share", "old"), [(0.95, 0.0), (1.5, 0.0), (1.1, 0.5)])
+def test_who_was_saturated_below_its_given_capacity_is_known_by_it_when_it_has_help(share, old):
+    assert saturating(1.3, share, old).std() <= 0.02
+
+
+def test_negative_control_who_believes_what_is_given_again_sends_the_help_away(monkeypatch):
+    monkeypatch.setattr(Capacities, "_is_below", lambda self, rows: np.zeros(len(rows), dtype=np.bool_))
+    with pytest.raises(AssertionError, match="nothing starts or stops"):
+        saturating(1.3, 0.95, 0.0)
 
 
 def test_a_drain_never_brings_the_live_one_above_capacity():

@@ -19,6 +19,7 @@ from controlplane.model import Admin, Operating, Usage, UsageKind, UsageSource
 from controlplane.record import redone
 from tests.world import World, config, grown
 
+NOBODY = SimpleNamespace(shadows={}, of=lambda parent: ())
 AGENT = UsageSource(UsageKind.AGENT_CHECK, "{address}", 8765)
 
 
@@ -43,7 +44,7 @@ def ring(world: World) -> set[str]:
 def test_a_reading_is_good_for_three_intervals_and_for_ten_seconds_at_least(interval_s, good_s):
     assert replace(AGENT, interval_s=interval_s).good_s == good_s
     fleet = Fleet(read(config()))
-    fleet.observe_usage([Usage("web-1", 100.0, cpu=0.5, good_s=good_s)])
+    fleet.observe_usage([Usage("web-1", 100.0, cpu=0.5, good_s=good_s)], NOBODY)
     assert fleet.usage("web-1", 100.0 + good_s) == Usage("web-1", 100.0, cpu=0.5, good_s=good_s)
     assert fleet.usage("web-1", 100.1 + good_s) is None, "stale is not zero, and not the last one either"
     assert fleet.usage("web-2", 100.0) is None
@@ -51,8 +52,8 @@ def test_a_reading_is_good_for_three_intervals_and_for_ten_seconds_at_least(inte
 
 def test_the_last_reading_counts_and_one_that_comes_late_does_not():
     fleet = Fleet(read(config()))
-    fleet.observe_usage([Usage("web-1", 100.0, cpu=0.5), Usage("web-1", 105.0, cpu=0.7)])
-    fleet.observe_usage([Usage("web-1", 99.0, cpu=0.1)])
+    fleet.observe_usage([Usage("web-1", 100.0, cpu=0.5), Usage("web-1", 105.0, cpu=0.7)], NOBODY)
+    fleet.observe_usage([Usage("web-1", 99.0, cpu=0.1)], NOBODY)
     assert fleet.usage("web-1", 106.0).cpu == 0.7
 
 
