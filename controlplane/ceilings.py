@@ -63,7 +63,7 @@ class Ceilings:
         n = len(given)
         self._given = given
         self.windows, self.rate, self.spread = np.zeros(n), np.zeros(n), np.zeros(n)
-        """Saturated windows, and mean and variance of what was done in them."""
+        """Saturated windows, and mean and variance of what was done in them; of few the most."""
         self.log_time = np.zeros(n)
         """Mean log response time in them: who is overloaded from the first on has a floor later."""
         self._at = np.zeros(n)
@@ -96,11 +96,11 @@ class Ceilings:
         enough = np.where(self.windows >= BELIEVED, HIGHER, 1.0)
         enough = np.where(window.slow | was_saturated, HIGHER, enough)
         self.windows[window.fit & (window.rate > enough * self.rate)] = 0
-        # A moment refutes what is given: help comes before there is a whole window.
-        refutes = was_saturated & self._given
-        reached = window.fit & ((window.lacks & window.slow) | refutes)
+        reached = window.fit & window.lacks & window.slow
         rows = self._reckon(reached, np.fmax(window.rate, self._at), window.log_time)
-        self._watch_relief(window.shifted & refutes, window)
+        # A moment refutes what is given: help comes before there is a whole window.
+        told = (window.fit | window.shifted) & was_saturated
+        self._watch_relief(told & self._given & ~reached, window)
         self.forget_moments()
         return rows
 
@@ -108,17 +108,20 @@ class Ceilings:
         rows = np.flatnonzero(which)
         count = np.minimum(self.windows[rows] + 1, _MOST)
         self.log_time[rows] += (log_time[rows] - self.log_time[rows]) / count
-        off = rate[rows] - self.rate[rows]
+        before = np.where(count == 1, rate[rows], self.rate[rows])
+        # Of few windows the most: in the others it was saturated for a part of the time only.
+        is_mean = count >= BELIEVED
+        off = np.where(is_mean, rate[rows] - before, 0.0)
         self.windows[rows] = count
-        self.rate[rows] += off / count
-        self.spread[rows] = (1 - 1 / count) * (self.spread[rows] + off**2 / count)
+        self.rate[rows] = np.where(is_mean, before + off / count, np.fmax(before, rate[rows]))
+        self.spread[rows] = np.where(count == 1, 0.0, (1 - 1 / count) * (self.spread[rows] + off**2 / count))
         return rows[count >= BELIEVED]
 
     def _watch_relief(self, doubtful: Flags, window: Ended) -> None:
-        """Near its end the same rate is served soon or late, and so it is when something else is slow. If
-        answers are soon again when there is less to do, it was the load.
+        """Who is slow may be so by something else. If answers are soon again when there is less to do, it was
+        the load.
 
-        :param doubtful: who was saturated, at a rate that was served sooner before."""
+        :param doubtful: who was saturated, and did what it was asked for."""
         relieved = window.usable & (window.rate < _LESS * self._doubt)
         relieved &= self._doubt_time - window.log_time > np.log(SATURATED)
         self._reckon(relieved, self._doubt, self._doubt_time)

@@ -5,19 +5,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from controlplane import groups, model, penalties, policy, shadows, usage, weights
-from controlplane.balance import Balance
-from controlplane.baseline import REMARKABLE
+from controlplane import groups, model, policy, shadows
 from controlplane.capacity import WINDOW_S, Capacities, News
-from controlplane.clones import Clones
+from controlplane.fitness import Fitness
 from controlplane.health import MemberHealth
-from controlplane.loads import Loads
+from controlplane.keeping import PENALTIES, Keeping
+from controlplane.loads import Loads, with_capacities
 from controlplane.novelty import Novel, Novelties
 from controlplane.observe import Rates, Rows, growth, rates, work
 from controlplane.outlook import Outlook
@@ -25,6 +22,8 @@ from controlplane.penalties import Penalties
 from controlplane.pool import Unit, is_pool
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
+from controlplane.shadows import Members
+from controlplane.troubles import Troubles, least_kept
 from controlplane.turnover import Turnover, earlier_s
 
 Floats = npt.NDArray[np.float64]
@@ -35,48 +34,10 @@ _CONCLUDED = 16
 """Services whose ended step is learned from before a tick decides: 6 ms. The steps of all end together."""
 _CONCLUDED_SHARE = 1.25
 """Of the steps that end in a mean tick."""
-_DEMAND, _USUAL, _CAPACITY, _NORMAL = "demand:", "usual:", "capacity:", "normal:"
-_PENALTIES = "penalties"
-_NORMALS_KEPT = 1000
-"""Endpoints whose normal is kept each time: some 200 kB."""
 _GAP_TICKS = 3.0
 """Readings further apart are stale."""
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
-_TOLD = 3
-"""Of the verdicts about a group, by status; all are in the decision log."""
 _UNKNOWN = MemberHealth()
-_FAR = 0.9
-"""Who is asked for more than this part of its capacity may be saturated now and then."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Trouble:
-    """Slow answers or errors of a unit's groups."""
-
-    words: str
-    others_too: bool
-    shadows_too: bool
-    is_helped: bool
-    """One of them has a shadow."""
-    alone: frozenset[str]
-    """Live endpoints whose shadows, if they have some, and neighbours are well."""
-
-
-_NO_TROUBLE = _Trouble("", False, False, False, frozenset())
-
-
-class Members(Protocol):
-    """Who there is; the roster, in the loop."""
-
-    @property
-    def endpoints(self) -> Mapping[str, model.Endpoint]: ...
-
-    @property
-    def shadows(self) -> Mapping[str, model.Shadow]: ...
-
-    def of(self, parent: str) -> tuple[model.Shadow, ...]: ...
-
-    def usual_lead_time_s(self, service: str) -> float: ...
 
 
 class Fleet:
@@ -87,25 +48,20 @@ class Fleet:
         self._unsettled: set[str] = set()
         """Live endpoints that are not known to be up, or came back and may still warm up."""
         self.health: dict[str, MemberHealth] = {}
+        self.use = Fitness()
         self._set_up(config)
         self._memories: dict[str, groups.Memory] = {}
         self.verdicts: dict[str, groups.Verdict] = {}
         """The last ones, in short."""
         self.shadow_rates: dict[str, tuple[float, float]] = {}
         """Shadow -> (flows per second, RTT in us) of the last reading."""
-        self._clones = Clones()
-        self._used_up: frozenset[str] = frozenset()
-        """Members that are as busy as can be."""
-        self._in_trouble: set[str] = set()
-        """Live endpoints that are slow or failing, and whose shadows are not."""
+        self._troubles = Troubles()
         self._answered: dict[str, str] = {}
         """Units that are asked about until they have been normal for long: key -> one of their endpoints."""
         self.responses = Responses()
-        self.usages = usage.Usages()
-        self.balance = Balance()
         self.fail_open: dict[str, bool] = {}
         self._unread = True
-        self._next_normal = 0
+        self._keeping = Keeping()
 
     def reconfigure(self, config: model.Config) -> None:
         views, loads, turnover, capacities = self.views, self.loads, self._turnover, self.capacities
@@ -136,12 +92,7 @@ class Fleet:
             for service in config.services.values()
             for endpoint in service.endpoints
         }
-        self._usage_sources = {
-            endpoint.name: service.usage
-            for service in config.services.values()
-            for endpoint in service.endpoints
-            if service.usage is not None
-        }
+        self.use.set_up(config.services.values())
         self._ended = {name: None for name in self._ended if name in self.views}
         ending = sum(config.tick_s / view.step_s for view in self.views.values())
         self._later = max(0, math.ceil(_CONCLUDED_SHARE * ending) - _CONCLUDED)
@@ -197,60 +148,25 @@ class Fleet:
         self, before: Counters | None, after: Counters, roster: Members, now_unix_s: float
     ) -> bool:
         """True if there are rates to go by."""
-        if self._usage_sources:
-            self.balance.count(after)
+        self.use.count(after)
         names = [name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED]
         found = rates(before, after, Rows(names))
         self._unread = found is None
         if found is None:
             return False
         self.shadow_rates = {n: (float(found.flows[i]), float(found.rtt_us[i])) for i, n in enumerate(names)}
-        self._clones.take(names, found.counted, found.over_s)
+        self._troubles.take(names, found.counted, found.over_s)
         reading = rates(before, after, self._rows)
         if reading is not None:
             both = (found.counted, reading.counted)
             new = sum(float(np.nansum(one.flows) - np.nansum(one.unremembered)) for one in both)
             demand = self.loads.take(reading, self._down(), after.at_s, now_unix_s, new / reading.over_s)
             self._turnover.take(demand, reading.over_s)
-            self._penalise(roster, reading.over_s, after.at_s)
+            least = least_kept(self.loads, lambda name: self.views[name].units, roster, self.is_up)
+            self.penalties.take(self.loads.conditions, least, reading.over_s, after.at_s)
             self._foresee(demand, reading.over_s, now_unix_s)
             self._learn_capacities(reading, before, after, roster)
         return True
-
-    def _penalise(self, roster: Members, over_s: float, now_s: float) -> None:
-        """Who is slow or failing and whose neighbours are not, as far as others can take more."""
-        conditions, least = self.loads.conditions, {}
-        ill = conditions.in_trouble & ~conditions.others_too
-        for i in np.flatnonzero(ill).tolist():
-            view = self.views[self.loads.service(i).name]
-            them = [(e.name, self.loads.index[e.name]) for e in view.service.endpoints]
-            if any(not ill[j] and self.is_up(name, True) for name, j in them):
-                least[i] = self._least_kept(i, them, ill, view, roster)
-        self.penalties.take(conditions, least, over_s, now_s)
-
-    def _least_kept(
-        self,
-        i: int,
-        them: Sequence[tuple[str, int]],
-        ill: npt.NDArray[np.bool_],
-        view: Outlook,
-        roster: Members,
-    ) -> float:
-        loads, ring = self.loads, weights.ring_weights({e.name: e for e in view.service.endpoints})
-        ready = {
-            j: sum(s.state is model.ShadowState.READY and self.is_up(s.name, False) for s in roster.of(name))
-            for name, j in them
-        }
-        others = sum(
-            (ready[j] + (not ill[j] and self.is_up(name, True))) * float(loads.capacity[j])
-            for name, j in them
-        )
-        by_members = {name: ring[name] * (1 + ready[j]) for name, j in them}
-        if view.is_pool:
-            share = ring[loads.names[i]] / sum(by_members.values())
-        else:
-            share = ring[loads.names[i]] / sum(ring.values()) / (1 + ready[i])
-        return penalties.least_kept(float(sum(loads.need[j] for _, j in them)), others, share)
 
     def _learn_capacities(
         self, reading: Rates, before: Counters | None, after: Counters, roster: Members
@@ -276,15 +192,9 @@ class Fleet:
                 telling[i] = since_s > loads.service(i).shadows.warm_up_s + WINDOW_S
                 if telling[i]:
                     self._unsettled.discard(name)
-        for name in self.usages.down & loads.index.keys():
+        for name in self.use.usages.down & loads.index.keys():
             telling[loads.index[name]] = False
-        conditions = loads.conditions
-        bad = conditions.in_trouble & (conditions.rate[: len(telling)] < REMARKABLE)
-        telling &= ~(bad & conditions.others_too)
-        for i in np.flatnonzero(bad).tolist():
-            own, signs = roster.of(loads.names[i]), conditions.troubled_signs(i)
-            telling[i] &= not any(self._clones.is_as_bad(shadow.name, signs) for shadow in own)
-        return telling
+        return telling & ~self._troubles.common(loads, roster)
 
     def _foresee(self, demand: Floats, over_s: float, now_unix_s: float) -> None:
         """:param demand: (services,) flows/s."""
@@ -337,7 +247,7 @@ class Fleet:
         self._applied = used.copy()
         for configured in loads.services_of(changed):
             service, view = (
-                _with(configured, used[loads.groups(configured.name)]),
+                with_capacities(configured, used[loads.groups(configured.name)]),
                 self.views[configured.name],
             )
             view.use(service)
@@ -383,63 +293,20 @@ class Fleet:
 
     def observe_usage(self, usages: Sequence[model.Usage], roster: Members) -> list[tuple[str, str]]:
         """Takes readings of what members use. Whose agent asks for something else now, and a sentence."""
-
-        def helpers(parent: str) -> list[str]:
-            return [shadow.name for shadow in roster.of(parent)]
-
-        self.balance.take(usages)
-        self._used_up = self.balance.used_up()
-        index = self.loads.index
-        told = {one.member: one.at_s for one in usages if one.member in index}
-        by_use = [self.balance.ceiling(n, helpers, at_s) for n, at_s in told.items()]
-        used_up = [index[name] for name in self._used_up if name in index]
-        self.capacities.take_use(
-            np.array([index[name] for name in told], dtype=np.intp),
-            np.array(by_use, dtype=np.float64),
-            np.array(used_up, dtype=np.intp),
-        )
-        return self.usages.observe(usages)
-
-    def usage(self, name: str, now_s: float) -> model.Usage | None:
-        """The last reading; None: there is none, or it is too old to act on. Stale is not zero."""
-        return self.usages.at(name, now_s)
+        return self.use.observe(usages, roster, self.loads.index, self.capacities)
 
     def fitness(self, endpoints: Mapping[str, model.Endpoint], now_s: float) -> Mapping[str, float] | None:
-        """What each live endpoint can serve beside its capacity's share, relative to the others, by what all
-        use, by its memory and by its agent; None: as much as it should."""
-        if not any(name in self._usage_sources for name in endpoints):
-            return None
-        strengths = {name: self.balance.strength(name, now_s) for name in endpoints}
-        told = weights.fitness(endpoints, strengths) or dict.fromkeys(endpoints, 1.0)
-        for name in endpoints:
-            last = self.usages.at(name, now_s)
-            if last is not None:
-                told[name] *= weights.spared(last.memory) * (1.0 if last.weight is None else last.weight)
-        return told
+        return self.use.of(endpoints, now_s)
 
     def awaits_usage(self, endpoints: Collection[str], now_s: float) -> bool:
-        """The controller has begun not long ago, and what some can serve is not told by their use yet."""
-        told = [name for name in endpoints if name in self._usage_sources]
-        return self.balance.is_new(now_s) and any(math.isnan(self.balance.strength(n, now_s)) for n in told)
+        return self.use.is_awaited(endpoints, now_s)
 
     def shadow_fitness(self, shadow: model.Shadow, now_s: float) -> float:
-        """The part of its parent's share that a shadow can serve, by what both use and how soon they
-        answer."""
-        own, parents = (self.balance.strength(name, now_s) for name in (shadow.name, shadow.parent))
-        last = self.usages.at(shadow.name, now_s)
-        part = weights.fit_part(own, parents, *map(self.responses.mean_us, (shadow.name, shadow.parent)))
-        return part if last is None else part * weights.spared(last.memory) * (last.weight or 1.0)
+        return self.use.of_shadow(shadow, self.responses.mean_us, now_s)
 
     def asking_drain(self, now_s: float) -> frozenset[str]:
         """Members whose agents ask for no new flows."""
-        return self.usages.drained(now_s)
-
-    def _usage_source(self, name: str, roster: Members) -> model.UsageSource | None:
-        shadow = roster.shadows.get(name)
-        if shadow is None or shadow.state not in shadows.INSTALLED:
-            return self._usage_sources.get(name)
-        view = self.views.get(shadow.service)
-        return view.service.usage if view else None
+        return self.use.usages.drained(now_s)
 
     def forecast(
         self, leads_s: Mapping[str, float], lives_s: Mapping[str, float], now_s: float, fresh: bool
@@ -461,89 +328,42 @@ class Fleet:
         """Learns from what was kept of the past. What is wrong with it.
 
         :param get: of the store."""
-        wrong = []
-        for name in self.views:
-            if (text := get(f"{_CAPACITY}{name}")) is not None:
-                try:
-                    self.capacities.recall(text)
-                except ValueError as error:
-                    wrong.append(f"{name}: its capacities: {error}")
-        if (text := get(_PENALTIES)) is not None:
-            try:
-                self.penalties.recall(text)
-            except ValueError as error:
-                wrong.append(str(error))
+        wrong = self._keeping.recall_capacities(self.views, self.capacities, get)
+        wrong += self._keeping.recall_penalties(self.penalties, get)
         self._apply_capacities()
-        for at, (name, view) in enumerate(self.views.items()):
-            faults = self.loads.conditions.recall(at, now_unix_s, lambda day: get(f"{_USUAL}{name}:{day}"))  # noqa: B023
-            wrong += [f"{name}: {fault}" for fault in faults]
-            if (text := get(f"{_NORMAL}{name}")) is not None:
-                try:
-                    self.loads.conditions.recall_normal(text, now_unix_s)
-                except ValueError as error:
-                    wrong.append(f"{name}: {error}")
-            if view.foresight is not None:
-                view.foresight.begin(view.capacity)
-                faults = view.foresight.recall(now_unix_s, lambda chunk: get(f"{_DEMAND}{name}:{chunk}"))  # noqa: B023
-                wrong += [f"{name}: {fault}" for fault in faults]
-                view.foresight.past.kept = view.foresight.past.end
-                self.novelties.await_turn((name,))
+        wrong += self._keeping.recall(self.views, self.loads, now_unix_s, get)
+        self.novelties.await_turn([name for name, view in self.views.items() if view.foresight is not None])
         return wrong
 
     def to_keep(self, now_unix_s: float) -> Iterator[tuple[str, str | None]]:
         """Keys and values for the store of what came since it was asked last; None: to be forgotten."""
-        for name, day, text in self.loads.conditions.to_keep(now_unix_s):
-            yield f"{_USUAL}{name}:{day}", text
-        loads = self.loads
-        for service in loads.services_of(self.capacities.take_unkept()):
-            groups = np.arange(len(loads.names))[loads.groups(service.name)]
-            yield f"{_CAPACITY}{service.name}", self.capacities.text(groups)
         yield self.penalties_to_keep()
-        yield from self._normals(now_unix_s)
-        for name, view in self.views.items():
-            if view.foresight is None:
-                continue
-            past = view.foresight.past
-            for chunk, text in past.chunks(past.kept):
-                yield f"{_DEMAND}{name}:{chunk}", text
-            past.kept = past.end
+        yield from self._keeping.news(self.views, self.loads, self.capacities, now_unix_s)
 
     def penalties_to_keep(self) -> tuple[str, str | None]:
-        return _PENALTIES, self.penalties.text()
-
-    def _normals(self, now_unix_s: float) -> Iterator[tuple[str, str]]:
-        """Of as many services as fit, in turn."""
-        names, left = list(self.views), _NORMALS_KEPT
-        for _ in names:
-            at = self._next_normal = (self._next_normal + 1) % len(names)
-            yield f"{_NORMAL}{names[at]}", self.loads.conditions.normal(at, now_unix_s)
-            left -= len(self.views[names[at]].names)
-            if left <= 0:
-                break
+        return PENALTIES, self.penalties.text()
 
     # ---- verdicts ---------------------------------------------------------------------------
 
     def is_up(self, name: str, default: bool) -> bool:
-        if name in self.usages.down:
+        if name in self.use.usages.down:
             return False
         health = self.health.get(name)
         return default if health is None or health.up is None else health.up
 
     def _down(self) -> frozenset[str]:
         unhealthy = frozenset(name for name, health in self.health.items() if health.up is False)
-        return unhealthy | self.usages.down
+        return unhealthy | self.use.usages.down
 
     def back_s(self, name: str) -> float | None:
-        health, again_s = self.health.get(name), self.usages.back_s.get(name)
+        health, again_s = self.health.get(name), self.use.usages.back_s.get(name)
         back_s = None if health is None else health.back_s
         return back_s if again_s is None else max(again_s, back_s or again_s)
 
     def shadow_health(self, roster: Members) -> dict[str, bool]:
         """Health of the shadows that are probed; what is known of others is forgotten, what they use too: a
         shadow made again under its name starts unknown."""
-        self.usages.keep(lambda name: self._usage_source(name, roster))
-        if self._usage_sources:
-            self.balance.keep(roster.endpoints.keys() | roster.shadows.keys())
+        self.use.keep(roster)
         probed = {name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED}
         for name in self.health.keys() - probed - roster.endpoints.keys():
             del self.health[name]
@@ -609,7 +429,7 @@ class Fleet:
         keys = {unit.key for unit in found}
         self._memories = {key: one for key, one in self._memories.items() if key in keys}
         self.verdicts = {key: one for key, one in self.verdicts.items() if key in keys}
-        self._in_trouble.clear()  # who still is, is told by ``group``
+        self._troubles.begin()
         return found
 
     def group(
@@ -636,8 +456,7 @@ class Fleet:
         demand = float(loads.demand[them].sum())
         sized = view.sized_together(demand) if unit.is_pool else view.sized(loads, them[0])
         seen = loads.pools.seen(service.name) or loads.seen(them[0])
-        trouble = self._trouble(unit, them, own)
-        self._in_trouble |= trouble.alone
+        trouble = self._troubles.of(unit, own, loads, self.capacities, self._applied, self.use.used_up)
         scores = conditions.together(them)
         return groups.Group(
             name=unit.name,
@@ -679,7 +498,9 @@ class Fleet:
 
     def _proven(self, i: int, now_s: float) -> float:
         """What a live endpoint has served alone, flows/s; as far as it was not too busy for it."""
-        return float(np.fmin(self.capacities.proven(i), self.balance.strength(self.loads.names[i], now_s)))
+        return float(
+            np.fmin(self.capacities.proven(i), self.use.balance.strength(self.loads.names[i], now_s))
+        )
 
     def _bound(self, own: Sequence[model.Shadow], up: Set[str]) -> frozenset[str]:
         """Shadows that serve for a live endpoint that is down; one that drains, if nobody else does."""
@@ -688,50 +509,10 @@ class Fleet:
         helped = {shadow.parent for shadow in ready}
         return frozenset(shadow.name for shadow in there if shadow in ready or shadow.parent not in helped)
 
-    def _trouble(self, unit: Unit, them: Sequence[int], own: Sequence[model.Shadow]) -> _Trouble:
-        """:param them: indices of its groups. ``own``: their shadows."""
-        conditions, names = self.loads.conditions, self.loads.names
-        found = [i for i in them if conditions.in_trouble[i]]
-        if not found:
-            return self._overworked(unit, them, own)
-        which = [i for i in found if not conditions.others_too[i]] or found
-        words = conditions.trouble(which[0])
-        if unit.is_pool:
-            words = f"{names[which[0]]}: {words}" + (f" and {len(which) - 1} more" if len(which) > 1 else "")
-        signs = {names[i]: conditions.troubled_signs(i) for i in which}
-        helpers = [shadow for shadow in own if shadow.parent in signs]
-        bad = {s.parent for s in helpers if self._clones.is_as_bad(s.name, signs[s.parent])}
-        others_too = bool(conditions.others_too[which[0]])
-        alone = frozenset() if others_too else frozenset(signs.keys() - bad)
-        return _Trouble(words, others_too, bool(bad), bool(helpers), alone)
-
-    def _overworked(self, unit: Unit, them: Sequence[int], own: Sequence[model.Shadow]) -> _Trouble:
-        """Saturated by what it should be able to serve: its capacity is given too high, not all that is asked
-        for is seen, or something else is at work there."""
-        names = self.loads.names
-        for i in them:
-            capacity = self.capacity(i)
-            if not self.capacities.overworked[i] or capacity is None:
-                continue
-            if not self.loads.high(i) <= _FAR * capacity:
-                continue
-            how = "as busy as can be" if names[i] in self._used_up else "saturated"
-            words = f"{how} at {self.loads.demand[i]:.0f}/s, though it should serve {capacity:.0f}/s"
-            helpers = {shadow.name for shadow in own if shadow.parent == names[i]}
-            are_too = not helpers.isdisjoint(self._used_up)
-            return _Trouble(
-                f"{names[i]}: {words}" if unit.is_pool else words,
-                others_too=False,
-                shadows_too=are_too,
-                is_helped=bool(helpers),
-                alone=frozenset() if are_too else frozenset({names[i]}),
-            )
-        return _NO_TROUBLE
-
     def decide(self, unit: Unit, group: groups.Group, now_unix_s: float) -> tuple[groups.Verdict, ...]:
         memory = self._memories.get(unit.key, groups.Memory())
         verdicts, memory = policy.decide(unit.service.shadows, group, memory, now_unix_s)
-        self._memories[unit.key], self.verdicts[unit.key] = memory, _in_short(verdicts)
+        self._memories[unit.key], self.verdicts[unit.key] = memory, groups.in_short(verdicts)
         self._answered.pop(unit.key, None)
         if memory.answered:
             self._answered[unit.key] = unit.endpoints[0].name
@@ -742,7 +523,7 @@ class Fleet:
         first."""
         names = [endpoint.name for endpoint in unit.endpoints]
         up = [name for name in names if self.is_up(name, True) and name not in drained]
-        return tuple(sorted(up or names, key=lambda name: name not in self._in_trouble))
+        return tuple(sorted(up or names, key=lambda name: not self.is_in_trouble(name)))
 
     @property
     def kept(self) -> Mapping[str, float]:
@@ -751,18 +532,11 @@ class Fleet:
 
     def is_in_trouble(self, name: str) -> bool:
         """A live endpoint that is slow or failing, and its shadows, if it has some, are not."""
-        return name in self._in_trouble
+        return self._troubles.is_alone(name)
 
     def common_causes(self) -> dict[str, str]:
         """Of each service, what several groups have at once, slow answers or errors; empty: nothing."""
         return {name: self.loads.conditions.common_cause(at) for at, name in enumerate(self.views)}
-
-
-def _in_short(verdicts: Sequence[groups.Verdict]) -> groups.Verdict:
-    """As status tells them."""
-    told = [verdict.reason for verdict in verdicts[:_TOLD]]
-    more = len(verdicts) - len(told)
-    return replace(verdicts[0], reason="; ".join([*told, f"and {more} more"] if more else told))
 
 
 def _capacities(config: model.Config) -> Capacities:
@@ -773,13 +547,3 @@ def _capacities(config: model.Config) -> Capacities:
     keys = [f"{service.name}/{endpoint.name}" for service, endpoint in all_of]
     gap_s = max(WINDOW_S, _GAP_TICKS * config.tick_s)
     return Capacities(keys, np.array(given, dtype=np.float64), np.array(told, dtype=np.bool_), gap_s)
-
-
-def _with(service: model.Service, capacities: Floats) -> model.Service:
-    """The same service with these capacities; NaN: it is not known."""
-    known = [None if math.isnan(one) else one for one in capacities.tolist()]
-    endpoints = tuple(
-        one if one.capacity == capacity else replace(one, capacity=capacity)
-        for one, capacity in zip(service.endpoints, known, strict=True)
-    )
-    return replace(service, endpoints=endpoints)

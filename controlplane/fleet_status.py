@@ -8,11 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from controlplane import groups, model, usage, weights
-from controlplane.fleet import Fleet, Members
+from controlplane.fleet import Fleet
 from controlplane.health import MemberHealth
 from controlplane.novelty import Novelty
 from controlplane.outlook import Outlook
 from controlplane.roster import Roster
+from controlplane.shadows import Members
 from controlplane.status import (
     GroupStatus,
     NoveltyStatus,
@@ -147,7 +148,7 @@ def _group_status(
     member = installed.members.get(endpoint.name)
     return GroupStatus(
         name=endpoint.name,
-        up=False if endpoint.name in fleet.usages.down else health.up,
+        up=False if endpoint.name in fleet.use.usages.down else health.up,
         drained=drained,
         capacity=fleet.capacity(i),
         capacity_from=fleet.capacities.source(i),
@@ -184,16 +185,16 @@ def _group_status(
 
 
 def _usage_status(fleet: Fleet, name: str, now_s: float) -> UsageStatus | None:
-    last = fleet.usages.last(name)
+    last = fleet.use.usages.last(name)
     if last is None:
         return None
-    good = fleet.usages.at(name, now_s)
+    good = fleet.use.usages.at(name, now_s)
     numbers = (None,) * 4 if good is None else (good.cpu, good.memory, good.network, good.weight)
     return UsageStatus(
         *numbers,
         asks=usage.asks(last),
         age_s=round(now_s - last.at_s, 1),
-        strength=known(fleet.balance.strength(name, now_s)),
+        strength=known(fleet.use.balance.strength(name, now_s)),
     )
 
 

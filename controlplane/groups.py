@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -20,9 +21,13 @@ _NORMAL_S = 600.0
 """Slow answers or errors are answered again after so long without them, and until then the answer stays."""
 _DOUBLES_S = 60.0
 """In a time with failures the members at most double, and again after so long."""
+_WELL = 0.95
+"""What fits by less may not fit a moment later, by chance: nobody goes for that."""
 _RETURNED_S = 20.0
 """After the last eviction the climb that it looks like is forgotten."""
 _UNBOUNDED = 1 << 30
+_TOLD = 3
+"""Of the verdicts about a group, by status; all are in the decision log."""
 ORDERED = {ShadowState.REQUESTED, ShadowState.PROVISIONING, ShadowState.WARMING}
 
 
@@ -63,7 +68,7 @@ class Memory:
     short_since: tuple[float | None, ...] = ()
     """Index n - 1: since when (Unix seconds) n members have been too few; None: they are enough."""
     fits_since: tuple[float | None, ...] = ()
-    """Index n - 1: since when n members would be enough; None: they would not."""
+    """Index n - 1: since when n members would be well enough; None: they would not."""
     troubled_since: float | None = None
     """Since when answers are slow or failing; None: they are not."""
     normal_since: float | None = None
@@ -120,7 +125,7 @@ class Memory:
     def learn(self, need: float, usable: float, most: int, fresh: bool, now_unix_s: float) -> Memory:
         """:param most: members that are told apart. Without fresh readings nothing fits."""
         short = [need > usable * n for n in range(1, most + 1)]
-        fits = [fresh and not too_few for too_few in short]
+        fits = [fresh and need <= _WELL * usable * n for n in range(1, most + 1)]
         short_since = _since(self.short_since, short, now_unix_s)
         fits_since = _since(self.fits_since, fits, now_unix_s)
         if (short_since, fits_since) == (self.short_since, self.fits_since):
@@ -239,6 +244,13 @@ class Group:
             "proven": self.proven,
         }
         return {name: round(value, 4) for name, value in numbers.items() if math.isfinite(value)}
+
+
+def in_short(verdicts: Sequence[Verdict]) -> Verdict:
+    """As status tells them."""
+    told = [verdict.reason for verdict in verdicts[:_TOLD]]
+    more = len(verdicts) - len(told)
+    return replace(verdicts[0], reason="; ".join([*told, f"and {more} more"] if more else told))
 
 
 def at_rest(name: str, usable: float | None, need: float, members: int = 1) -> Verdict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -241,3 +242,13 @@ def capacities(service: model.Service) -> Floats:
     if known.any():
         given[~known] = given[known].mean()
     return np.asarray(given * (1.0 - service.shadows.headroom), dtype=np.float64)
+
+
+def with_capacities(service: model.Service, capacities: Floats) -> model.Service:
+    """The same service with these capacities; NaN: it is not known."""
+    known = [None if math.isnan(one) else one for one in capacities.tolist()]
+    endpoints = tuple(
+        one if one.capacity == capacity else replace(one, capacity=capacity)
+        for one, capacity in zip(service.endpoints, known, strict=True)
+    )
+    return replace(service, endpoints=endpoints)

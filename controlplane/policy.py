@@ -69,7 +69,7 @@ def decide(
     more = _more(settings, group, memory, need, usable, members, now_unix_s)
     going = _go_on(settings, group, members, usable * members - need, now_unix_s, halted=bool(more))
     if not more:
-        stays = memory.answered and not _has_common_cause(group)
+        stays = memory.answered and not _has_common_cause(group) and len(_serving(group)) <= 1
         fewer = _shrink(settings, group, memory, need, usable, now_unix_s)
         going += tuple(one for one in fewer if not stays or one.act is not Act.DRAIN)
     return more + going or (_hold(settings, group, need, usable, members),), memory

@@ -23,7 +23,7 @@ _FLOOD = 10.0
 """Who is asked for so many times what it does is flooded."""
 _LASTING = 3
 """Readings that have to tell saturation, one after another."""
-_FOR_LONG_S = 10.0
+_FOR_LONG_S = 6.0
 """Nobody is so by a chance of arrivals for so long."""
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from controlplane.model import Endpoint, RunResult, RunState, Shadow, ShadowSettings, ShadowState
 
@@ -12,6 +14,20 @@ INSTALLED = frozenset({ShadowState.WARMING, ShadowState.READY, ShadowState.DRAIN
 
 _UNHEALTHY_S = 60.0
 """A ready shadow that stays unhealthy for so long has failed."""
+
+
+class Members(Protocol):
+    """Who there is; the roster, in the loop."""
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]: ...
+
+    @property
+    def shadows(self) -> Mapping[str, Shadow]: ...
+
+    def of(self, parent: str) -> tuple[Shadow, ...]: ...
+
+    def usual_lead_time_s(self, service: str) -> float: ...
 
 
 def entered(shadow: Shadow, state: ShadowState, now_unix_s: float, reason: str = "") -> Shadow:

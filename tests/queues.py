@@ -39,6 +39,8 @@ class QueueingDataplane(FakeDataplane):
         self.capacity, self.servers = capacity, servers
         self.slower = 1.0
         """So many times as long each answer takes, whatever the load."""
+        self.collapses = False
+        """The more is asked for than it can serve, the less of that is answered in time."""
         self.random = np.random.default_rng(4)
         self.backlog: dict[str, float] = {}
 
@@ -65,6 +67,8 @@ class QueueingDataplane(FakeDataplane):
         there = flows + self.backlog.get(name, 0.0)
         done = min(there, self.capacity)
         self.backlog[name] = min(there - done, self.capacity)
+        if self.collapses and flows > self.capacity:
+            done *= (self.capacity / flows) ** 2
         waiting = self.backlog[name] / self.capacity * self.servers
         took = response_time(flows / self.capacity, self.servers) + waiting
         took *= self.slower * math.exp(0.1 * self.random.normal())

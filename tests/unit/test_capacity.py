@@ -11,6 +11,7 @@ import pytest
 
 from controlplane import capacity, queueing, response_curve
 from controlplane.capacity import Capacities, News
+from controlplane.ceilings import Ceilings, Ended
 from controlplane.observe import Rows, Work, growth, rates, work
 from controlplane.ports import Counters
 from tests.fakes import FIELDS
@@ -335,3 +336,44 @@ def test_requests_that_are_not_read_are_no_work():
     found = read(counters(1.0), after, True)
     assert np.isnan(found.asked[0])
     assert np.isnan(found.answers[0])
+
+
+def ended(rate: float, log_time: float, *, lacks: bool = False, slow: bool = False) -> Ended:
+    yes, no = np.array([True]), np.array([False])
+    flags = np.array([slow]), np.array([lacks])
+    return Ended(np.array([rate]), np.array([log_time]), yes, yes, no, *flags)
+
+
+@pytest.mark.parametrize(
+    ("rate", "log_time", "given", "known"),
+    [
+        pytest.param(60.0, 1.0, True, True, id="it had less to do, and answered soon"),
+        pytest.param(60.0, 3.0, True, False, id="it had less to do, and was as slow"),
+        pytest.param(95.0, 1.0, True, False, id="it had as much to do, and answered soon"),
+        pytest.param(60.0, 1.0, False, False, id="nothing is given that could be refuted"),
+    ],
+)
+def test_a_moment_of_saturation_refutes_what_is_given_if_help_relieves_it(rate, log_time, given, known):
+    ceilings = Ceilings(np.array([given]))
+    ceilings.note(np.array([True]), np.array([96.0]))
+    ceilings.take(ended(90.0, 3.0))
+    for _ in range(3):
+        ceilings.take(ended(rate, log_time))
+    low, high = ceilings.interval(np.array([0]), np.array([1.0]))
+    assert np.isfinite(low[0]) == known
+    if known:
+        assert low[0] < 96.0 < high[0]
+        for _ in range(100):
+            ceilings.take(ended(rate, log_time))
+        assert ceilings.interval(np.array([0]), np.array([1.0])) == (low, high), "and that lasts"
+        ceilings.take(ended(120.0, 1.0))
+        assert np.isnan(ceilings.interval(np.array([0]), np.array([1.0]))[0]), "until more is done soon"
+
+
+def test_of_few_saturated_windows_the_most_counts():
+    ceilings = Ceilings(np.array([True]))
+    for rate in (100.0, 85.0):
+        ceilings.take(ended(rate, 3.0, lacks=True, slow=True))
+    low, high = ceilings.interval(np.array([0]), np.array([1.0]))
+    assert low[0] < 100.0 < high[0]
+    assert low[0] > 85.0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from controlplane import capacity, fleet, model, requests, saturation
+from controlplane.ceilings import Ceilings
 from controlplane.fleet import Fleet
 from controlplane.model import ShadowState
 from controlplane.record import redone
@@ -269,3 +270,37 @@ def test_who_is_overloaded_from_the_first_on_gets_help_too():
     assert group(world)["capacity"] <= 1.05 * CAPACITY
     assert group(world)["wanted"] >= 2
     assert world.dataplane.served["web-1"] < CAPACITY
+
+
+def collapsing() -> World:
+    """Asked for half more than it can serve from the first on; answers less than half of what it could."""
+    world = unknown(POOL)
+    world.dataplane.collapses = True
+    world.ticks(90, 150.0)
+    return world
+
+
+def test_what_is_answered_in_a_collapse_is_no_capacity():
+    world = collapsing()
+    assert world.orders() == ["web-1-s1"]
+    assert max(world.dataplane.served.values()) < CAPACITY
+
+
+def test_negative_control_whoever_learns_from_a_collapse_starts_too_many(monkeypatch):
+    monkeypatch.setattr(Ceilings, "collapsed", lambda self, rate, *_: np.zeros(len(rate), dtype=np.bool_))
+    assert len(collapsing().orders()) > 2
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_collapse_after_better_times_does_not_lower_what_is_known(told, monkeypatch):
+    """And without that being told apart it does."""
+    if not told:
+        monkeypatch.setattr(Ceilings, "collapsed", lambda self, rate, *_: np.zeros(len(rate), dtype=np.bool_))
+    world = unknown()
+    world.provisioner.hang = True
+    swing(world, 400)
+    known = group(world)["capacity"]
+    world.dataplane.collapses = True
+    world.ticks(150, 150.0)
+    assert (group(world)["capacity"] >= 0.9 * known) == told
+    assert world.controller._fleet.capacities.saturated.all(), "that it can do no more is seen all the same"

@@ -45,16 +45,18 @@ def test_a_reading_is_good_for_three_intervals_and_for_ten_seconds_at_least(inte
     assert replace(AGENT, interval_s=interval_s).good_s == good_s
     fleet = Fleet(read(config()))
     fleet.observe_usage([Usage("web-1", 100.0, cpu=0.5, good_s=good_s)], NOBODY)
-    assert fleet.usage("web-1", 100.0 + good_s) == Usage("web-1", 100.0, cpu=0.5, good_s=good_s)
-    assert fleet.usage("web-1", 100.1 + good_s) is None, "stale is not zero, and not the last one either"
-    assert fleet.usage("web-2", 100.0) is None
+    assert fleet.use.usages.at("web-1", 100.0 + good_s) == Usage("web-1", 100.0, cpu=0.5, good_s=good_s)
+    assert fleet.use.usages.at("web-1", 100.1 + good_s) is None, (
+        "stale is not zero, and not the last one either"
+    )
+    assert fleet.use.usages.at("web-2", 100.0) is None
 
 
 def test_the_last_reading_counts_and_one_that_comes_late_does_not():
     fleet = Fleet(read(config()))
     fleet.observe_usage([Usage("web-1", 100.0, cpu=0.5), Usage("web-1", 105.0, cpu=0.7)], NOBODY)
     fleet.observe_usage([Usage("web-1", 99.0, cpu=0.1)], NOBODY)
-    assert fleet.usage("web-1", 106.0).cpu == 0.7
+    assert fleet.use.usages.at("web-1", 106.0).cpu == 0.7
 
 
 def test_what_is_no_longer_told_is_not_known_but_an_agents_word_holds():
@@ -205,7 +207,7 @@ def test_whatever_agents_say_somebody_serves_and_the_willing_before_the_others(s
         lost = world.dataplane.lost
         world.ticks(2, 30.0)
         serving = ring(world)
-        last = {name: world.controller._fleet.usages.last(name) for name in names}
+        last = {name: world.controller._fleet.use.usages.last(name) for name in names}
         up = {
             name: name not in world.prober.dead and (one is None or one.operating is not Operating.DOWN)
             for name, one in last.items()
