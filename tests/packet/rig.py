@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -19,7 +18,7 @@ from scapy.layers.inet6 import ICMPv6PacketTooBig, ICMPv6TimeExceeded, IPv6
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from controlplane.adapters import builds, layout, libbpf
+from controlplane.adapters import layout, libbpf
 from controlplane.adapters.bcc import Compiled, ProgramSizes, compile_program
 from controlplane.adapters.target_table import TargetTable
 from controlplane.lab import network
@@ -322,12 +321,6 @@ def faulty(folder: Path, *faults: tuple[str, str, str]) -> Path:
         assert text.count(right) == 1, f"{file} has changed: name the fault anew"
         (copy / file).write_text(text.replace(right, wrong))
     return copy
-
-
-def compile_faulty(folder: Path, *faults: tuple[str, str, str], maps: Mapping[str, int] | None) -> Compiled:
-    """Not kept for others: nobody compiles the same again, and so many would push out what is used again."""
-    with patch.object(builds, "keep"):
-        return compile_program(faulty(folder, *faults), SIZES, maps)
 
 
 # ---- frames ---------------------------------------------------------------------------------

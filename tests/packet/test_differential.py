@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from controlplane.adapters import layout
 from tests.fuzz.both import SERVICES, Both, one_cpu
 from tests.fuzz.episodes import FailureError, play, search
-from tests.packet.rig import Rig, compile_faulty
+from tests.packet.faults import Faults, Place
+from tests.packet.rig import Rig
 
 FRAMES, START = 5000, 5
 SMALL = 12
@@ -58,15 +59,15 @@ FAULTS = {
     ),
     "the packet in an error may lie in the padding": (
         "parse.h",
-        " && (u32)(to - packet->l3) <= packet->bytes",
-        "",
+        "(u32)(to - packet->l3) <= packet->bytes",
+        "1",
     ),
     "an error goes to an endpoint that is down": (
         "follow.c",
         "!still_serves(service, state, *(volatile u64 *)&place.flow->life)",
         "0",
     ),
-    "a fragment follows for ever": ("fragment.h", "> FRAGMENT_TICKS", "> FRAGMENT_TICKS + 10000000"),
+    "a fragment follows for ever": ("fragment.h", "> @FRAGMENT_TICKS@", "FRAGMENT_TICKS + 10000000"),
     "an inner tag is not looked at": ("steer.c", "key.vlan[1] = packet->vlan[1];", ";"),
     "a flood ends too late": ("cache.c", "own->flood_tick == here->tick", "own->flood_tick"),
     "an idle flow goes on by the short way": (
@@ -95,18 +96,25 @@ def test_program_and_reference_agree(rig: Rig) -> None:
         assert counted[name] >= least, name
 
 
-@pytest.mark.parametrize(("file", "right", "wrong"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_fault_is_found_and_told_by_a_few_actions(
-    rig: Rig, tmp_path: Path, file: str, right: str, wrong: str
-) -> None:
-    other = Rig(compile_faulty(tmp_path, (file, right, wrong), maps=rig.compiled.maps))
-    try:
-        with one_cpu():
-            with pytest.raises(FailureError) as found:
-                search(other, FRAMES, START)
-            actions = found.value.actions
-            assert len(actions) <= SMALL
-            assert play(other, actions) is not None, "it fails again"
-            assert play(rig, actions) is None, "and only with the fault"
-    finally:
-        other.compiled.close()
+@pytest.fixture(scope="module")
+def faults(loaded: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
+    named = {name: (Place(*what),) for name, what in FAULTS.items()}
+    made = Faults(tmp_path_factory.mktemp("faults"), named, loaded.compiled.maps)
+    yield made
+    made.close()
+
+
+def test_with_none_of_the_faults_it_agrees(faults: Faults) -> None:
+    with faults.rig() as none, one_cpu():
+        search(none, FRAMES, START)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_and_told_by_a_few_actions(rig: Rig, faults: Faults, name: str) -> None:
+    with faults.rig(name) as other, one_cpu():
+        with pytest.raises(FailureError) as found:
+            search(other, FRAMES, START)
+        actions = found.value.actions
+        assert len(actions) <= SMALL
+        assert play(other, actions) is not None, "it fails again"
+        assert play(rig, actions) is None, "and only with the fault"

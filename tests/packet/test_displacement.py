@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,8 @@ from controlplane.adapters import layout
 from controlplane.adapters.bcc import compile_program
 from tests import reference
 from tests.bench.harness import Flows, Harness
-from tests.packet.rig import BPF_DIR, KEY, SIZES, TCP_NUMBER, Rig, faulty, tcp
+from tests.packet.faults import Faults, Place
+from tests.packet.rig import BPF_DIR, KEY, SIZES, TCP_NUMBER, Rig, tcp
 from tests.packet.test_flows import CLIENT, VIP, A, install_pair, name_b
 from tests.packet.test_two_cpus import CORES, FRAMES, SERVICES, World, doubles
 
@@ -119,34 +119,45 @@ def test_of_one_cpu(rig: Rig, check: Check) -> None:
 
 FAULTS = {
     "nothing moves": (
-        {"displace(here, first, start, &other))": "displace(here, first, start, &other) && 0)"},
+        {"displace(here, first, start, &other)": "displace(here, first, start, &other) && 0"},
         all_have_a_place,
     ),
-    "a key stays behind": ({"\t\t*copy = *key;\n": "\t\t;\n"}, they_are_who_they_were),
+    "a key stays behind": ({"*copy = *key;": ";"}, they_are_who_they_were),
     "a life stays behind": (
         {
-            "\tSTORE(*(volatile u64 *)&place->moved->life, place->flow->life);\n": "",
-            "\t\tbring_life(&place);\n": "\t\t;\n",
+            "STORE(*(volatile u64 *)&place->moved->life, place->flow->life);": ";",
+            "bring_life(&place);": ";",
         },
         they_are_who_they_were,
     ),
     "who is unanswered gives way first": (
-        {"best >= RANK_UNANSWERED &&": "best == RANK_NEVER &&"},
+        {"best >= RANK_UNANSWERED": "best == RANK_NEVER"},
         unanswered_stay,
     ),
 }
 
 
-@pytest.mark.parametrize(("fault", "check"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_fault_is_noticed(loaded: Rig, tmp_path: Path, fault: dict[str, str], check: Check) -> None:
-    source = faulty(tmp_path, *(("cache.c", right, wrong) for right, wrong in fault.items()))
-    rig = Rig(compile_program(source, SIZES, loaded.compiled.maps))
-    try:
-        rig.reset()
-        with pytest.raises(AssertionError):
-            check(rig)
-    finally:
-        rig.compiled.close()
+@pytest.fixture(scope="module")
+def faults(loaded: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
+    named = {
+        name: tuple(Place("cache.c", right, wrong) for right, wrong in places.items())
+        for name, (places, _) in FAULTS.items()
+    }
+    made = Faults(tmp_path_factory.mktemp("faults"), named, loaded.compiled.maps)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_with_none_of_the_faults_neither(faults: Faults, check: Check) -> None:
+    with faults.rig() as none:
+        check(none)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_noticed(faults: Faults, name: str) -> None:
+    with faults.rig(name) as rig, pytest.raises(AssertionError):
+        FAULTS[name][1](rig)
 
 
 # ---- two CPUs ------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from tests.packet import (
     test_requests,
     test_selection,
 )
-from tests.packet.rig import Rig, compile_faulty
+from tests.packet.faults import Faults, Place, without_faults
+from tests.packet.rig import BPF_DIR, Rig
+from tests.packet.test_builds import instructions
 
 Check = Callable[[Rig], object]
 
@@ -277,18 +279,16 @@ MUTATIONS = {
         "((state >> 36) & 0xff) == ref >> (REF_INDEX_BITS + 4)",
     ),
     "new flows go to an endpoint that is down": Mutation(
-        "endpoint.h", "(ENDPOINT_DOWN | ENDPOINT_DRAINING |", "(ENDPOINT_DRAINING |"
+        "endpoint.h", "(@ENDPOINT_DOWN@ | ENDPOINT_DRAINING |", "0"
     ),
     "new flows go to an endpoint that drains": Mutation(
-        "endpoint.h", "(ENDPOINT_DOWN | ENDPOINT_DRAINING |", "(ENDPOINT_DOWN |"
+        "endpoint.h", "(ENDPOINT_DOWN | @ENDPOINT_DRAINING@ |", "0"
     ),
     "cached flows stay on an endpoint that is down": Mutation(
-        "forward.c", "if (!(state & ENDPOINT_DOWN))\n\t\treturn true;", "return true;"
+        "forward.c", "if (@!(state & ENDPOINT_DOWN)@)\n\t\treturn true;", "true"
     ),
-    "evicted flows stay": Mutation("forward.c", "if (is_evicted(state, place->id))", "if (0)"),
-    "all flows of who evicts some go": Mutation(
-        "forward.c", "(u8)(id >> ID_TAG) < (u8)(state", "0 < (u8)(state"
-    ),
+    "evicted flows stay": Mutation("forward.c", "is_evicted(state, place->id)", "0"),
+    "all flows of who evicts some go": Mutation("forward.c", "(u8)(id >> ID_TAG)", "0"),
     "keep and reset are swapped": Mutation(
         "forward.c", "(service->flags & SERVICE_ON_DOWN_KEEP)", "!(service->flags & SERVICE_ON_DOWN_KEEP)"
     ),
@@ -296,18 +296,16 @@ MUTATIONS = {
         "cache.c", "id >> ID_TAG == tag", "(u16)(id >> ID_TAG) == (u16)tag", one_bit_of_the_tag
     ),
     "a SYN takes any entry of its tag for its own": Mutation(
-        "forward.c", "key && same_key(key, index, packet)", "key", tuple_on_syn
+        "forward.c", "key && same_key(key, index, packet)", "key != NULL", tuple_on_syn
     ),
-    "any acknowledgement completes a handshake": Mutation(
-        "flow.h", "< ACK_WINDOW;", "< ~0U;", unacknowledged
-    ),
+    "any acknowledgement completes a handshake": Mutation("flow.h", "< @ACK_WINDOW@;", "~0U", unacknowledged),
     "a stray SYN ends what is drained": Mutation(
         "forward.c", "(same && (life & LIFE(FLOW_ESTABLISHED)))", "(same && 0)", stray_syn
     ),
     "a flow that is over claims answers": Mutation(
         "giveback.c",
-        "\t\t *(volatile u64 *)&place.flow->life, packet->protocol)) {",
-        "\t\t ((u64)here->tick << LIFE_TICK), packet->protocol)) {",
+        "\t\t @*(volatile u64 *)&place.flow->life@, packet->protocol)) {",
+        "(u64)here->tick << LIFE_TICK",
         idle_answer,
     ),
     "this host's own address is a client's": Mutation(
@@ -315,8 +313,8 @@ MUTATIONS = {
     ),
     "the second bucket is never looked at": Mutation(
         "cache.c",
-        "\tif (place.way == NOWHERE)\n\t\tfind_in_bucket(",
-        "\tif (place.way == NOWHERE && !mask)\n\t\tfind_in_bucket(",
+        "\tif (@place.way == NOWHERE@)\n\t\tfind_in_bucket(",
+        "place.way == NOWHERE && !mask",
         second_bucket,
     ),
     "an established flow gives way": Mutation(
@@ -347,28 +345,26 @@ MUTATIONS = {
         told_of_its_mtu,
     ),
     "more is quoted than the error has room for": Mutation(
-        "refuse.h", "most - room)", "most)", told_of_its_mtu
+        "refuse.h", "@most - room@)", "most", told_of_its_mtu
     ),
     "an ICMPv6 error's sum does not see its length": Mutation(
-        "refuse.h", "bpf_htonl(payload) +", "", told_of_its_mtu
+        "refuse.h", "@bpf_htonl(payload)@ +", "0", told_of_its_mtu
     ),
     "an MTU outlives its packet": Mutation(
-        "steer.c", "\t\t*refused_mtu = 0;\n", "\t\t(void)0;\n", told_of_its_ttl_after_another
+        "steer.c", "*refused_mtu = 0;", ";", told_of_its_ttl_after_another
     ),
-    "an odd last byte is not summed": Mutation("refuse.h", "(bytes & 1) &&", "0 &&", told_of_an_odd_length),
+    "an odd last byte is not summed": Mutation("refuse.h", "(bytes & 1)", "0", told_of_an_odd_length),
     "who is no client is told": Mutation(
-        "refuse.c", "if (is_no_client(here, packet->source)) {", "if (0) {", told_to_nobody
+        "refuse.c", "is_no_client(here, packet->source)", "0", told_to_nobody
     ),
     "a later fragment's sender is told": Mutation(
         "refuse.c",
-        "if (found != PARSED ||",
-        "if ((found != PARSED && found != PARSED_FRAGMENT) ||",
+        "found != PARSED",
+        "found != PARSED && found != PARSED_FRAGMENT",
         told_of_a_later_fragment,
     ),
-    "errors have no limit": Mutation("refuse.c", "\town->icmp_sent++;\n", "", told_without_end),
-    "TTL stays": Mutation(
-        "rewrite.h", "rewrite_ttl(packet, packet->ttl - 1);", "rewrite_ttl(packet, packet->ttl);"
-    ),
+    "errors have no limit": Mutation("refuse.c", "own->icmp_sent++;", ";", told_without_end),
+    "TTL stays": Mutation("rewrite.h", "packet->ttl - 1", "packet->ttl"),
     "a completed flow is its shadow's": Mutation(
         "forward.c",
         "if (gained & LIFE(FLOW_ESTABLISHED))\n"
@@ -389,16 +385,14 @@ MUTATIONS = {
     ),
     "a limit is passed by one": Mutation(
         "limit.h",
-        "(u32)seen < most &&\n\t       (u32)__sync_fetch_and_add(&limit->used, 1) < most;",
-        "(u32)seen <= most &&\n\t       (u32)__sync_fetch_and_add(&limit->used, 1) <= most;",
+        "(u32)seen < most &&\n\t       (u32)__sync_fetch_and_add(&limit->used, 1) < most",
+        "(u32)seen <= most &&\n\t       (u32)__sync_fetch_and_add(&limit->used, 1) <= most",
         limits,
     ),
     "a shadow's limit is not asked for": Mutation(
-        "pick.c", "!ref || admit(here, ref_index(ref)))", "!ref || 1)", limits
+        "pick.c", "!limited || !ref || @admit(here, ref_index(ref))@", "1", limits
     ),
-    "the second slot may be the first again": Mutation(
-        "pick.c", "service) | same)", "service) | (same & 0))", limits
-    ),
+    "the second slot may be the first again": Mutation("pick.c", "service) | @same@)", "same & 0", limits),
     "what opens no flow is limited": Mutation(
         "forward.c",
         "return packet->protocol == IPPROTO_UDP || opens(packet);",
@@ -408,31 +402,34 @@ MUTATIONS = {
     "a flow without a place goes where a limit sent it": Mutation(
         "forward.c", "choice.ref = choice.hashed;", ";", limit_without_a_place
     ),
-    "a window never ends": Mutation("limit.h", "> 0) {", "> 0 && !seen) {", windows),
+    "a window never ends": Mutation(
+        "limit.h",
+        "if (@(s32)(window - (u32)(seen >> LIMIT_WINDOW)) > 0@) {",
+        "(s32)(window - (u32)(seen >> LIMIT_WINDOW)) > 0 && !seen",
+        windows,
+    ),
     "a CPU that is late begins a window": Mutation(
         "limit.h",
-        "\tif ((s32)(window - (u32)(seen >> LIMIT_WINDOW)) > 0)",
-        "\tif (window != seen >> LIMIT_WINDOW)",
+        "if (@(s32)(window - (u32)(seen >> LIMIT_WINDOW)) > 0@) {",
+        "window != seen >> LIMIT_WINDOW",
         late_cpu,
     ),
-    "a client's flows go apart": Mutation(
-        "pick.c", "client, service->vip, 0, service->port);", "client, service->vip, hash, service->port);"
-    ),
+    "a client's flows go apart": Mutation("pick.c", "client, service->vip, @0@, service->port);", "hash"),
     "a client's flows are parted by a limit": Mutation(
         "forward.c", "if (service->flags & SERVICE_AFFINITY)\n\t\treturn false;", ";"
     ),
     "a client's completed flow is credited by its own hash": Mutation(
         "cache.c",
-        "u64 pick = pick_bits(here, service, v6, client, hash);",
-        "u64 pick = hash_pick(hash);\n\t(void)client;\n\t(void)v6;",
+        "pick_bits(here, service, v6, client, hash)",
+        "hash_pick(hash)",
     ),
     "a SYN sent again gives a sample": Mutation(
         "forward.c", "life & ~(u64)LIFE_STAMP", "life", syn_sent_again
     ),
     "not every reason is counted": Mutation(
         "steer.c",
-        "\tCOUNT(counted->count[reason % REASON_SLOTS], 1);",
-        "\tif (reason != REASON_drop_source)\n\t\tCOUNT(counted->count[reason % REASON_SLOTS], 1);",
+        "COUNT(counted->count[reason % REASON_SLOTS], 1);",
+        "if (reason != REASON_drop_source)\n\t\tCOUNT(counted->count[reason % REASON_SLOTS], 1);",
         own_source,
     ),
     "an interface counts in whatever row it meets": Mutation(
@@ -440,14 +437,14 @@ MUTATIONS = {
     ),
     "an acknowledgement answers a request": Mutation(
         "request.h",
-        "return packet->payload &&\n\t       (flags",
-        "return packet->bytes &&\n\t       (flags",
+        "return @packet->payload@ &&\n\t       (flags",
+        "packet->bytes",
         acknowledged_only,
     ),
     "the client's FIN gives up its request": Mutation(
         "forward.c",
-        "if ((packet->tcp_flags & TCP_RST) &&\n\t\t    end_request(",
-        "if ((packet->tcp_flags & (TCP_RST | TCP_FIN)) &&\n\t\t    end_request(",
+        "if (@(packet->tcp_flags & TCP_RST)@ &&\n\t\t    end_request(",
+        "packet->tcp_flags & (TCP_RST | TCP_FIN)",
         half_closed,
     ),
     "a request sent again is another one": Mutation(
@@ -457,76 +454,73 @@ MUTATIONS = {
         request_sent_again,
     ),
     "a TLS handshake is a request": Mutation(
-        "request.h", "record[0] == TLS_APPLICATION_DATA &&", "record[0] &&", tls_handshake
+        "request.h", "record[0] == TLS_APPLICATION_DATA", "record[0] != 0", tls_handshake
     ),
     "an alert of TLS 1.3 is a request": Mutation(
         "request.h", "(record[3] << 8 | record[4]) > TLS_ALERT_BYTES", "1", tls_alert
     ),
     "a session ticket's time is a response's": Mutation(
-        "request.h", "if (((sequence - due) & LIFE_STAMP) == 1)", "if (0)", session_ticket
+        "request.h", "((sequence - due) & LIFE_STAMP) == 1", "0", session_ticket
     ),
-    "100 Continue is an answer": Mutation(
-        "request.h", "!is_continue(ctx, packet));", "true);", to_be_continued
-    ),
+    "100 Continue is an answer": Mutation("request.h", "!is_continue(ctx, packet)", "true", to_be_continued),
     "bytes that were sent before move the mark": Mutation(
-        "forward.c", "\t\tif (far)\n", "", sent_again_in_parts
+        "forward.c", "if (@far@)", "true", sent_again_in_parts
     ),
     "packets in between make a slow request short": Mutation(
-        "request.h", "request_ticks(*life, tick) < LATE_TICKS", "*life", slow_with_packets
+        "request.h", "request_ticks(*life, tick) < LATE_TICKS", "*life != 0", slow_with_packets
     ),
-    "the short way makes a slow request short": Mutation(
-        "hit.c", "!(asked ||", "!(false ||", slow_with_packets
-    ),
+    "the short way makes a slow request short": Mutation("hit.c", "!(@asked@ ||", "false", slow_with_packets),
     "a slow request is told by what is left of its time": Mutation(
         "request.h", "return tick - seen + until_seen;", "return until_seen;", slow_without_packets
     ),
     "clocks that differ make a request slow": Mutation(
-        "request.h", "#define SKEW_TICKS 4", "#define SKEW_TICKS 0", other_clock
+        "request.h", "#define SKEW_TICKS @4@", "0", other_clock
     ),
     "all requests of a connection are drawn as one": Mutation(
         "request.h", "hash_mix(hash ^ sequence)", "hash_mix(hash)", drawn_one_by_one
     ),
     "what a forgotten flow asked is in flight for ever": Mutation(
-        "cache.c", "\t\tabandon(here, &place);", "\t\t;", place_of_another
+        "cache.c", "abandon(here, &place);", ";", place_of_another
     ),
     "an endpoint's requests are its parent's": Mutation(
         "forward.c",
-        "\tcounted = lookup_requests(here->cpu, ref_index(place->id));",
-        "\tcounted = lookup_requests(here->cpu,\n"
-        "\t\t\t\t  ref_index(lookup_ring(here, service, hash_pick(hash), 0)));",
+        "counted = lookup_requests(here->cpu, @ref_index(place->id)@);",
+        "ref_index(lookup_ring(here, service, hash_pick(hash), 0))",
     ),
     "answers to direct destinations are rewritten": Mutation(
         "giveback.c",
-        "\t\tif (direct_kind(packet->destination))",
-        "\t\tif (direct_kind(packet->destination) && 0)",
+        "if (@direct_kind(packet->destination)@)",
+        "0",
     ),
 }
 
 
-def load(folder: Path, mutation: Mutation | None, maps: Mapping[str, int]) -> Rig:
-    faults = [(mutation.file, mutation.right, mutation.wrong)] if mutation else []
-    return Rig(compile_faulty(folder, *faults, maps=maps))
+def places(mutation: Mutation) -> tuple[Place, ...]:
+    return (Place(mutation.file, mutation.right, mutation.wrong),)
 
 
-@pytest.fixture
-def unchanged(tmp_path: Path, loaded: Rig) -> Iterator[Rig]:
-    rig = load(tmp_path, None, loaded.compiled.maps)
-    yield rig
-    rig.compiled.close()
+@pytest.fixture(scope="module")
+def faults(loaded: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
+    named = {name: places(mutation) for name, mutation in MUTATIONS.items()}
+    made = Faults(tmp_path_factory.mktemp("faults"), named, loaded.compiled.maps)
+    yield made
+    made.close()
 
 
-def test_an_unchanged_copy_passes_every_check(unchanged: Rig) -> None:
-    for check in CHECKS:
-        unchanged.reset()
-        check(unchanged)
+def test_without_them_it_is_the_program_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put into the source for their sake changes nothing else."""
+    none = without_faults(tmp_path, [places(mutation) for mutation in MUTATIONS.values()])
+    assert instructions(monkeypatch, none) == instructions(monkeypatch, BPF_DIR)
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_noticed(tmp_path: Path, loaded: Rig, mutation: Mutation) -> None:
-    rig = load(tmp_path, mutation, loaded.compiled.maps)
-    try:
-        rig.reset()
-        with pytest.raises(AssertionError):
-            mutation.check(rig)
-    finally:
-        rig.compiled.close()
+def test_with_none_of_them_it_passes_every_check(faults: Faults) -> None:
+    with faults.rig() as none:
+        for check in CHECKS:
+            none.reset()
+            check(none)
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_noticed(faults: Faults, name: str) -> None:
+    with faults.rig(name) as rig, pytest.raises(AssertionError):
+        MUTATIONS[name].check(rig)

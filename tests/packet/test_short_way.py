@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ from scapy.packet import Packet
 
 from controlplane.adapters import layout, libbpf
 from controlplane.adapters.bcc import Compiled
+from tests.packet.faults import Faults, Place
 from tests.packet.rig import (
     ABORTED,
     FAR_TICK,
@@ -33,7 +33,6 @@ from tests.packet.rig import (
     TCP_NUMBER,
     UDP_NUMBER,
     Rig,
-    compile_faulty,
     tcp,
     udp,
 )
@@ -58,8 +57,11 @@ LIVES = (
 )
 FLAGS = ("A", "A", "PA", "PA", "PAU", "S", "SA", "FA", "R")
 FLOOD = (*("S",) * 8, "SP", "SF", "SR", "SA", "A")
-LONG = ("verdict = hit(&here);", "verdict = LONG_WAY;")
-SHORT = ("verdict == LONG_WAY ? long_way(&here) : verdict", "verdict == LONG_WAY ? XDP_ABORTED : verdict")
+LONG, SHORT = "the long way only", "the short way only"
+WAYS = {
+    LONG: (Place("steer.c", "verdict = hit(&here);", "verdict = LONG_WAY;"),),
+    SHORT: (Place("steer.c", "long_way(&here)", "XDP_ABORTED"),),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,6 @@ class Sent:
     frame: bytes
     wrote: dict[str, bytes]
     """Name of a map -> its bytes."""
-
-
-def compiled(rig: Rig, folder: Path, way: tuple[str, str], fault: tuple[str, str] | None = None) -> Compiled:
-    """Only one way of it, on the rig's maps; ``fault`` is put into the short one."""
-    changes = [("steer.c", *way), *([("hit.c", *fault)] if fault else [])]
-    return compile_faulty(folder, *changes, maps=rig.compiled.maps)
 
 
 class Ways:
@@ -134,21 +130,22 @@ class Ways:
 
 
 @pytest.fixture(scope="module")
-def long(loaded: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compiled]:
-    made = compiled(loaded, tmp_path_factory.mktemp("ways") / "long", LONG)
+def faults(loaded: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
+    named = WAYS | {name: (Place("hit.c", *what),) for name, what in FAULTS.items()}
+    made = Faults(tmp_path_factory.mktemp("ways"), named, loaded.compiled.maps)
     yield made
     made.close()
 
 
 @contextmanager
-def ways(rig: Rig, long: Compiled, folder: Path, fault: tuple[str, str] | None = None) -> Iterator[Ways]:
-    short = compiled(rig, folder / "short", SHORT, fault)
-    made = Ways(rig, long, short)
-    try:
-        yield made
-    finally:
-        made.close()
-        short.close()
+def ways(rig: Rig, faults: Faults, *fault: str) -> Iterator[Ways]:
+    """Only one way of it each, on the rig's maps; ``fault`` is in the short one."""
+    with faults.compiled(LONG) as long, faults.compiled(SHORT, *fault) as short:
+        made = Ways(rig, long, short)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def install(rig: Rig) -> None:
@@ -344,10 +341,8 @@ def compare(ways: Ways, seed: int, frames: int) -> dict[str, int]:
     return taken
 
 
-def test_the_short_way_does_the_same_as_the_long_one_or_nothing(
-    loaded: Rig, long: Compiled, tmp_path: Path
-) -> None:
-    with ways(loaded, long, tmp_path) as both:
+def test_the_short_way_does_the_same_as_the_long_one_or_nothing(loaded: Rig, faults: Faults) -> None:
+    with ways(loaded, faults) as both:
         for seed in range(2):
             taken = compare(both, seed, FRAMES)
             assert set(taken) == {"forward_hop", "return_hop", "flood"}
@@ -355,7 +350,7 @@ def test_the_short_way_does_the_same_as_the_long_one_or_nothing(
 
 
 FAULTS = {
-    "a flow's end is overlooked": ("if (life & LIFE(CLOSING))", "if (0)"),
+    "a flow's end is overlooked": ("life & LIFE(CLOSING)", "0"),
     "an endpoint that is down goes on": (
         "~(u64)ENDPOINT_DRAINING",
         "~(u64)ENDPOINT_DRAINING & ~(u64)ENDPOINT_DOWN",
@@ -365,25 +360,23 @@ FAULTS = {
         "~(u64)ENDPOINT_DRAINING & ~(u64)ENDPOINT_EVICTED",
     ),
     "TTL 1 leaves": ("ip->ttl > 1", "ip->ttl > 0"),
-    "a fragment is plain": (" | IP_OFFSET", ""),
+    "a fragment is plain": ("bpf_htons(IP_MORE_FRAGMENTS | IP_OFFSET)", "bpf_htons(IP_MORE_FRAGMENTS)"),
     "data offset past the end": ("l3_bytes + header <= seen->bytes", "1"),
-    "no checksum is one": ("	if (!*check)\n		return;\n", ""),
-    "an old next hop": ("here->tick < to->hop_expires && ", ""),
-    "a frame to a group": ("|| (*(u8 *)data & 1)", ""),
+    "no checksum is one": ("if (@!*check@)\n\t\treturn;", "0"),
+    "an old next hop": ("here->tick < to->hop_expires", "true"),
+    "a frame to a group": ("(*(u8 *)data & 1)", "0"),
     "another endpoint's answer is this flow's": ("(u32)known.id == ref_of(index, from->state)", "true"),
     "an idle flow goes on": ("idle(here->settings, here->tick, life, seen->protocol)", "false"),
-    "a request is not noticed": ("asked == back)", "asked && back)"),
-    "an answer is not noticed": ("asked == back)", "!asked && !back)"),
+    "a request is not noticed": ("asked == back", "asked && back"),
+    "an answer is not noticed": ("asked == back", "!asked && !back"),
     "in a flood a SYN-ACK opens": ("(NEWS | TCP_ACK)", "NEWS"),
-    "a flood that is over goes on": ("own->flood_tick == here->tick &&", "1 &&"),
-    "of a flood nobody spills": (" || hash_spill_bits(pick) < spill", ""),
-    "a flood comes from where no client is": ("is_martian(target.address) ||", "0 ||"),
+    "a flood that is over goes on": ("own->flood_tick == here->tick", "1"),
+    "of a flood nobody spills": ("hash_spill_bits(pick) < spill", "0"),
+    "a flood comes from where no client is": ("is_martian(target.address)", "0"),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_fault_of_the_short_way_is_noticed(
-    loaded: Rig, long: Compiled, tmp_path: Path, fault: tuple[str, str]
-) -> None:
-    with ways(loaded, long, tmp_path, fault) as both, pytest.raises(AssertionError):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_short_way_is_noticed(loaded: Rig, faults: Faults, fault: str) -> None:
+    with ways(loaded, faults, fault) as both, pytest.raises(AssertionError):
         compare(both, seed=1, frames=4 * FRAMES)  # its first frames have been made
