@@ -53,7 +53,7 @@ def steady(
     for tick in range(STEADY):
         world.tick(demand)
         spill[tick] = [world.dataplane.members[one.name].spill for one in told]
-    assert world.provisioner.orders == before, "nothing starts or stops"
+        assert world.provisioner.orders == before, "nothing starts or stops"
     assert world.controller.status().troubles == {}
     return world, spill
 
