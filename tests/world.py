@@ -105,17 +105,18 @@ class World:
         self.prober = FakeProber(self.clock)
         self.controller = self._controller()
 
-    def tick(self, demand: float, noisy: bool = True) -> None:
-        self.clock.advance(1.0)
-        flows = self.random.poisson(demand) if noisy else demand
+    def tick(self, demand: float, noisy: bool = True, step_s: float = 1.0) -> None:
+        """:param step_s: since the last one; past three ticks of the configuration readings are stale."""
+        self.clock.advance(step_s)
+        flows = self.random.poisson(demand * step_s) if noisy else demand * step_s
         dead = self.prober.dead
         if self.dataplane.services:
             self.dataplane.offer("web", flows, dead)
         self.controller.tick()
 
-    def ticks(self, count: int, demand: float, noisy: bool = True) -> None:
+    def ticks(self, count: int, demand: float, noisy: bool = True, step_s: float = 1.0) -> None:
         for _ in range(count):
-            self.tick(demand, noisy)
+            self.tick(demand, noisy, step_s)
 
     def orders(self, kind: str = "provision") -> list[str]:
         return [name for what, name in self.provisioner.orders if what == kind]
