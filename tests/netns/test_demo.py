@@ -76,7 +76,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     assert left == []
 
 
-@pytest.mark.alone
+@pytest.mark.calm
 @pytest.mark.slow
 def test_with_a_forecast_the_shadow_is_ready_in_time_and_gone_at_the_end(demo: Demo) -> None:
     code = demo.run("--only", "penumbra", "--duration", "54", within_s=150)
@@ -98,7 +98,7 @@ def test_with_a_forecast_the_shadow_is_ready_in_time_and_gone_at_the_end(demo: D
     assert [one for one in decisions if not one.is_same] == []
 
 
-@pytest.mark.alone
+@pytest.mark.calm
 @pytest.mark.slow
 def test_with_the_forecast_frozen_the_same_run_breaks_its_promises(demo: Demo) -> None:
     """The negative control of the run above: the same assertions, nothing foreseen."""
