@@ -22,9 +22,7 @@ from controlplane.adapters.attach import Attachment
 from controlplane.adapters.clock import MachineClock
 from controlplane.adapters.dataplane import MapDataplane
 from controlplane.adapters.libbpf import XdpMode
-from controlplane.adapters.load_source import BackgroundLoadSource
 from controlplane.adapters.patient_store import PatientStore
-from controlplane.adapters.prometheus import PrometheusMetrics
 from controlplane.addresses import with_port
 from controlplane.cli.instance import Instance, clock_path, forget, hold_controller_lock, remember
 from controlplane.cli.instance import loaded as loaded_instances
@@ -223,6 +221,11 @@ def _run(
     record: Path | None,
     closing: list[Callable[[], None]],
 ) -> None:
+    # Here, for only who runs needs them and aiohttp, which take a third of every other command's start.
+    from controlplane.adapters.load_source import BackgroundLoadSource
+    from controlplane.adapters.probes import NetworkProber
+    from controlplane.adapters.prometheus import PrometheusMetrics
+
     clock = MachineClock(clock_path(configured.instance))
     try:
         metrics = PrometheusMetrics(configured.metrics_address, configured.metrics_port)
@@ -241,9 +244,6 @@ def _run(
         configured.instance, hosts, clock, configured.playbooks or shipped_playbooks(), on_ended=clock.wake
     )
     closing.append(provisioner.close)
-    # Here, for only who probes needs aiohttp, which takes a sixth of every other command's start.
-    from controlplane.adapters.probes import NetworkProber
-
     prober = NetworkProber(clock.wake)
     closing.append(prober.close)
     load_source = BackgroundLoadSource()

@@ -63,7 +63,7 @@ class FullKernel:
 def test_that_the_kernel_takes_no_more_neighbours_is_said_with_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(netlink, "IPRoute", FullKernel)
+    monkeypatch.setattr(netlink, "_kernel", FullKernel)
     hops = [Hop(2, b"\x02" * 6, 2, IPv6Address("2001:db8::1") + n, None, False, 1500) for n in range(2)]
     netlink.manage_neighbours(hops[:1])
     with pytest.raises(DataplaneError, match=r"sysctl -w net\.ipv6\.neigh\.default\.gc_thresh3="):
