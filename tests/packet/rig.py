@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from controlplane.lab import network
 KERNEL = tuple(int(part) for part in os.uname().release.split(".")[:2])
 BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
 SIZES = ProgramSizes(services=16, endpoints=256, buckets=1024, ring_lines=8192, cpus=libbpf.possible_cpus())
+LARGE = replace(SIZES, buckets=1 << 18)
+"""One build for all who need a larger cache: how much of it is used, the mask says."""
 ABORTED, DROP, PASS, TX, REDIRECT = range(5)
 TCP_NUMBER, UDP_NUMBER = 6, 17
 OWN_NETNS = "/proc/thread-self/ns/net"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from ipaddress import IPv4Address
 
 import numpy as np
@@ -17,7 +16,7 @@ from controlplane.adapters.bcc import compile_program
 from tests import reference
 from tests.bench.harness import Flows, Harness
 from tests.packet.faults import Faults, Place
-from tests.packet.rig import BPF_DIR, KEY, SIZES, TCP_NUMBER, Rig, tcp
+from tests.packet.rig import BPF_DIR, KEY, LARGE, TCP_NUMBER, Rig, tcp
 from tests.packet.test_flows import CLIENT, VIP, A, install_pair, name_b
 from tests.packet.test_two_cpus import CORES, FRAMES, SERVICES, World, doubles
 
@@ -175,7 +174,7 @@ def harness() -> Iterator[Harness]:
 
 
 def test_none_is_lost_when_both_cores_move_them(harness: Harness) -> None:
-    rig = Rig(compile_program(BPF_DIR, replace(SIZES, buckets=BUCKETS)))
+    rig = Rig(compile_program(BPF_DIR, LARGE))
     try:
         World(rig)
         rig.settings["bucket_mask"] = BUCKETS - 1

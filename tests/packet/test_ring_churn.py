@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from scapy.layers.l2 import Ether
 from controlplane.adapters import layout
 from controlplane.adapters.bcc import compile_program
 from tests.bench.harness import FRAME_BYTES, Flows, Harness
-from tests.packet.rig import BPF_DIR, SIZES, Rig, faulty
+from tests.packet.rig import BPF_DIR, LARGE, Rig, faulty
 from tests.packet.test_two_cpus import CORES, FRAMES, World, doubles
 
 BUCKETS, FLOWS, OTHERS = 1 << 15, 1 << 16, 1 << 10
@@ -53,7 +53,7 @@ class Churned:
 
 def install(source: Path, harness: Harness) -> World:
     """All the flows are known and established."""
-    world = World(Rig(compile_program(source, replace(SIZES, buckets=BUCKETS))))
+    world = World(Rig(compile_program(source, LARGE)))
     rig = world.rig
     rig.settings["bucket_mask"] = BUCKETS - 1
     for row in (rig.gateways[:1],):

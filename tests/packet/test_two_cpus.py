@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from scapy.layers.l2 import Ether
 from controlplane.adapters import layout
 from controlplane.adapters.bcc import compile_program
 from tests.bench.harness import FRAME_BYTES, Flows, Harness
-from tests.packet.rig import BPF_DIR, SIZES, UDP_NUMBER, Rig, faulty
+from tests.packet.rig import BPF_DIR, LARGE, SIZES, UDP_NUMBER, Rig, faulty
 
 CORES = sorted(os.sched_getaffinity(0))[:2]
 SERVICES = {1: ("198.51.100.1", 80, 6), 2: ("198.51.100.2", 53, UDP_NUMBER)}
@@ -30,7 +30,7 @@ MEMBERS = 4
 FLOWS = 256
 BURST = 50_000
 SECONDS = 1.5
-NEW_FLOWS, BUCKETS = 1 << 19, 1 << 18
+NEW_FLOWS, BUCKETS = 1 << 19, LARGE.buckets
 TRIES = 5
 """Of a race that must be lost: one is enough, but for emulated cores that seldom run at once."""
 FLAGS = ("S", "S", "A", "A", "F", "R")
@@ -198,7 +198,7 @@ def test_every_packet_stays_with_its_service_and_is_counted_once(
 
 def large(source: Path) -> Rig:
     """A cache in which all the flows of one run have a place."""
-    rig = Rig(compile_program(source, replace(SIZES, buckets=BUCKETS)))
+    rig = Rig(compile_program(source, LARGE))
     empty(rig)
     return rig
 
