@@ -34,6 +34,9 @@ _MOST_OF_RATE, _MOST = _CERTAIN / 6.0, _CERTAIN / 16.0
 """Evidence that one reading makes: three have to deviate, or eight."""
 _FADES = 0.99
 """What is left of evidence after a reading that tells nothing."""
+_HEALS, _HEALS_LEAST, _HARDLY = 0.9, 4.0, 0.25
+"""What is left of evidence after a reading of who is well again; flows of a reading that tell it; hardly more
+is this part of what would be a deviation."""
 _LEARNED = 60.0
 """Readings until a deviation is believed."""
 _ACCEPTED_S = 1800.0
@@ -180,6 +183,7 @@ class Baseline:
         summed = np.where(read & self.known, summed, self._evidence * _FADES)
         self._evidence = np.clip(summed, 0.0, _CERTAIN)
         self._remember(signs)
+        self._evidence[self._are_well()] *= _HEALS
 
     def _of_counts(self, signs: Signs, usual_rate: Floats) -> Floats:
         self._normal = self.normal_count()
@@ -216,6 +220,20 @@ class Baseline:
         :param factor: (rows,)"""
         for sums in (self._count, self._squares, self._expected, self._apart, self._recent_count):
             sums[_RATES, rows] *= factor
+
+    def _are_well(self) -> Flags:
+        """(Count and then Time, rows) who deviated, and of whom enough was read that is hardly more than is
+        normal: evidence alone would need as long to wane as it would to come from so little less."""
+        well = np.zeros(self._evidence.shape, dtype=np.bool_)
+        rows = np.flatnonzero((self._evidence >= REMARKABLE * _CERTAIN).any(axis=0))
+        if rows.size:
+            of, normal = self._recent_of[_SHARES, rows], self.normal_count(rows)[_SHARES]
+            most = normal + _HARDLY * np.maximum(_SHARE_STEP, normal)
+            well[_SHARES.start : _COUNTS, rows] = (of >= _HEALS_LEAST) & (
+                self._recent_count[_SHARES, rows] <= most * of
+            )
+            well[_COUNTS:, rows] = self._recent_time[:, rows] <= self._time[:, rows] + _HARDLY * _TIME_STEP
+        return well & (self._evidence >= REMARKABLE * _CERTAIN * _HEALS)
 
     def dismiss(self, rows: Flags) -> None:
         """What looks like slow answers or errors of these is none."""

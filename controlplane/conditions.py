@@ -203,12 +203,14 @@ class Conditions:
         return self._condition(self._groups + at)
 
     def common_cause(self, at: int) -> str:
-        """Of what befalls a service's groups together; empty: nothing does."""
-        if not self._common[at]:
+        """Of what befalls a service's groups together, though demand is usual; empty: nothing does."""
+        if not self._common[at] or self.rate[self._groups + at] >= REMARKABLE:
             return ""
-        alike = np.flatnonzero(self.in_trouble & self.others_too & (self._service == at))
-        why = self._trouble(self._groups + at, _ALIKE) or self._trouble(int(alike[0]), _ALIKE)
-        return f"{alike.size} of {np.count_nonzero(self._service == at)} endpoints at once: {why}"
+        n, its = self._groups, self._service == at
+        alike = its & (np.maximum(self.errors, self.latency)[:n] >= _ALIKE)
+        first = int(np.flatnonzero(its & self.in_trouble & self.others_too)[0])
+        why = self._trouble(n + at, _ALIKE) or self._trouble(first, _ALIKE)
+        return f"{np.count_nonzero(alike)} of {np.count_nonzero(its)} endpoints at once: {why}"
 
     def trouble(self, i: int) -> str:
         """Of a group that is slow or failing, in words and numbers; empty: it is neither."""

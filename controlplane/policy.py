@@ -264,7 +264,8 @@ def _hold(settings: ShadowSettings, group: Group, need: float, usable: float, me
         reason = f"{group.name}: {group.trouble}"
         if _has_common_cause(group):
             whose = "its neighbours" if group.others_too else "its shadows"
-            reason += f", and so with {whose}: a common cause, no more shadows"
+            why = "demand is unusual too" if group.rate_deviation >= REMARKABLE else "a common cause"
+            reason += f", and so with {whose}: {why}, no more shadows"
         return Verdict(Act.HOLD, reason, None, members)
     ours = [s for s in _serving(group) if not s.by_hand and s.name not in group.bound]
     if ours and group.sized >= group.lives_up + len(_serving(group)):

@@ -99,13 +99,32 @@ def test_what_has_deviated_for_half_an_hour_is_normal():
     assert math.exp(one.normal_time()[Time.RTT, 0]) == pytest.approx(5000.0)
 
 
-def failing(one: Baseline, share: float, readings: int) -> None:
-    counts = np.array([[20.0], [20.0], [20.0 * share], [0.0], [math.nan]])
-    of = np.array([[1.0], [1.0], [20.0], [20.0], [math.nan]])
+def failing(one: Baseline, share: float, readings: int, flows: float = 20.0) -> None:
+    counts = np.array([[flows], [flows], [flows * share], [0.0], [math.nan]])
+    of = np.array([[1.0], [1.0], [flows], [flows], [math.nan]])
     for _ in range(readings):
         now, every = Signs(1.0, counts, of, np.full((2, 1), math.nan)), np.ones(1, bool)
         one.judge(now, np.ones(1), np.zeros((2, 1)))
         one.learn(now, every, every)
+
+
+def until_well(flows: float) -> int:
+    """Readings until who has failed, and does not any more, is no deviation."""
+    one = Baseline(["web"])
+    failing(one, 0.01, 120, flows)
+    failing(one, 0.3, 60, flows)
+    assert one.scores[Count.RESETS, 0] == 1.0
+    readings = 0
+    while one.scores[Count.RESETS, 0] >= REMARKABLE:
+        failing(one, 0.01, 1, flows)
+        readings += 1
+    return readings
+
+
+def test_who_is_well_again_is_soon_seen_to_be(monkeypatch):
+    assert until_well(5.0) <= 30
+    monkeypatch.setattr(baseline, "_HEALS", 1.0)
+    assert until_well(5.0) > 60, "by evidence alone"
 
 
 @pytest.mark.parametrize(("better_s", "is_found"), [(30.0, True), (1e9, False)])

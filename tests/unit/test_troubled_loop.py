@@ -229,6 +229,7 @@ def test_negative_control_who_learns_of_a_storm_takes_it_for_normal(learned, mon
     monkeypatch.setattr(conditions, "SUSPECT", 2.0)
     monkeypatch.setattr(conditions, "_STORM_LEAST", math.inf)
     monkeypatch.setattr(baseline, "SUSPECT", 2.0)
+    monkeypatch.setattr(baseline, "_BETTER_S", math.inf)
     world = stormed(copy.deepcopy(learned))
     assert max(learned_demand(world)) > 1.8 * DEMAND
     assert normal_resets(world) > 0.01
