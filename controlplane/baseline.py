@@ -26,8 +26,8 @@ Rows = slice | npt.NDArray[np.intp]
 
 REMARKABLE = 0.5
 """The score of a deviation that is not chance."""
-SUSPECT = 0.125
-"""The score from which on readings are not learned from."""
+SUSPECT, _FORGOTTEN = 0.125, 0.06
+"""The score from which on readings are not learned from; below the second nothing is left of a deviation."""
 _CERTAIN = 36.0
 """Evidence that scores 1. Half of it comes by chance once in 6e7 readings, or two years of seconds."""
 _MOST_OF_RATE, _MOST = _CERTAIN / 6.0, _CERTAIN / 16.0
@@ -68,7 +68,7 @@ _TIME_STEP, _TIME_FLOOR = float(np.log(2.5)), 0.1
 _MOST_OF = np.vstack([np.where(_IS_RATE, _MOST_OF_RATE, _MOST), np.full((_TIMES, 1), _MOST)])
 _CARRIED = (
     "_count", "_of", "_squares", "_expected", "_apart", "_recent_count", "_recent_of",
-    "_time", "_variance", "_recent_time", "_readings", "_evidence", "_lasted_s",
+    "_time", "_variance", "_recent_time", "_readings", "_evidence", "_deviated", "_lasted_s",
 )  # fmt: skip
 
 
@@ -94,6 +94,8 @@ class Baseline:
         """Of what is judged: normal, expected at least, how far from that what is learned may be."""
         self._readings = np.zeros((_COUNTS + _TIMES, n))
         self._evidence = np.zeros((_COUNTS + _TIMES, n))
+        self._deviated = np.zeros((_COUNTS + _TIMES, n), dtype=np.bool_)
+        """It did, and evidence of that is left."""
         self._lasted_s = np.zeros((_COUNTS + _TIMES, n))
         self._better_s = np.zeros((_COUNTS - _SHARES.start, n))
 
@@ -224,8 +226,10 @@ class Baseline:
     def _are_well(self) -> Flags:
         """(Count and then Time, rows) who deviated, and of whom enough was read that is hardly more than is
         normal: evidence alone would need as long to wane as it would to come from so little less."""
+        self._deviated |= self._evidence >= REMARKABLE * _CERTAIN
+        self._deviated &= self._evidence >= _FORGOTTEN * _CERTAIN
         well = np.zeros(self._evidence.shape, dtype=np.bool_)
-        rows = np.flatnonzero((self._evidence >= REMARKABLE * _CERTAIN).any(axis=0))
+        rows = np.flatnonzero(self._deviated.any(axis=0))
         if rows.size:
             of, normal = self._recent_of[_SHARES, rows], self.normal_count(rows)[_SHARES]
             most = normal + _HARDLY * np.maximum(_SHARE_STEP, normal)
@@ -233,7 +237,7 @@ class Baseline:
                 self._recent_count[_SHARES, rows] <= most * of
             )
             well[_COUNTS:, rows] = self._recent_time[:, rows] <= self._time[:, rows] + _HARDLY * _TIME_STEP
-        return well & (self._evidence >= REMARKABLE * _CERTAIN * _HEALS)
+        return well & self._deviated
 
     def dismiss(self, rows: Flags) -> None:
         """What looks like slow answers or errors of these is none."""

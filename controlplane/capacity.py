@@ -62,6 +62,8 @@ _SHIFTED_MOST = 60.0
 """Windows after which slower answers at the same rate are no passing cause: what was known is forgotten."""
 _RATIO_WINDOWS = 60.0
 """Memory of how many new flows there are to a request."""
+_CAUGHT_UP = 1.1
+"""Who answers so many times what it is asked for has more to answer from before."""
 _USE_ERROR = 0.9
 """Of the upper end of what use tells, so much is sure."""
 
@@ -93,6 +95,8 @@ class Capacities:
         self._are_sure = np.zeros(n)
         self._ceilings = Ceilings(~np.isnan(given))
         self._grown = np.ones(n)
+        self._before = np.full(n, np.nan)
+        """Log response time in the window before."""
         self._shifted, self._starved = np.zeros(n), np.zeros(n)
         """Windows, one after another."""
         self._floor, self._proven = np.full(n, np.nan), np.zeros(n)
@@ -156,7 +160,7 @@ class Capacities:
         slow = (log_time - self._floor > np.log(SATURATED)) | starves
         self._starved = np.where(starves & self._usable, self._starved + 1, 0)
         fit = self._usable & np.isfinite(log_time) & (rate > 0.0) & (window.answers >= _LEAST_ANSWERS)
-        fit &= ~window.flooded & (slow | ~lacks)
+        fit &= ~window.flooded & (slow | ~lacks) & ~self._catches_up(log_time)
         asked = window.asked / window.over_s
         fit &= ~self._ceilings.collapsed(rate, asked, self._usable & lacks, self._proven)
         self._windows += 1
@@ -178,6 +182,14 @@ class Capacities:
         self._unkept |= fit
         if self._windows % _FIT_WINDOWS == 0:
             self._waiting = np.union1d(self._waiting, np.flatnonzero(self._new > 0))
+
+    def _catches_up(self, log_time: Floats) -> Flags:
+        """What was asked for before is answered yet: how slow that is tells nothing of the rate now."""
+        window, before = self._window, self._before
+        self._before = log_time
+        asked = window.asked
+        more = window.done > _CAUGHT_UP * asked + 2.0 * np.sqrt(asked)
+        return np.asarray(more | (before - log_time > np.log(SATURATED)), dtype=np.bool_)
 
     def _reckon_flows(self, rows: Rows, lacks: Flags) -> None:
         """Who is saturated may do old flows' requests and refuse new flows: it is gone by if nothing else

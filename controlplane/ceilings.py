@@ -34,6 +34,8 @@ _DOUBTED_WINDOWS = 12
 _LESS = 0.9
 """Of the most that was ever done: so much is a collapse where more than that is asked for, and a relief where
 less is."""
+_PAST_WINDOWS = 30
+"""What was asked for in a collapse goes on to be done when nobody waits for it any more."""
 _DEEP, _DEEP_WINDOWS = 2.0, 12.0
 """Who is asked for so many times what it does may have collapsed, if nothing was seen before: so many windows
 are waited for one that tells more."""
@@ -70,6 +72,8 @@ class Ceilings:
         """What it did when it was saturated in some of this window; 0: it was not."""
         self._deep = np.zeros(n)
         """Windows of ``_DEEP``, one after another."""
+        self._past = np.zeros(n)
+        """Windows for which a collapse may still last."""
         self._doubt, self._doubt_time, self._doubted = np.zeros(n), np.zeros(n), np.zeros(n)
         """What was done when something else may have been slow, the mean log response time then, and for how
         many windows more that counts."""
@@ -87,7 +91,9 @@ class Ceilings:
         peak = np.fmax(proven, np.where(self.windows > 0, self.rate, 0.0))
         deep = lacks & (peak == 0.0) & (asked > _DEEP * rate)
         self._deep = np.where(deep, self._deep + 1, 0)
-        past_it = lacks & (rate < _LESS * peak) & (asked > peak)
+        less = lacks & (rate < _LESS * peak)
+        past_it = less & ((asked > peak) | (self._past > 0))
+        self._past = np.where(less & (asked > peak), _PAST_WINDOWS, np.maximum(self._past - 1, 0))
         return np.asarray(past_it | (deep & (self._deep <= _DEEP_WINDOWS)), dtype=np.bool_)
 
     def take(self, window: Ended) -> Rows:

@@ -162,7 +162,7 @@ class Fleet:
             new = sum(float(np.nansum(one.flows) - np.nansum(one.unremembered)) for one in both)
             demand = self.loads.take(reading, self._down(), after.at_s, now_unix_s, new / reading.over_s)
             self._turnover.take(demand, reading.over_s)
-            least = least_kept(self.loads, lambda name: self.views[name].units, roster, self.is_up)
+            least = least_kept(self.loads, lambda name: self.views[name].units, roster, self.is_up, self.kept)
             self.penalties.take(self.loads.conditions, least, reading.over_s, after.at_s)
             self._foresee(demand, reading.over_s, now_unix_s)
             self._learn_capacities(reading, before, after, roster)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from controlplane.conditions import Conditions
-from controlplane.signs import Time
+from controlplane.signs import Count, Time
 
 _LEAST = 0.1
 _FILLED = 0.8
@@ -30,6 +30,7 @@ class Penalties:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
+        self._index = {name: i for i, name in enumerate(names)}
         self._kept: dict[str, float] = {}
         self._ill_s: dict[str, float] = {}
         """When each was ill last; NaN: before this controller began."""
@@ -41,7 +42,7 @@ class Penalties:
 
     def resume(self, other: Penalties) -> None:
         """The same of those that both have."""
-        both = other._kept.keys() & set(self._names)
+        both = other._kept.keys() & self._index.keys()
         self._kept = {name: other._kept[name] for name in both}
         self._ill_s = {name: other._ill_s[name] for name in both}
 
@@ -55,37 +56,43 @@ class Penalties:
             told = {str(name): float(part) for name, part in json.loads(kept).items()}
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"penalties: {type(error).__name__}: {error}") from error
-        self._kept = {name: part for name, part in told.items() if name in self._names and 0.0 < part < 1.0}
+        self._kept = {name: part for name, part in told.items() if name in self._index and 0.0 < part < 1.0}
         self._ill_s = dict.fromkeys(self._kept, math.nan)
 
     def take(self, conditions: Conditions, least: Mapping[int, float], over_s: float, now_s: float) -> None:
         """:param least: indices of those in trouble, while others of their service are not -> the part of
         its weight that each has to keep, as the others have no room for more."""
         for name in list(self._kept):
-            if math.isnan(self._ill_s[name]):
-                self._ill_s[name] = now_s
-            if now_s - self._ill_s[name] > _WELL_S:
+            if math.isnan(self._ill_s[name]) or conditions.in_trouble[self._index[name]]:
+                self._ill_s[name] = now_s  # with others too, it may be: it gets nothing back for that
+            elif now_s - self._ill_s[name] > _WELL_S:
                 self._kept[name] *= 2.0 ** (over_s / _DOUBLED_S)
                 if self._kept[name] >= 1.0:
                     del self._kept[name], self._ill_s[name]
         for i, part in least.items():
-            name = self._names[i]
-            kept = max(min(keepable(conditions, i), self._kept.get(name, 1.0)), part, _LEAST)
+            name, serves = self._names[i], succeeding(conditions, i)
+            kept = min(serves, as_soon(conditions, i), self._kept.get(name, 1.0))
+            kept = max(kept, min(part, serves), _LEAST)  # what it fails is lost, whoever has no room
             if kept < 1.0:
                 self._kept[name], self._ill_s[name] = kept, now_s
             else:
                 self._kept.pop(name, None)
 
 
-def keepable(conditions: Conditions, i: int) -> float:
-    """The part of its weight that an endpoint in trouble serves as well as it did with all of it."""
-    return min(
-        (
-            normal / now if isinstance(sign, Time) else 1.0 - (now - normal)
-            for sign, now, normal in conditions.beside_normal(i)
-        ),
-        default=1.0,
-    )
+def succeeding(conditions: Conditions, i: int) -> float:
+    """The part of what an endpoint in trouble is given that does not fail, beside what is normal."""
+    return min((1.0 - (now - normal) for _, now, normal in _signs(conditions, i, Count)), default=1.0)
+
+
+def as_soon(conditions: Conditions, i: int) -> float:
+    """The part of what it is given, with which as many requests wait at it as is normal."""
+    return min((normal / now for _, now, normal in _signs(conditions, i, Time)), default=1.0)
+
+
+def _signs(
+    conditions: Conditions, i: int, kind: type[Count] | type[Time]
+) -> Iterator[tuple[Count | Time, float, float]]:
+    return (found for found in conditions.beside_normal(i) if isinstance(found[0], kind))
 
 
 def least_kept(need: float, others: float, share: float) -> float:

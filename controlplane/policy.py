@@ -303,6 +303,8 @@ def _shrink(
     )
     if not group.fresh or any(drains.moves_flows(settings, one, now_unix_s) for one in group.shadows):
         return failed
+    if group.trouble and group.error_deviation >= REMARKABLE:
+        return failed  # what fails does not count as demand, so that all seems to fit
     # What is on order need not arrive.
     serving = group.lives_up + len(_serving(group))
     least_s = drains.begins_s(settings, settings.min_life_s)

@@ -137,18 +137,24 @@ def least_kept(
     units_of: Callable[[str], Collection[Unit]],
     roster: Members,
     is_up: Callable[[str, bool], bool],
+    kept: Collection[str],
 ) -> dict[int, float]:
     """Index of a live endpoint that is slow or failing, and some of whose neighbours are not -> the part of
-    its weight that it must keep, as others can't take more.
+    its weight that it must keep, as others can't take more. At most half of a service's may lose some: who
+    becomes slow while others give less is overloaded.
 
-    :param units_of: a service's."""
-    conditions, least = loads.conditions, {}
+    :param units_of: a service's. ``kept``: live endpoints that have lost some of their weight already."""
+    conditions, least = loads.conditions, dict[int, float]()
     ill = conditions.in_trouble & ~conditions.others_too
     for i in np.flatnonzero(ill).tolist():
         units = units_of(loads.service(i).name)
         endpoints = {one.name: one for unit in units for one in unit.endpoints}
         them = [(name, loads.index[name]) for name in endpoints]
         if not any(not ill[j] and is_up(name, True) for name, j in them):
+            continue
+        serving = [(name, j) for name, j in them if is_up(name, True) and loads.share(j) > 0.0]
+        losing = sum(name in kept or j in least for name, j in serving)
+        if loads.names[i] not in kept and losing >= len(serving) // 2:
             continue
         ring = weights.ring_weights(endpoints)
         ready = {

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from controlplane import capacity, queueing, response_curve
+from controlplane import capacity, ceilings, queueing, response_curve
 from controlplane.capacity import Capacities, News
 from controlplane.ceilings import Ceilings, Ended
 from controlplane.observe import Rows, Work, growth, rates, work
@@ -377,3 +377,31 @@ def test_of_few_saturated_windows_the_most_counts():
     low, high = ceilings.interval(np.array([0]), np.array([1.0]))
     assert low[0] < 100.0 < high[0]
     assert low[0] > 85.0
+
+
+def after_a_collapse() -> Capacities:
+    """30/s can be served. What is read of an overload, whose clients have given up before they are served."""
+    learned = Capacities(["web/a"], np.array([np.nan]), np.array([False]))
+    windows = (
+        [(10.0, 10.0, 0.1)] * 7 + [(17.0, 17.0, 0.11)] + [(30.0, 33.0, seconds) for seconds in (1, 2, 3, 4)]
+    )
+    windows += [(30.0, 56.0, 6.7), (11.0, 43.0, 9.0), (5.0, 41.0, 10.0), (6.0, 25.0, 10.0)]
+    windows += [(25.0, 18.0, 8.3), (30.0, 21.0, 3.0), (5.3, 4.2, 0.24)] + [(3.0, 3.0, 0.1)] * 30
+    for done, asked, seconds in windows:
+        for _ in range(10):
+            one, lost = np.array([done]), np.array([max(asked - done, 0.0)])
+            work = Work(1.0, one, np.array([asked]), one, one, one * seconds * 1e6, np.zeros(1), lost)
+            learned.take(work, np.ones(1, bool))
+            learned.learn()
+    return learned
+
+
+def test_what_is_done_late_after_a_collapse_is_no_capacity():
+    low = after_a_collapse().low[0]
+    assert np.isnan(low) or low > 15.0
+
+
+def test_negative_control_whoever_learns_of_it_believes_in_a_fifth(monkeypatch):
+    monkeypatch.setattr(ceilings, "_PAST_WINDOWS", 0)
+    monkeypatch.setattr(Capacities, "_catches_up", lambda self, _: np.zeros(1, bool))
+    assert after_a_collapse().low[0] < 10.0

@@ -83,11 +83,35 @@ def test_its_share_comes_back_step_by_step_when_it_is_well(learned):
 def test_what_the_others_have_no_room_for_stays(learned):
     world = copy.deepcopy(learned)
     world.ticks(60, 205.0)
-    world.dataplane.resets[ILL] = 0.6
+    world.dataplane.response_us[ILL] = 50_000.0
     world.ticks(FOUND + MOVED, 205.0)
-    assert world.controller.status().services[0].groups[0].error_deviation >= 0.5
+    assert world.controller.status().services[0].groups[0].latency_deviation >= 0.5
     others = (1.0 - share(world)) * 205.0
     assert others < 2 * 80.0, "two of 100 flows/s each, a fifth of it kept free"
+
+
+def test_what_fails_is_not_kept_for_want_of_room_nor_given_back_because_others_are_ill_too(learned):
+    world = copy.deepcopy(learned)
+    world.ticks(60, 205.0)
+    world.dataplane.resets[ILL] = 0.95
+    world.ticks(FOUND + MOVED, 205.0)
+    assert share(world) < 0.1
+    for name in ("web-2", "web-3"):
+        world.dataplane.response_us[name] = 50_000.0
+    world.ticks(120, 205.0)
+    assert all(group.latency_deviation >= 0.5 for group in world.controller.status().services[0].groups[1:])
+    assert share(world) < 0.1
+
+
+def test_at_most_half_lose_some(learned):
+    world = failing(copy.deepcopy(learned))
+    world.dataplane.resets[ILL] = 0.005
+    world.dataplane.resets["web-2"] = 0.4
+    while ILL in world.controller._fleet.kept:
+        assert "web-2" not in world.controller._fleet.kept
+        world.ticks(1, DEMAND)
+    world.ticks(5, DEMAND)
+    assert "web-2" in world.controller._fleet.kept, "then it is its turn"
 
 
 def test_what_all_have_is_no_reason_to_take_from_anybody(learned):
