@@ -182,7 +182,7 @@ static __always_inline void see_known(struct here *here,
 static __always_inline bool is_seen(const __be32 *mapped, const __be32 *address,
 				    bool v6)
 {
-	const u64 *halves = (const u64 *)mapped;
+	const u64_alias *halves = (const u64_alias *)mapped;
 
 	if (v6)
 		return halves[0] == ((u64)address[1] << 32 | address[0]) &&

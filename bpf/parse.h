@@ -175,7 +175,7 @@ static __always_inline bool may_be_cut(const struct packet *packet)
 
 static __always_inline void map_v4(__be32 *mapped, __be32 address, u32 zero)
 {
-	u64 *halves = (u64 *)mapped;	/* as parse_ipv6() copies them */
+	u64_alias *halves = (u64_alias *)mapped;	/* as parse_ipv6() copies them */
 
 	halves[0] = zero;
 	halves[1] = (u64)address << 32 | (V4_MAPPED_PREFIX + zero);
@@ -185,7 +185,7 @@ static __always_inline void map_v4(__be32 *mapped, __be32 address, u32 zero)
 static __always_inline void copy_v6(__be32 *to, const struct in6_addr *from)
 {
 	const __be32 *words = from->in6_u.u6_addr32;
-	u64 *halves = (u64 *)to;
+	u64_alias *halves = (u64_alias *)to;
 
 	halves[0] = (u64)words[1] << 32 | words[0];
 	halves[1] = (u64)words[3] << 32 | words[2];

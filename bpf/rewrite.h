@@ -117,8 +117,9 @@ static __always_inline void rewrite_ttl(struct packet *packet, u8 to)
 /* Destination and source, 12 bytes in two stores; both at even addresses. */
 static __always_inline void copy_macs(void *to, const void *from)
 {
-	*(u64 *)to = *(const u64 *)from;
-	*(u32 *)(to + sizeof(u64)) = *(const u32 *)(from + sizeof(u64));
+	*(u64_alias *)to = *(const u64_alias *)from;
+	*(u32_alias *)(to + sizeof(u64)) =
+		*(const u32_alias *)(from + sizeof(u64));
 }
 
 /* What a router does on the way out: TTL and link layer. */

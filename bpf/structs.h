@@ -13,6 +13,13 @@
 #define V4_WORD 3
 #define V4_MAPPED_PREFIX bpf_htonl(0xffff)
 
+/*
+ * By these what is read as words may be written as halves: else the compiler
+ * may take it for never written, and leave out a check of it.
+ */
+typedef u64 __attribute__((may_alias)) u64_alias;
+typedef u32 __attribute__((may_alias)) u32_alias;
+
 #define BUCKET_FLOWS 4		/* flows in one 64-byte bucket */
 #define RING_LINE_CELLS 16	/* ring cells in one 64-byte line */
 #define SHADOW_SLOTS 128	/* slots of one live endpoint's shadow table */

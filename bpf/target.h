@@ -21,7 +21,7 @@ static __always_inline void target_seen(struct target *target,
 					const __be32 *address, __be16 port,
 					u8 protocol, bool v6)
 {
-	u64 *halves = (u64 *)target->address;
+	u64_alias *halves = (u64_alias *)target->address;
 
 	halves[0] = v6 ? (u64)address[1] << 32 | address[0] : 0;
 	halves[1] = v6 ? (u64)address[3] << 32 | address[2] :

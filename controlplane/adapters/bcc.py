@@ -36,9 +36,8 @@ LICENCE = "GPL"
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 _LOG_LINES = 12
 _PART = re.compile(r'#include "(\w+\.c)"')
-_OPTIONS = ("-Wall", "-Werror", "-Wno-unused-function", "-fno-strict-aliasing")
-"""BCC's own headers and ours offer more than one program uses. Addresses are written by halves and read by
-words: without the last one the compiler may take what is read for never written, and leave out its check."""
+_OPTIONS = ("-Wall", "-Werror", "-Wno-unused-function")
+"""BCC's own headers and ours offer more than one program uses."""
 _MISSING = (
     "python3-bpfcc is not installed for this Python: apt-get install python3-bpfcc, and run the venv made by "
     '/usr/bin/python3 with --system-site-packages (never pip install "bcc": on PyPI that is an unrelated '
