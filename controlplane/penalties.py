@@ -21,7 +21,7 @@ _FILLED = 0.8
 """Of what the others can be counted on for: with much more they would need shadows."""
 _WELL_S = 30.0
 """It is well for so long before it gets more again."""
-_DOUBLED_S = 60.0
+_DOUBLED_S = 30.0
 """Then in so long it gets twice as much."""
 
 
