@@ -246,10 +246,8 @@ class Fleet:
         changed = ~((used == self._applied) | (np.isnan(used) & np.isnan(self._applied)))
         self._applied = used.copy()
         for configured in loads.services_of(changed):
-            service, view = (
-                with_capacities(configured, used[loads.groups(configured.name)]),
-                self.views[configured.name],
-            )
+            view = self.views[configured.name]
+            service = with_capacities(configured, used[loads.groups(configured.name)])
             view.use(service)
             loads.use(service)
             regroups |= is_pool(service, was_one=view.is_pool) != view.is_pool

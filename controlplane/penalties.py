@@ -75,8 +75,8 @@ class Penalties:
             kept = max(kept, min(part, serves), _LEAST)  # what it fails is lost, whoever has no room
             if kept < 1.0:
                 self._kept[name], self._ill_s[name] = kept, now_s
-            else:
-                self._kept.pop(name, None)
+            elif name in self._kept:
+                del self._kept[name], self._ill_s[name]
 
 
 def succeeding(conditions: Conditions, i: int) -> float:

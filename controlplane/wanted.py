@@ -99,7 +99,7 @@ def wanted_steering(
             usable,
             drained,
             _serving(fleet, slots, draining, drained) if whole is not None and has_shadows else None,
-            {name: sum(those.values()) for name, those in slots.items()},
+            slots,
             frozen or any(stale_s[name] <= _BLIND_S for name in slots if name in stale_s),
             ring_changed_s.get(service.name, -1e9),
             now_s,
@@ -334,18 +334,22 @@ def _live(
 
 
 def _fitness(
-    fleet: Knowledge, chosen: Mapping[str, model.Endpoint], helpers: Mapping[str, float], now_s: float
+    fleet: Knowledge,
+    chosen: Mapping[str, model.Endpoint],
+    slots: Mapping[str, Mapping[str, float]],
+    now_s: float,
 ) -> Mapping[str, float] | None:
     """Of groups; None: each serves as much as it should.
 
-    :param helpers: shadows of each that take what their parent does not keep, in units of a whole one."""
+    :param slots: of each its shadows, which take what it does not keep, in units of a whole one."""
     told = fleet.fitness(chosen, now_s)
     penalised = fleet.kept.keys() & chosen.keys()
     if not penalised:
         return told
     found = dict.fromkeys(chosen, 1.0) if told is None else dict(told)
     for name in penalised:
-        found[name] *= (fleet.kept[name] + helpers[name]) / (1.0 + helpers[name])
+        helpers = sum(slots[name].values())
+        found[name] *= (fleet.kept[name] + helpers) / (1.0 + helpers)
     return found
 
 
@@ -356,7 +360,7 @@ def _ring(
     usable: Mapping[str, bool],
     drained: frozenset[str],
     serving: Mapping[str, float] | None,
-    helpers: Mapping[str, float],
+    slots: Mapping[str, Mapping[str, float]],
     frozen: bool,
     changed_s: float,
     now_s: float,
@@ -376,7 +380,7 @@ def _ring(
     if not any(usable.values()):
         wanted = weights.ring_weights(chosen)
     else:
-        wanted = weights.ring_weights(chosen, serving, _fitness(fleet, chosen, helpers, now_s))
+        wanted = weights.ring_weights(chosen, serving, _fitness(fleet, chosen, slots, now_s))
     before = installed.services.get(service.name)
     current = dict(before.ring) if before else {}
     if wanted.keys() != current.keys():

@@ -155,6 +155,9 @@ ROWS = {
     "unneeded, and nothing deviates: drain": (group(70.0, shadow(1, READY, OLD)), Act.DRAIN),
     "unneeded, but young: hold": (group(30.0, shadow(1, READY, 9.0)), Act.HOLD),
     "unneeded, its least life ends with the ramp: drain": (group(30.0, shadow(1, READY, 10.0)), Act.DRAIN),
+    "unneeded, as so much fails, here and at its neighbours: hold": (
+        group(30.0, shadow(1, READY, OLD), trouble="30 % are reset", others_too=True, error_deviation=0.9),
+        Act.HOLD),
     "unneeded now, but it pays: hold": (group(30.0, shadow(1, READY, OLD), sized=2), Act.HOLD),
     "more pay than the forecast asks for: add": (group(30.0, sized=2), Act.ADD),
     "as many as pay are on order: hold": (group(30.0, shadow(1, ON_ORDER), sized=2), Act.HOLD),

@@ -105,6 +105,15 @@ def test_a_shift_of_all_endpoints_is_a_common_cause_that_is_told_and_starts_noth
     assert world.orders() == []
 
 
+@pytest.mark.parametrize(("demand", "is_common"), [(DEMAND, True), (2.5 * DEMAND, False)])
+def test_slow_answers_of_all_are_a_common_cause_unless_demand_is_unusual(learned, demand, is_common):
+    world = copy.deepcopy(learned)
+    world.dataplane.response_us = dict.fromkeys(world.dataplane.response_us, 30_000.0)
+    world.ticks(FOUND, demand)
+    assert all(group.latency_deviation >= 0.5 for group in world.controller.status().services[0].groups)
+    assert bool(said(world, "common-cause")) is is_common
+
+
 def all_reset(world: World) -> World:
     for name in ENDPOINTS:
         world.dataplane.resets[name] = 0.1
