@@ -194,8 +194,10 @@ class Capacities:
     def _reckon_flows(self, rows: Rows, lacks: Flags) -> None:
         """Who is saturated may do old flows' requests and refuse new flows: it is gone by if nothing else
         is known."""
-        rows = rows[self.told[rows]]
-        each, is_sure = self._window.served[rows] / self._window.done[rows], ~lacks[rows]
+        rows, window = rows[self.told[rows]], self._window
+        # Flows live on: who gives new ones away has old ones' requests for long, and his shadows few.
+        each = window.completed[rows] / (window.done[rows] + window.done_by_shadows[rows])
+        is_sure = ~lacks[rows]
         before, was_sure = self._flows_each[rows], self._are_sure[rows] > 0
         moved = np.where(was_sure, before + (each - before) / _RATIO_WINDOWS, each)
         self._flows_each[rows] = np.where(is_sure | np.isnan(before), moved, before)

@@ -128,6 +128,8 @@ class Fleet:
             after = self.health[name] = before.observe(answer, probe)
             if after.up is before.up:
                 continue
+            if after.up and name in roster.shadows:
+                self.loads.help_came(roster.shadows[name].parent)
             if after.up and after.back_s is None:
                 self._unsettled.discard(name)
             elif name in self._probes:
@@ -172,10 +174,20 @@ class Fleet:
         self, reading: Rates, before: Counters | None, after: Counters, roster: Members
     ) -> None:
         told, answered = self.capacities.told, None
+        by_shadows = np.zeros(len(told))
         if told.any() and before is not None and before.requests_read and after.requests_read:
             answered = growth(before, after, self._rows, ("answered",))
+            index = self.loads.index
+            there = [
+                one
+                for one in roster.shadows.values()
+                if one.state in shadows.INSTALLED and one.parent in index
+            ]
+            theirs = growth(before, after, Rows([one.name for one in there]), ("answered",))
+            if theirs is not None:
+                np.add.at(by_shadows, [index[one.parent] for one in there], np.nan_to_num(theirs["answered"]))
         nothing = np.full(len(told), np.nan)
-        done = work(reading, nothing if answered is None else answered["answered"], told)
+        done = work(reading, nothing if answered is None else answered["answered"], by_shadows, told)
         self.capacities.take(done, self._telling(roster, after.at_s))
 
     def _telling(self, roster: Members, now_s: float) -> npt.NDArray[np.bool_]:
@@ -463,6 +475,7 @@ class Fleet:
             high=seen.high,
             horizon_s=lead_s + earlier_s(life_s),
             quantile=seen.quantile,
+            relieved=loads.is_relieved(them[0], now_s),
             fresh=fresh
             and math.isfinite(demand)
             and all(self.answers_are_fresh(endpoint, roster, now_s) for endpoint in unit.endpoints),

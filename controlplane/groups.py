@@ -206,6 +206,8 @@ class Group:
     """Of a pool: more live endpoints that are up."""
     bound: frozenset[str] = frozenset()
     """Of a pool: shadows that serve for a live endpoint that is down."""
+    relieved: bool = False
+    """It had too few members until a moment ago: what is seen coming is told by few readings."""
     saturated: bool = False
     """Clearly slower than it was, and what it does no longer follows what it is asked for."""
     proven: float = 0.0
@@ -240,6 +242,7 @@ class Group:
             "latency_deviation": self.latency_deviation,
             "error_deviation": self.error_deviation,
             "failing": float(self.failing),
+            "relieved": float(self.relieved),
             "saturated": float(self.saturated),
             "proven": self.proven,
         }

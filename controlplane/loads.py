@@ -21,6 +21,7 @@ from controlplane.conditions import Conditions
 from controlplane.forecast import Forecaster, Prediction
 from controlplane.observe import Rates
 from controlplane.pool import Pools, Seen
+from controlplane.relief import Relief
 
 Floats = npt.NDArray[np.float64]
 
@@ -71,6 +72,9 @@ class Loads:
             self.use(service)
         self._flows = np.zeros(n)
         """Of the last minute, older ones counting less."""
+        self._relief, self._pools_relief = Relief(n), Relief(len(services))
+        self._helped = np.zeros(n, dtype=np.bool_)
+        """Who got one more member since the last reading."""
         self._shares: Floats = self._by_weight / self._of_groups(self._of_services(self._by_weight))
 
     def _of_services(self, values: npt.NDArray[np.float64 | np.bool_]) -> Floats:
@@ -148,6 +152,7 @@ class Loads:
         :param down: whose share others have. ``now_s``, ``now_unix_s``: when it was read. ``new_flows``: per
             second that the program remembered, of all members."""
         self.demand, self.rtt_us = reading.completed, reading.rtt_us
+        self._begin_relieved_anew(reading, now_s)
         self._forecaster.update(reading.completed, now_s)
         up = np.ones(len(self.names), dtype=np.bool_)
         up[[self.index[name] for name in down if name in self.index]] = False
@@ -156,6 +161,31 @@ class Loads:
         together = self._of_services(reading.completed)
         self.pools.take(together, now_s)
         return together
+
+    def _begin_relieved_anew(self, reading: Rates, now_s: float) -> None:
+        """Whose completed flows rise, as there is help at last."""
+        counted, over_s = reading.counted, reading.over_s
+        relieved = self._relief.take(counted.offered, counted.completed, self._helped, over_s, now_s)
+        offered, completed = (
+            self._of_services(np.nan_to_num(one)) for one in (counted.offered, counted.completed)
+        )
+        are_helped = self._of_services(self._helped) > 0
+        together = self._pools_relief.take(offered, completed, are_helped, over_s, now_s)
+        if relieved.any():
+            self._forecaster.rescale(relieved, np.full(int(relieved.sum()), np.nan))
+        self.pools.begin_anew(together)
+        self._helped[:] = False
+
+    def help_came(self, endpoint: str) -> None:
+        """One more member of its group can take new flows."""
+        if endpoint in self.index:
+            self._helped[self.index[endpoint]] = True
+
+    def is_relieved(self, i: int, now_s: float) -> bool:
+        """The group with this index, or its pool, had too few members until a moment ago."""
+        if self._pooled[i]:
+            return self._pools_relief.is_recent(int(self._service[i]), now_s)
+        return self._relief.is_recent(i, now_s)
 
     def _share(self, reading: Rates, up: npt.NDArray[np.bool_]) -> None:
         learned = self.conditions.teaches[self._service]

@@ -117,8 +117,8 @@ class Work:
     """What live endpoints themselves did between two readings; sums, NaN where either reading lacks one."""
 
     over_s: float
-    served: Floats
-    """New flows."""
+    completed: Floats
+    """New flows of the whole group."""
     asked: Floats
     """Requests where they are told, else new flows, as the next one."""
     done: Floats
@@ -128,14 +128,17 @@ class Work:
     resets: Floats
     unanswered: Floats
     """Requests, or new flows whose SYN was not answered at all; 0 where nobody answers with one."""
+    done_by_shadows: Floats
+    """Requests; 0 where they are not told."""
 
 
 _ALL_TIMED = 5000.0
 """New flows/s; of many more the program times the handshakes of some only (``HANDSHAKES_TIMED``)."""
 
 
-def work(reading: Rates, answered: Floats, told: npt.NDArray[np.bool_]) -> Work:
-    """:param answered: (names,) requests. ``told``: (names,) whose requests are told."""
+def work(reading: Rates, answered: Floats, by_shadows: Floats, told: npt.NDArray[np.bool_]) -> Work:
+    """:param answered: (names,) requests. ``by_shadows``: the same by their shadows. ``told``: (names,) whose
+    requests are told."""
     counted = reading.counted
     # What is completed is counted for the group; shadows complete as much of what they are given.
     own = np.divide(counted.flows, counted.offered, out=np.ones(len(told)), where=counted.offered > 0)
@@ -148,11 +151,12 @@ def work(reading: Rates, answered: Floats, told: npt.NDArray[np.bool_]) -> Work:
     asked, done = np.where(told, counted.requests, flows), np.where(told, answered, served)
     return Work(
         reading.over_s,
-        served,
+        counted.completed,
         asked,
         done,
         answers,
         np.where(told, counted.response_sum_us, counted.rtt_sum_us),
         counted.resets,
         np.where(told, np.maximum(asked - done, 0.0), unanswered),
+        by_shadows,
     )

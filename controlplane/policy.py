@@ -169,7 +169,8 @@ def _answer(
     """To demand that is seen coming. Who drains comes back at once; others are ordered by what is sure."""
     sure = min(max(memory.sure_need(now_unix_s), members + 1), memory.most(now_unix_s))
     kept = _kept(group, cause, max(sure, needed), max(sure, needed) - members)
-    if members and any(shadow.state in ORDERED for shadow in counted(group, now_unix_s)):
+    few_tell = group.relieved or any(shadow.state in ORDERED for shadow in counted(group, now_unix_s))
+    if members and few_tell:
         held_s = lasted_s(memory.short_since, members, now_unix_s)
         if held_s is None or held_s < CONFIRM_S:
             hold = Verdict(Act.HOLD, f"{group.name}: {cause}, not for long yet", None, members)

@@ -105,6 +105,11 @@ class Pools:
         """:param demand: (services,) flows/s; NaN: not read of all groups."""
         self._forecaster.update(demand[self.services], now_s)
 
+    def begin_anew(self, services: npt.NDArray[np.bool_]) -> None:
+        """:param services: (services,) of whose demand until now tells nothing of what comes."""
+        if (anew := services[self.services]).any():
+            self._forecaster.rescale(anew, np.full(int(anew.sum()), np.nan))
+
     def forecast(self, horizons_s: Floats, now_s: float) -> Prediction:
         """:param horizons_s: (services,)"""
         self._prediction = self._forecaster.predict(horizons_s[self.services], now_s)

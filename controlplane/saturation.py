@@ -27,34 +27,48 @@ _FOR_LONG_S = 6.0
 """Nobody is so by a chance of arrivals for so long."""
 
 
+_SUMS = (
+    "completed",
+    "asked",
+    "done",
+    "answers",
+    "time_us",
+    "resets",
+    "unanswered",
+    "done_by_shadows",
+)
+
+
 class Sums:
     """Of a stretch of time."""
 
     def __init__(self, n: int) -> None:
         self.over_s = 0.0
-        self.served = np.zeros(n)
+        self.completed = np.zeros(n)
         self.asked = np.zeros(n)
         self.done = np.zeros(n)
         self.answers = np.zeros(n)
         self.time_us = np.zeros(n)
         self.resets = np.zeros(n)
         self.unanswered = np.zeros(n)
+        self.done_by_shadows = np.zeros(n)
 
     def add(self, work: Work) -> None:
         self.over_s += work.over_s
-        self.served += work.served
+        self.completed += work.completed
         self.asked += work.asked
         self.done += work.done
         self.answers += np.nan_to_num(work.answers)
         self.time_us += np.nan_to_num(work.time_us)
         self.resets += work.resets
         self.unanswered += work.unanswered
+        self.done_by_shadows += work.done_by_shadows
 
     def fade(self, over_s: float) -> None:
         left = math.exp(-over_s / _RECENT_S)
         self.over_s *= left
-        sums = (self.served, self.asked, self.done, self.answers, self.time_us, self.resets, self.unanswered)
-        for values in sums:
+        for name in _SUMS:
+            values: Floats = getattr(self, name)
             np.nan_to_num(values, copy=False)  # a gap is not for ever
             values *= left
 

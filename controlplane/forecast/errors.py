@@ -47,7 +47,7 @@ class Errors:
             self._errors[groups] = np.nan
             self._points[:, groups] = np.nan
 
-    def rescale(self, groups: slice, factor: Floats) -> None:
+    def rescale(self, groups: slice | npt.NDArray[np.bool_], factor: Floats) -> None:
         """As if all had been forecast, and missed, by so many times as much."""
         self._points[:, groups] *= factor
         self._errors[groups] *= factor[:, None]

@@ -131,7 +131,7 @@ class Forecaster:
         self._onset.resume(other._onset, to, source)
         self._errors.resume(other._errors, to, source)
 
-    def rescale(self, groups: slice, factor: Floats) -> None:
+    def rescale(self, groups: slice | npt.NDArray[np.bool_], factor: Floats) -> None:
         """From now on these are given so many times as much: that is no change of demand.
 
         :param factor: (groups,) NaN: it begins anew."""

@@ -70,7 +70,7 @@ class Onset:
         self._before[:, to] = other._before[:, source]
         self._noise[:, to] = other._noise[:, source]
 
-    def rescale(self, groups: slice, factor: Floats) -> None:
+    def rescale(self, groups: slice | npt.NDArray[np.bool_], factor: Floats) -> None:
         """As if readings had been so many times as much."""
         self._readings[:, groups] *= factor
         self._before[:, groups] *= factor

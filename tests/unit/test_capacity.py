@@ -58,7 +58,9 @@ class Plant:
         took_us *= np.exp(0.1 * self.random.normal(size=N))
         each = max(self.told, 1)
         lost = np.maximum(asked - done, 0.0)
-        return Work(1.0, done, each * asked, each * done, done, done * took_us, np.zeros(N), lost)
+        return Work(
+            1.0, done, each * asked, each * done, done, done * took_us, np.zeros(N), lost, np.zeros(N)
+        )
 
     def run(
         self, seconds: int, load: Course, slower: Course = lambda second: 1.0, usable: bool = True
@@ -281,7 +283,7 @@ def counters(at_s: float, **counts: int) -> Counters:
 def read(before: Counters, after: Counters, told: bool) -> Work:
     rows = Rows(["a"])
     answered = growth(before, after, rows, ("answered",))["answered"]
-    return work(rates(before, after, rows), answered, np.array([told]))
+    return work(rates(before, after, rows), answered, np.zeros(1), np.array([told]))
 
 
 @pytest.mark.parametrize(
@@ -390,7 +392,9 @@ def after_a_collapse() -> Capacities:
     for done, asked, seconds in windows:
         for _ in range(10):
             one, lost = np.array([done]), np.array([max(asked - done, 0.0)])
-            work = Work(1.0, one, np.array([asked]), one, one, one * seconds * 1e6, np.zeros(1), lost)
+            work = Work(
+                1.0, one, np.array([asked]), one, one, one * seconds * 1e6, np.zeros(1), lost, np.zeros(1)
+            )
             learned.take(work, np.ones(1, bool))
             learned.learn()
     return learned

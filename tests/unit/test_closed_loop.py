@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from controlplane import model
+from controlplane import fleet, model, observe
 from controlplane.capacity import Capacities
 from controlplane.fleet import Fleet
+from controlplane.loads import Loads
 from controlplane.ports import Counters
 from tests.queues import KeepingDataplane, QueueingDataplane
 from tests.world import CAPACITY, World, config
@@ -78,13 +79,13 @@ def test_at_constant_demand_spill_is_constant_and_nothing_starts_or_stops(
 
 def test_negative_control_demand_read_after_spill_swings(monkeypatch):
     """What the live endpoint itself is given looks like falling load as soon as its shadow serves."""
-    observe = Fleet.observe_counters
+    whole = Fleet.observe_counters
 
-    def after_spill(fleet: Fleet, before: Counters | None, after: Counters, *more: object) -> bool:
+    def after_spill(own: Fleet, before: Counters | None, after: Counters, *more: object) -> bool:
         def fed_back(one: Counters) -> Counters:
             return replace(one, completed=one.completed - np.minimum(one.spilled, one.completed))
 
-        return observe(fleet, None if before is None else fed_back(before), fed_back(after), *more)
+        return whole(own, None if before is None else fed_back(before), fed_back(after), *more)
 
     monkeypatch.setattr(Fleet, "observe_counters", after_spill)
     with pytest.raises(AssertionError, match="nothing starts or stops"):
@@ -128,6 +129,44 @@ def test_negative_control_what_was_seen_does_not_count(monkeypatch):
     monkeypatch.setattr(Capacities, "_is_below", lambda self, rows: np.zeros(len(rows), dtype=np.bool_))
     with pytest.raises(AssertionError, match="is not believed again"):
         saturating(1.3, 1.25, 0.0)
+
+
+def relieved(share: float) -> World:
+    """What is given is right, half of the requests come on old connections, and more is asked for than one
+    can serve: three minutes later."""
+    whole = config(headroom=0.0, lead_time_s=10.0, warm_up_s=2.0, min_life_s=60.0, idle_s=60.0, drain_s=30.0)
+    web = replace(whole.services["web"], requests=model.Requests.HTTP1)
+    world = World(replace(whole, services={"web": web}), seed=round(100 * share))
+    world.dataplane = KeepingDataplane(world.clock, CAPACITY, 4, 0.5, share * CAPACITY)
+    world.controller = world._controller()
+    world.ticks(180, share * CAPACITY)
+    assert world.states()[0] is model.ShadowState.READY
+    return world
+
+
+@pytest.mark.parametrize("share", [1.25, 1.5])
+def test_who_is_relieved_of_new_flows_can_do_as_much_as_before(share):
+    world = relieved(share)
+    assert world.controller._fleet.capacity(0) == CAPACITY, "what is given is believed"
+    assert world.orders() == ["web-1-s1"]
+
+
+def test_negative_control_without_what_the_shadow_does(monkeypatch):
+    """The live endpoint has the old flows' requests, and few new flows."""
+    whole = observe.work
+
+    def alone(reading: observe.Rates, *more: np.ndarray) -> observe.Work:
+        own = reading.counted.flows / np.maximum(reading.counted.offered, 1.0)
+        work = whole(reading, *more)
+        return replace(work, completed=work.completed * own, done_by_shadows=0.0 * own)
+
+    monkeypatch.setattr(fleet, "work", alone)
+    assert relieved(1.5).controller._fleet.capacity(0) <= 0.8 * CAPACITY
+
+
+def test_negative_control_the_relief_looks_like_a_climb(monkeypatch):
+    monkeypatch.setattr(Loads, "help_came", lambda self, endpoint: None)
+    assert len(relieved(1.5).orders()) > 1
 
 
 def test_a_drain_never_brings_the_live_one_above_capacity():
