@@ -37,6 +37,8 @@ _FADES = 0.99
 _HEALS, _HEALS_LEAST, _HARDLY = 0.9, 4.0, 0.25
 """What is left of evidence after a reading of who is well again; flows of a reading that tell it; hardly more
 is this part of what would be a deviation."""
+_CONVICTED, _EXCUSED = 0.75, 0.25
+"""The score of who fails beyond doubt, and the share of failures that was not normal after all."""
 _LEARNED = 60.0
 """Readings until a deviation is believed."""
 _ACCEPTED_S = 1800.0
@@ -152,6 +154,10 @@ class Baseline:
         np.divide(self._recent_count[:, rows], of, out=out, where=of > 1e-6)
         return out
 
+    def recent_sums(self, sign: Count, rows: slice) -> tuple[Floats, Floats]:
+        """(rows,) what was counted, and of how many, in the mean of the last readings."""
+        return self._recent_count[sign, rows], self._recent_of[sign, rows]
+
     def normal_time(self, rows: slice = slice(None)) -> Floats:
         """(Time, rows) logarithms of us; NaN: nothing was learned."""
         return np.where(self._readings[_COUNTS:, rows] > 0, self._time[:, rows], np.nan)
@@ -181,11 +187,12 @@ class Baseline:
         (Time, rows) so much may be added to a time's logarithm."""
         evidence = np.vstack([self._of_counts(signs, usual_rate), self._of_times(signs, usual_time)])
         read = ~np.isnan(evidence)
+        read[_SHARES.start : _COUNTS] &= signs.of[_SHARES] > 0  # of nothing nothing fails: that tells nothing
         summed = self._evidence + np.minimum(evidence, _MOST_OF)
         summed = np.where(read & self.known, summed, self._evidence * _FADES)
         self._evidence = np.clip(summed, 0.0, _CERTAIN)
         self._remember(signs)
-        self._evidence[self._are_well()] *= _HEALS
+        self._heal()
 
     def _of_counts(self, signs: Signs, usual_rate: Floats) -> Floats:
         self._normal = self.normal_count()
@@ -223,21 +230,29 @@ class Baseline:
         for sums in (self._count, self._squares, self._expected, self._apart, self._recent_count):
             sums[_RATES, rows] *= factor
 
-    def _are_well(self) -> Flags:
-        """(Count and then Time, rows) who deviated, and of whom enough was read that is hardly more than is
-        normal: evidence alone would need as long to wane as it would to come from so little less."""
+    def _heal(self) -> None:
+        """Who deviated, and what was read last is hardly more than is normal: evidence alone would need as
+        long to wane as it would to come from so little less. Of few flows less is believed."""
         self._deviated |= self._evidence >= REMARKABLE * _CERTAIN
         self._deviated &= self._evidence >= _FORGOTTEN * _CERTAIN
-        well = np.zeros(self._evidence.shape, dtype=np.bool_)
         rows = np.flatnonzero(self._deviated.any(axis=0))
         if rows.size:
+            well = np.zeros((len(self._evidence), rows.size))
             of, normal = self._recent_of[_SHARES, rows], self.normal_count(rows)[_SHARES]
             most = normal + _HARDLY * np.maximum(_SHARE_STEP, normal)
-            well[_SHARES.start : _COUNTS, rows] = (of >= _HEALS_LEAST) & (
-                self._recent_count[_SHARES, rows] <= most * of
-            )
-            well[_COUNTS:, rows] = self._recent_time[:, rows] <= self._time[:, rows] + _HARDLY * _TIME_STEP
-        return well & self._deviated
+            few = self._recent_count[_SHARES, rows] <= most * of
+            well[_SHARES.start : _COUNTS] = np.where(few, np.minimum(of / _HEALS_LEAST, 1.0), 0.0)
+            well[_COUNTS:] = self._recent_time[:, rows] <= self._time[:, rows] + _HARDLY * _TIME_STEP
+            self._evidence[:, rows] *= np.where(self._deviated[:, rows], _HEALS**well, 1.0)
+
+    def convict(self, sign: Count, rows: npt.NDArray[np.intp]) -> None:
+        """These fail so much that nothing that was learned excuses it; if it was taken for normal, that is
+        forgotten."""
+        if rows.size:
+            excused = rows[self.normal_count(rows)[sign] > _EXCUSED]
+            for values in (self._count, self._of, self._squares, self._expected, self._apart, self._readings):
+                values[sign, excused] = 0.0
+            self._evidence[sign, rows] = np.maximum(self._evidence[sign, rows], _CONVICTED * _CERTAIN)
 
     def dismiss(self, rows: Flags) -> None:
         """What looks like slow answers or errors of these is none."""

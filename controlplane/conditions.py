@@ -36,9 +36,18 @@ _STORM_LEAST, _STORM_SHARE, _STORM_DEVIATIONS = 10.0, 0.5, 6.0
 """Flows that are reset in one tick: at least, per new flow, and beyond what is normal."""
 _PART = 0.1
 """Of a service, by demand: if so much of it is failing, the service is."""
+_APART, _OUTRIGHT = 0.2, 0.5
+"""Who fails so much more of its flows than its neighbours do has no common cause with them; and so much more
+is a failure, whatever was learned as normal."""
+_APART_S = 5.0
+"""That lasts so long."""
+_TELLING = 1.0
+"""New flows of a reading, in the mean of the last ones, of which failures are a share."""
 _COMPARABLE = 0.05
 """Of demand may spill, and the live endpoint's times are those of one that serves it all."""
 _ERRORS = (Count.RESETS, Count.UNANSWERED, Count.ABORTED)
+_FAILURES = (Count.RESETS, Count.UNANSWERED)
+"""Of new flows."""
 _TIMES = len(Count)
 """The first row of times among the scores."""
 
@@ -80,6 +89,9 @@ class Conditions:
         self._flood_s, self._storm_s = np.zeros(rows), np.zeros(rows)
         """How long it still lasts."""
         self._up = np.ones(self._groups, np.bool_)
+        self._apart_s, self._outright_s = np.zeros(self._groups), np.zeros(self._groups)
+        self.fails_outright: Flags = np.zeros(self._groups, np.bool_)
+        """(groups,) most of its new flows, while its neighbours' do not."""
         self._judge()
         self.failing: Flags = np.zeros(rows, np.bool_)
 
@@ -105,6 +117,7 @@ class Conditions:
         self._baseline.judge(now, *self._usual(now_unix_s))
         self._watch_floods(now.over_s)
         self._watch_storms(now, up)
+        self._watch_neighbours(now.over_s)
         self._judge()
         self._look_for_failures(up, shares)
         self._baseline.learn(now, ~self.failing, ~(counted.spilled > _COMPARABLE * counted.offered))
@@ -149,6 +162,36 @@ class Conditions:
         self._storm_s[: self._groups][up != self._up] = _STORM_S
         self._up = up
 
+    def _watch_neighbours(self, over_s: float) -> None:
+        """Who fails much more than they do."""
+        n = self._groups
+        judged = np.vstack([self._storm_s[:n] <= 0, self._flood_s[:n] <= 0])
+        apart = np.where(judged, self._more_than_neighbours(), 0.0)
+        most = apart.max(axis=0)
+        self._apart_s = np.where(most >= _APART, self._apart_s + over_s, 0.0)
+        self._outright_s = np.where(most >= _OUTRIGHT, self._outright_s + over_s, 0.0)
+        self.fails_outright = np.asarray(self._outright_s >= _APART_S, dtype=np.bool_)
+        for sign, more in zip(_FAILURES, apart, strict=True):
+            rows = np.flatnonzero((more >= _OUTRIGHT) & self.fails_outright)
+            self._baseline.convict(sign, rows)
+
+    def _more_than_neighbours(self) -> Floats:
+        """(signs, groups) the share of new flows that fail beyond theirs; 0 where too few tell."""
+        services = len(self._services)
+        out = np.zeros((len(_FAILURES), self._groups))
+        for row, sign in enumerate(_FAILURES):
+            failed, of = self._baseline.recent_sums(sign, slice(self._groups))
+            failed, of = np.nan_to_num(failed), np.nan_to_num(of)
+            their_failed = np.bincount(self._service, failed, services)[self._service] - failed
+            theirs = np.bincount(self._service, of, services)[self._service] - of
+            tells = (of >= _TELLING) & (theirs >= _TELLING)
+            own, other = (
+                np.minimum(np.divide(one, whole, out=np.zeros(self._groups), where=tells), 1.0)
+                for one, whole in ((failed, of), (their_failed, theirs))
+            )
+            out[row] = own - other
+        return out
+
     def _judge(self) -> None:
         scores, n = self._baseline.scores, self._groups
         self.rate: Floats = scores[Count.RATE][self._rate_row]
@@ -162,7 +205,8 @@ class Conditions:
         alike = (trouble >= _ALIKE) & has_flows
         others_alike = self._of_services(alike)[self._service] - alike
         self.others_too: Flags = (others_alike > 0) & (2.0 * others_alike >= others)
-        """At least half of the service's other ones are as well."""
+        self.others_too &= self._apart_s < _APART_S
+        """At least half of the service's other ones are as well, and fail about as much."""
         self._common: list[float] = self._of_services(self.in_trouble & self.others_too).tolist()
         """(services,) how many are so with others."""
         is_told = np.maximum(np.maximum(self.rate, self.errors), self.latency) >= REMARKABLE

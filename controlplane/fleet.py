@@ -461,8 +461,12 @@ class Fleet:
         them = [loads.index[name] for name in names]
         own = tuple(shadow for name in names for shadow in roster.of(name))
         up = frozenset(s.name for s in own if self.is_up(s.name, False) and s.name not in drained)
-        # Who is drained serves only where nobody else does.
-        lives_up = sum(self.is_up(name, True) for name in names if name not in drained or not unit.is_pool)
+        # Who is drained serves only where nobody else does, and who fails is made up for by others.
+        lives_up = sum(
+            self.is_up(name, True)
+            for name, i in zip(names, them, strict=True)
+            if not unit.is_pool or not (name in drained or conditions.fails_outright[i])
+        )
         demand = float(loads.demand[them].sum())
         sized = view.sized_together(demand) if unit.is_pool else view.sized(loads, them[0])
         seen = loads.pools.seen(service.name) or loads.seen(them[0])

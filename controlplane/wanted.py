@@ -349,7 +349,8 @@ def _fitness(
     found = dict.fromkeys(chosen, 1.0) if told is None else dict(told)
     for name in penalised:
         helpers = sum(slots[name].values())
-        found[name] *= (fleet.kept[name] + helpers) / (1.0 + helpers)
+        # Who fails is idle: that is no room.
+        found[name] = min(found[name], 1.0) * (fleet.kept[name] + helpers) / (1.0 + helpers)
     return found
 
 

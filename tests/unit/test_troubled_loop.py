@@ -152,6 +152,76 @@ def test_negative_control_where_error_signs_are_withheld_nothing_is_found(learne
     assert world.orders() == []
 
 
+# ---- who fails outright ------------------------------------------------------------------------
+
+
+def share_of(world: World, name: str) -> float:
+    """Of new flows, in the last second."""
+    return world.dataplane.served[name] / sum(world.dataplane.served.values())
+
+
+def silent_from_the_first_minute_on() -> World:
+    """One endpoint answers no SYN from the 20th second on, before anything is known of what is normal."""
+    whole = config(endpoints=3, idle_s=300.0)
+    world = World(whole)
+    world.ticks(20, DEMAND)
+    world.dataplane.unanswered["web-2"] = 1.0
+    world.ticks(FOUND, DEMAND)
+    return world
+
+
+def silent_while_its_neighbours_are_slow(learned: World) -> World:
+    """They take half as many flows again, and answer three times as late."""
+    world = copy.deepcopy(learned)
+    world.dataplane.response_us.update({"web-1": 40_000.0, "web-3": 40_000.0})
+    world.ticks(2 * FOUND, DEMAND)
+    world.dataplane.unanswered["web-2"] = 1.0
+    world.ticks(FOUND, DEMAND)
+    return world
+
+
+def test_who_answers_nobody_loses_its_share_whatever_was_learned():
+    assert share_of(silent_from_the_first_minute_on(), "web-2") < 0.06
+
+
+def test_who_answers_nobody_has_no_common_cause_with_those_that_are_slow(learned):
+    world = silent_while_its_neighbours_are_slow(learned)
+    assert share_of(world, "web-2") < 0.06
+    assert world.controller._fleet.loads.conditions.fails_outright.tolist() == [False, True, False]
+    world.dataplane.unanswered.clear()
+    world.ticks(240, DEMAND)
+    assert share_of(world, "web-2") > 0.2, "it is well again"
+
+
+@pytest.mark.parametrize("constant", ["_APART", "_OUTRIGHT"])
+def test_negative_control_who_answers_nobody_goes_on_to_be_fed(learned, monkeypatch, constant):
+    monkeypatch.setattr(conditions, constant, 2.0)
+    if constant == "_OUTRIGHT":
+        world = silent_from_the_first_minute_on()
+    else:
+        world = silent_while_its_neighbours_are_slow(learned)
+    assert share_of(world, "web-2") > 0.3
+
+
+def test_a_pool_makes_up_for_who_fails_outright(learned):
+    """Two of three could not serve all of this; three could."""
+    world = copy.deepcopy(learned)
+    world.dataplane.unanswered["web-2"] = 1.0
+    world.ticks(2 * FOUND, 2.1 * DEMAND)
+    assert world.states().count(model.ShadowState.READY) >= 1
+    assert share_of(world, "web-2") < 0.06
+
+
+def test_of_no_flows_nothing_is_told_for_ever(learned):
+    """Who failed, and gets no flows any more, fails no more; shadows of that time go."""
+    world = copy.deepcopy(learned)
+    world.dataplane.unanswered["web-2"] = 1.0
+    world.ticks(2 * FOUND, 2.1 * DEMAND)
+    assert world.states()
+    world.ticks(900, 0.0)
+    assert world.states() == []
+
+
 def test_a_shadow_that_is_as_slow_has_a_common_cause_and_goes_again():
     world = World(config())
     world.ticks(LEARNED, 40.0)
