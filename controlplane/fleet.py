@@ -262,17 +262,31 @@ class Fleet:
             service = with_capacities(configured, used[loads.groups(configured.name)])
             view.use(service)
             loads.use(service)
-            regroups |= is_pool(service, was_one=view.is_pool) != view.is_pool
+            if not self._are_given(configured.name):
+                regroups |= is_pool(service, was_one=view.is_pool) != view.is_pool
         if regroups:
             self._regroup()
 
     def _regroup(self) -> None:
         """Capacities that are known now make a pool, or unmake one: all that was learned stays."""
         views, loads = self.views, self.loads
-        self._set_up_views([view.service for view in views.values()])
+        self._set_up_views([self._pooled_by(view.service) for view in views.values()])
         self.loads.resume(loads)
         for name, view in self.views.items():
+            view.use(views[name].service)
+            self.loads.use(view.service)
             view.resume(views[name])
+
+    def _pooled_by(self, service: model.Service) -> model.Service:
+        """With the capacities that tell whether it is a pool: those that are given, if all are, for who is
+        ill serves less and is one of it all the same."""
+        if not self._are_given(service.name):
+            return service
+        return with_capacities(service, self.capacities.given[self.loads.groups(service.name)])
+
+    def _are_given(self, service: str) -> bool:
+        """The capacities of all its endpoints."""
+        return not np.isnan(self.capacities.given[self.loads.groups(service)]).any()
 
     def told(self, roster: Members) -> tuple[str, ...]:
         """Members whose services have their requests told."""
@@ -360,6 +374,11 @@ class Fleet:
             return False
         health = self.health.get(name)
         return default if health is None or health.up is None else health.up
+
+    def fails_outright(self, name: str) -> bool:
+        """A live endpoint most of whose new flows fail, while its neighbours' do not."""
+        i = self.loads.index.get(name)
+        return i is not None and bool(self.loads.conditions.fails_outright[i])
 
     def _down(self) -> frozenset[str]:
         unhealthy = frozenset(name for name, health in self.health.items() if health.up is False)
@@ -464,8 +483,8 @@ class Fleet:
         # Who is drained serves only where nobody else does, and who fails is made up for by others.
         lives_up = sum(
             self.is_up(name, True)
-            for name, i in zip(names, them, strict=True)
-            if not unit.is_pool or not (name in drained or conditions.fails_outright[i])
+            for name in names
+            if not unit.is_pool or not (name in drained or self.fails_outright(name))
         )
         demand = float(loads.demand[them].sum())
         sized = view.sized_together(demand) if unit.is_pool else view.sized(loads, them[0])
@@ -499,6 +518,7 @@ class Fleet:
             failing=scores.failing,
             sized=sized.wanted,
             sized_reason=sized.reason,
+            sized_blindly=sized.is_blind,
             usual_s=roster.usual_lead_time_s(service.name),
             life_s=life_s,
             standing=sized.standing,

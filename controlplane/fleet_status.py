@@ -119,7 +119,7 @@ def _pool_status(fleet: Fleet, view: Outlook, roster: Members, drained: Collecti
 def _members_up(fleet: Fleet, view: Outlook, roster: Members, drained: Collection[str]) -> int:
     """Of a pool, those that serve new flows."""
     ready = [s.name for n in view.names for s in roster.of(n) if s.state is model.ShadowState.READY]
-    there = [name for name in (*view.names, *ready) if name not in drained]
+    there = [one for one in (*view.names, *ready) if not (one in drained or fleet.fails_outright(one))]
     return sum(fleet.is_up(name, name in fleet.loads.index) for name in there)
 
 

@@ -191,6 +191,8 @@ class Group:
     sized: int = 1
     """Members that pay in the long run, those included that were wanted not long ago."""
     sized_reason: str = ""
+    sized_blindly: bool = False
+    """They are those that were wanted before: nobody goes for that, and nobody is ordered."""
     usual_s: float | None = None
     """p95 lead time of the orders that were ready in the end; None: the horizon."""
     life_s: float | None = None

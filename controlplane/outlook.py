@@ -30,6 +30,8 @@ class Sized:
     p90: float
     standing: int
     """Of those wanted, how many stand by for more than the forecast's ninth decile."""
+    is_blind: bool = False
+    """That is what was wanted before, for lack of readings to learn from."""
 
 
 NOT_KNOWN = Sized(1, "", math.nan, math.nan, 0)
@@ -103,4 +105,4 @@ def _sized(size: Size, wanted: int, share: float, capacity: float, demand: float
     p50 = math.nan if size.p50 is None else share * size.p50
     p90 = math.nan if size.p90 is None else share * size.p90
     needed = max(least, math.ceil(np.fmax(p90, demand) / capacity - 1e-9)) if p90 == p90 else wanted
-    return Sized(wanted, size.reason, p50, p90, max(0, wanted - needed))
+    return Sized(wanted, size.reason, p50, p90, max(0, wanted - needed), size.is_blind)

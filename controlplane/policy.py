@@ -100,7 +100,10 @@ def _more(
         few = "1 member is" if members == 1 else f"{members} members are"
         why = cause or f"{group.sized} wanted and {few} there: {group.sized_reason}"
         kept = _kept(group, why, sized, sized - members)
-        return _grow(settings, group, why, sized, now_unix_s, sized - members, kept)
+        if not group.sized_blindly:
+            return _grow(settings, group, why, sized, now_unix_s, sized - members, kept)
+        if kept:
+            return kept
     if cause is not None:
         if members >= most:
             reason = f"{group.name}: {cause}, but no more than {most} members while there are failures"

@@ -52,6 +52,8 @@ class Size:
     p50: float | None = None
     """Quantiles of demand a lead time from now, requests/s; None: nothing is known, or that is too far."""
     p90: float | None = None
+    is_blind: bool = False
+    """It is what was wanted before: there was no reading to learn from."""
 
 
 class Sizing:
@@ -147,7 +149,8 @@ class Sizing:
             self._majority.skip()
             self._climb.skip()
         self._there = self._thrice.after(self._there)
-        return Size(self._there, f"no reading to learn from: {self._there} as before", self._exact)
+        reason = f"no reading to learn from: {self._there} as before"
+        return Size(self._there, reason, self._exact, is_blind=True)
 
     def _foreseen(self, need: float, strain: float) -> tuple[int, float, str]:
         """Whoever is missing is started, whoever will not be is let go, and the rest stays as it is."""

@@ -93,6 +93,19 @@ def test_negative_control_where_they_are_none_each_gets_a_shadow(monkeypatch):
     assert len(a_little_too_much().store.records) == 4
 
 
+@pytest.mark.parametrize("given", [CAPACITY, None])
+def test_who_serves_less_as_it_is_ill_stays_in_a_pool_by_what_is_given(given):
+    known = unknown(endpoints=3, given=given).controller._fleet
+    known.capacities.used[:] = CAPACITY
+    known._apply_capacities()
+    assert known.views["web"].is_pool
+    known.capacities.used[2] = 0.2 * CAPACITY
+    known._apply_capacities()
+    known._regroup()  # as another service's capacities may ask for
+    assert known.views["web"].is_pool is (given is not None)
+    assert known.loads.capacity.tolist() == [CAPACITY, CAPACITY, 0.2 * CAPACITY]
+
+
 def test_what_is_learned_makes_groups_grow_and_nothing_swings(grown):
     world, spill = grown
     for at in range(2):

@@ -160,6 +160,12 @@ ROWS = {
         Act.HOLD),
     "unneeded now, but it pays: hold": (group(30.0, shadow(1, READY, OLD), sized=2), Act.HOLD),
     "more pay than the forecast asks for: add": (group(30.0, sized=2), Act.ADD),
+    "more were wanted when there were readings to learn from: hold": (
+        group(30.0, sized=2, sized_blindly=True), Act.HOLD),
+    "more were wanted then, and one drains: kept": (
+        group(30.0, shadow(1, DRAINING), sized=2, sized_blindly=True), Act.KEEP),
+    "unneeded now, but it was wanted then: hold": (
+        group(30.0, shadow(1, READY, OLD), sized=2, sized_blindly=True), Act.HOLD),
     "as many as pay are on order: hold": (group(30.0, shadow(1, ON_ORDER), sized=2), Act.HOLD),
     "more pay, but the order is late: one replacement": (
         group(30.0, shadow(1, ON_ORDER, LATE_S), sized=2), Act.ADD),
