@@ -80,23 +80,37 @@ class QueueingDataplane(FakeDataplane):
 
 class KeepingDataplane(QueueingDataplane):
     """A part of the requests comes on connections that stay where they are for ``life_s``; all are told. Half
-    of who is refused tries again."""
+    of who is refused tries again, and who is given to others comes back at once."""
 
     def __init__(self, clock: FakeClock, capacity: float, servers: int, old: float, demand: float) -> None:
         """:param old: that part. ``demand``: new flows/s that there have always been, of one endpoint."""
         super().__init__(clock, capacity, servers)
         self.old, self.demand, self.life_s = old, demand, 60.0
         self.open: dict[str, float] = {}
+        self.before_evictions: dict[str, float] = {}
         self.again = 0.0
 
     def offer(self, service: str, flows: float, dead: Collection[str] = ()) -> None:
-        self.open = {name: there for name, there in self.open.items() if name in self.members}
+        self._evict()
         again, self.again = self.again, 0.0
         before = dict(self.open)
         super().offer(service, flows + again, dead)
         for name in self.open.keys() & before.keys():
             if self.open[name] == before[name]:  # it got no new ones
                 self._serve(name, 0.0, dead)
+
+    def _evict(self) -> None:
+        for name, there in list(self.open.items()):
+            member = self.members.get(name)
+            stays = 0.0 if member is None else there
+            if member is not None and member.draining and member.evicted > 0.0:
+                whole = self.before_evictions.setdefault(name, there)
+                stays = min(there, whole * (1.0 - member.evicted))
+            self.again += there - stays
+            self.open[name] = stays
+            if member is None:
+                del self.open[name]
+                self.before_evictions.pop(name, None)
 
     def _serve(self, name: str, flows: float, dead: Collection[str]) -> float:
         self._count(name, "flows", flows)
