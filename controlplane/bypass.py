@@ -48,7 +48,7 @@ class Silent:
             found = (
                 f"{given} in {self.over_s:.0f} s and nothing came back, though its probes are answered: its"
             )
-        return f"{found} replies bypass the access point or are lost; its route to the clients must lead over it"
+        return f"{found} replies bypass the access point or are lost; its route to clients must lead over it"
 
 
 def silent(before: Counters | None, after: Counters, names: Collection[str]) -> list[Silent]:
