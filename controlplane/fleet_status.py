@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,32 +27,38 @@ from controlplane.status import (
 from controlplane.turnover import earlier_s
 
 _UNKNOWN = MemberHealth()
+_SERVES = (model.ShadowState.WARMING, model.ShadowState.READY)
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """What new flows go by."""
+
+    installed: model.Steering
+    drained: frozenset[str]
+    """Members that are to get none."""
+    held: str
+    """Why no weight moves; empty: they do."""
 
 
 def services(
-    fleet: Fleet,
-    roster: Roster,
-    installed: model.Steering,
-    drained: frozenset[str],
-    now_s: float,
-    now_unix_s: float,
+    fleet: Fleet, roster: Roster, steered: Steered, now_s: float, now_unix_s: float
 ) -> tuple[ServiceStatus, ...]:
     lives_s = fleet.lives_s()
-    out = []
+    installed, out = steered.installed, []
     for at, (name, view) in enumerate(fleet.views.items()):
         service, condition = view.service, fleet.loads.conditions.service(at)
         ring = installed.services[name].ring if name in installed.services else {}
-        pool = _pool_status(fleet, view, roster, drained) if view.is_pool else None
+        pool = _pool_status(fleet, view, roster, steered.drained) if view.is_pool else None
         groups = tuple(
             _group_status(
                 fleet,
                 view,
                 endpoint,
                 roster,
-                installed,
+                steered,
                 ring,
                 pool,
-                endpoint.name in drained,
                 now_s,
                 now_unix_s,
             )
@@ -128,10 +135,9 @@ def _group_status(
     view: Outlook,
     endpoint: model.Endpoint,
     roster: Roster,
-    installed: model.Steering,
+    steered: Steered,
     ring: Mapping[str, float],
     pool: PoolStatus | None,
-    drained: bool,
     now_s: float,
     now_unix_s: float,
 ) -> GroupStatus:
@@ -145,11 +151,11 @@ def _group_status(
     )
     if pool is not None:
         verdict = _in_pool(view.service.name, pool, roster.of(endpoint.name))
-    member = installed.members.get(endpoint.name)
+    member = steered.installed.members.get(endpoint.name)
     return GroupStatus(
         name=endpoint.name,
         up=False if endpoint.name in fleet.use.usages.down else health.up,
-        drained=drained,
+        drained=endpoint.name in steered.drained,
         capacity=fleet.capacity(i),
         capacity_from=fleet.capacities.source(i),
         capacity_low=known(low),
@@ -178,7 +184,9 @@ def _group_status(
         wanted=verdict.wanted,
         reason=verdict.reason,
         health_reason=health.reason,
-        shadows=tuple(_shadow_status(fleet, view, s, now_s, now_unix_s) for s in roster.of(endpoint.name)),
+        shadows=tuple(
+            _shadow_status(fleet, view, one, steered, now_s, now_unix_s) for one in roster.of(endpoint.name)
+        ),
         requests=fleet.responses.status(endpoint.name),
         usage=_usage_status(fleet, endpoint.name, now_s),
     )
@@ -199,9 +207,17 @@ def _usage_status(fleet: Fleet, name: str, now_s: float) -> UsageStatus | None:
 
 
 def _shadow_status(
-    fleet: Fleet, view: Outlook, shadow: model.Shadow, now_s: float, now_unix_s: float
+    fleet: Fleet,
+    view: Outlook,
+    shadow: model.Shadow,
+    steered: Steered,
+    now_s: float,
+    now_unix_s: float,
 ) -> ShadowStatus:
     up = fleet.is_up(shadow.name, False)
+    parent = steered.installed.members.get(shadow.parent)
+    waits = up and shadow.state in _SERVES and not (parent and shadow.name in parent.slots)
+    held = f"; no new flows go to it: {steered.held}" if steered.held and waits else ""
     return ShadowStatus(
         name=shadow.name,
         state=shadow.state.value,
@@ -212,7 +228,7 @@ def _shadow_status(
         by_hand=shadow.by_hand,
         age_s=round(now_unix_s - shadow.requested_unix_s, 1),
         attempts=shadow.attempts,
-        reason=shadow.reason,
+        reason=shadow.reason + held,
         weight=weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s),
         evicted=shadow.evicted,
         served=known(fleet.shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),

@@ -265,7 +265,8 @@ class Controller:
             self._journal.say(self._config.instance, word, f"automatic action: {word} by command")
         self._requests = taken
         for parent, host in taken.add:
-            self._roster.order(parent, "by command", host, by_hand=True)
+            but = f"; no new flows go to it: {self._held}" if self._held else ""
+            self._roster.order(parent, f"by command{but}", host, by_hand=True)
         for name in taken.remove:
             self._roster.drain(name, "by command")
         if taken.reload and self._load_config is not None:
@@ -357,8 +358,12 @@ class Controller:
         }
 
     @property
+    def _held(self) -> str:
+        return requests.held(self._config.mode, self._requests.frozen)
+
+    @property
     def _automatic(self) -> bool:
-        return self._config.mode is model.Mode.ACT and not self._requests.frozen
+        return not self._held
 
     def _take_shadow_health(self) -> None:
         for name, up in self._fleet.shadow_health(self._roster).items():
@@ -546,8 +551,7 @@ class Controller:
             services=fleet_status.services(
                 self._fleet,
                 self._roster,
-                self._installed,
-                self._drained,
+                fleet_status.Steered(self._installed, self._drained, self._held),
                 self._clock.now_s(),
                 self._clock.record_s(),
             ),

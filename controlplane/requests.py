@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from controlplane.model import Mode
 from controlplane.ports import Store
 
 _FROZEN = "frozen"
@@ -27,6 +28,17 @@ def request_freeze(store: Store, frozen: bool) -> None:
     """No automatic action from the next tick on (or again)."""
     store.put(_FROZEN, "1" if frozen else None)
     _announce(store)
+
+
+def held(mode: Mode, frozen: bool) -> str:
+    """Why no weight moves, in words; empty: they do."""
+    if frozen:
+        return "frozen until penumbra thaw"
+    return "" if mode is Mode.ACT else f"mode {mode.value}"
+
+
+def is_frozen(store: Store) -> bool:
+    return store.get(_FROZEN) is not None
 
 
 def request_drain(store: Store, endpoint: str, drained: bool) -> None:
@@ -99,7 +111,7 @@ def take(store: Store, endpoints: Iterable[str], shadows: Iterable[str]) -> Requ
         store.put(_RELOAD, None)
     return Requests(
         serial=announced,
-        frozen=store.get(_FROZEN) is not None,
+        frozen=is_frozen(store),
         drained=frozenset(name for name in endpoints if store.get(_DRAINED + name) is not None),
         add=tuple(add),
         remove=tuple(remove),

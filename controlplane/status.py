@@ -65,6 +65,7 @@ class ShadowStatus:
     age_s: float
     attempts: int
     reason: str
+    """Of its state, and why it gets no new flows though it could serve."""
     weight: float
     """Its share of the slots' weights, 0..1 of a full shadow."""
     evicted: float

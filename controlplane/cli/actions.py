@@ -71,7 +71,7 @@ def shadow_add(
     host: Annotated[str | None, typer.Option(help="a key of hosts; else the placement decides")] = None,
     instance: InstanceName = None,
 ) -> None:
-    """Make a shadow of ENDPOINT now. It stays until it is removed by hand.
+    """Make a shadow of ENDPOINT now. It stays until it is removed by hand. While frozen it gets no new flows.
 
     Example: penumbra shadow add web-1 --host spare-1
     """
@@ -85,7 +85,9 @@ def shadow_add(
     if placement.choose(configured.hosts, allowed, store.shadows().values(), parent) is None:
         fail(f"no host has a free slot: {', '.join(allowed) or 'services.*.shadows.hosts names none'}")
     requests.request_shadow_add(store, endpoint, host)
-    _told(at, f"a shadow of {endpoint} is ordered with the next tick; see: penumbra status")
+    held = requests.held(configured.mode, requests.is_frozen(store))
+    but = f"; no new flows go to it: {held}" if held else ""
+    _told(at, f"a shadow of {endpoint} is ordered with the next tick{but}; see: penumbra status")
 
 
 @shadow_app.command("remove")
