@@ -480,12 +480,12 @@ class Fleet:
         them = [loads.index[name] for name in names]
         own = tuple(shadow for name in names for shadow in roster.of(name))
         up = frozenset(s.name for s in own if self.is_up(s.name, False) and s.name not in drained)
-        # Who is drained serves only where nobody else does, and who fails is made up for by others.
-        lives_up = sum(
-            self.is_up(name, True)
-            for name in names
-            if not unit.is_pool or not (name in drained or self.fails_outright(name))
-        )
+        lives = [name for name in names if self.is_up(name, True)]
+        if unit.is_pool:
+            staying = [name for name in lives if name not in drained]
+            lives = staying if up or staying else lives  # who is drained serves where nobody else does
+            lives = [name for name in lives if not self.fails_outright(name)]  # others make up for it
+        lives_up = len(lives)
         demand = float(loads.demand[them].sum())
         sized = view.sized_together(demand) if unit.is_pool else view.sized(loads, them[0])
         seen = loads.pools.seen(service.name) or loads.seen(them[0])

@@ -26,6 +26,8 @@ from controlplane.status import (
 )
 from controlplane.turnover import earlier_s
 
+SERVES_ON = "nobody else could take its new flows: it serves on"
+"""Of a live endpoint that is drained."""
 _UNKNOWN = MemberHealth()
 _SERVES = (model.ShadowState.WARMING, model.ShadowState.READY)
 
@@ -39,6 +41,15 @@ class Steered:
     """Members that are to get none."""
     held: str
     """Why no weight moves; empty: they do."""
+
+    def serves_on(self, name: str) -> bool:
+        """A live endpoint that is drained, and gets new flows all the same: nobody else could take them."""
+        if name not in self.drained:
+            return False
+        member = self.installed.members.get(name)
+        service = self.installed.services.get(member.service) if member else None
+        is_given = service is not None and service.ring.get(name, 0.0) > 0.0
+        return is_given and member is not None and member.spill < 1.0
 
 
 def services(
@@ -124,10 +135,11 @@ def _pool_status(fleet: Fleet, view: Outlook, roster: Members, drained: Collecti
 
 
 def _members_up(fleet: Fleet, view: Outlook, roster: Members, drained: Collection[str]) -> int:
-    """Of a pool, those that serve new flows."""
+    """Of a pool, those that serve new flows: all that are up, where all are drained."""
     ready = [s.name for n in view.names for s in roster.of(n) if s.state is model.ShadowState.READY]
-    there = [one for one in (*view.names, *ready) if not (one in drained or fleet.fails_outright(one))]
-    return sum(fleet.is_up(name, name in fleet.loads.index) for name in there)
+    up = [name for name in (*view.names, *ready) if fleet.is_up(name, name in fleet.loads.index)]
+    there = [name for name in up if name not in drained] or up
+    return sum(not fleet.fails_outright(name) for name in there)
 
 
 def _group_status(
@@ -156,6 +168,7 @@ def _group_status(
         name=endpoint.name,
         up=False if endpoint.name in fleet.use.usages.down else health.up,
         drained=endpoint.name in steered.drained,
+        serves_on=steered.serves_on(endpoint.name),
         capacity=fleet.capacity(i),
         capacity_from=fleet.capacities.source(i),
         capacity_low=known(low),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
@@ -102,6 +103,12 @@ class Controller:
         self._own_addresses: Collection[Address] = ()
         self._own_due_s = 0.0
         self._penalised: frozenset[str] = frozenset()
+        self._drains: frozenset[str] = frozenset()
+        """Members that were drained in the last tick."""
+        self._drains_s: dict[str, float] = {}
+        """Service -> when another one of its was, or one no longer."""
+        self._serve_on: frozenset[str] = frozenset()
+        """Live endpoints that were said to be drained and to serve on."""
         self._stopping = False
         self._overruns = 0
         self._steps = 0
@@ -374,6 +381,9 @@ class Controller:
         self._take_shadow_health()
         now_s, now_unix_s, fresh = self._clock.now_s(), self._clock.record_s(), self._fresh
         there, drained = dict(self._roster.shadows), self._drained
+        for name in (drained ^ self._drains) & self._roster.endpoints.keys():
+            self._drains_s[self._roster.endpoints[name].service] = now_s
+        self._drains = drained
         lives_s = self._fleet.lives_s()
         leads_s = {service: self._roster.lead_time_s(service) for service in self._config.services}
         self._fleet.forecast(leads_s, lives_s, now_s, fresh)
@@ -451,6 +461,9 @@ class Controller:
             return False
         if self._config.mode is model.Mode.FORECAST_ONLY and not by_command:
             return False
+        settles_s = self._clock.now_s() - self._drains_s.get(service.name, -math.inf)
+        if verdict.act is groups.Act.ADD and settles_s < groups.CONFIRM_S:
+            return False  # they are drained, or no longer, one after another: this tells nothing of the last
         if not self._automatic and not by_command:
             would = f"would do: {verdict.reason}"
             self._journal.once(verdict.shadow or group.name, "advise", would, self._inputs(service, group))
@@ -489,6 +502,17 @@ class Controller:
                 self._ring_changed_s[step.service] = now_s
             self._journal.step(step, self._installed, steering, self._opened)
         self._installed = steering
+        self._say_drained()
+
+    def _say_drained(self) -> None:
+        """Of whom it is news, or no longer so, that it serves on."""
+        steered = fleet_status.Steered(self._installed, self._drained, self._held)
+        now = frozenset(name for name in steered.drained if steered.serves_on(name))
+        for name in sorted(now - self._serve_on):
+            self._journal.say(name, "serve-on", f"{name}: drained, but {fleet_status.SERVES_ON}")
+        for name in sorted((self._serve_on - now) & steered.drained):
+            self._journal.say(name, "serve-on", f"{name}: drained, and gets no new flows any more")
+        self._serve_on = now
 
     def _say_fail_open(self) -> None:
         opened = frozenset(name for name in self._config.services if self._fleet.fail_open.get(name))

@@ -152,6 +152,10 @@ HELP: Mapping[str, str] = {
     "endpoint_healthy": (
         "1 while the live endpoint is healthy by its probes and its agent, else 0; absent: not known yet."
     ),
+    "endpoint_serves_on": (
+        "1 while the live endpoint is drained (by command or by its agent) and serves on, as nobody else "
+        "could take its new flows; 0 while it is drained and gets none; absent: it is not drained."
+    ),
     "endpoint_bypassed": "1: the endpoint's replies do not come back through the access point; else 0.",
     "endpoint_packets_total": "Packets from clients steered to this endpoint, since it was installed.",
     "endpoint_bytes_total": (

@@ -47,6 +47,10 @@ def request_drain(store: Store, endpoint: str, drained: bool) -> None:
     _announce(store)
 
 
+def drained(store: Store, endpoints: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for name in endpoints if store.get(_DRAINED + name) is not None)
+
+
 def request_shadow_add(store: Store, parent: str, host: str | None = None) -> None:
     """One shadow of a live endpoint, by hand; the policy leaves it alone."""
     store.put(_ADD + parent, json.dumps({"host": host}))
@@ -112,7 +116,7 @@ def take(store: Store, endpoints: Iterable[str], shadows: Iterable[str]) -> Requ
     return Requests(
         serial=announced,
         frozen=is_frozen(store),
-        drained=frozenset(name for name in endpoints if store.get(_DRAINED + name) is not None),
+        drained=drained(store, endpoints),
         add=tuple(add),
         remove=tuple(remove),
         reload=reload,

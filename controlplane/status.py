@@ -85,6 +85,9 @@ class GroupStatus:
     name: str
     up: bool | None
     drained: bool
+    """It is to get no new flows, by command or by its agent's word."""
+    serves_on: bool
+    """It is drained, and gets them all the same: nobody else could take them."""
     capacity: float | None
     """That is gone by, as the next ones of a member; None: not known."""
     capacity_from: str
@@ -343,6 +346,7 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
         "penalty_ratio": group.penalty,
         "rtt_seconds": None if group.rtt_us is None else group.rtt_us / 1e6,
         "endpoint_healthy": None if group.up is None else float(group.up),
+        "endpoint_serves_on": float(group.serves_on) if group.drained else None,
         "rate_deviation": group.rate_deviation,
         "latency_deviation": group.latency_deviation,
         "error_deviation": group.error_deviation,

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
-from controlplane import config, placement, requests
-from controlplane.cli.instance import Instance, find
+from controlplane import config, fleet_status, placement, requests
+from controlplane.cli.instance import Instance, find, told
 from controlplane.cli.options import InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail, say, warn
+from controlplane.model import Config, Service, ShadowState
+from controlplane.ports import Store
 
 shadow_app = typer.Typer(help="Shadows by hand.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -31,8 +33,25 @@ def drain(endpoint: Endpoint, instance: InstanceName = None) -> None:
     Example: penumbra drain web-1
     """
     at = _with_endpoint(endpoint, instance)
-    requests.request_drain(at.store(), endpoint, True)
-    _told(at, f"{endpoint}: no new flows from the next tick on, if another member can take them")
+    store = at.store()
+    requests.request_drain(store, endpoint, True)
+    if _has_successor(at, store, endpoint):
+        _told(at, f"{endpoint}: no new flows from the next tick on, if another member can take them")
+    else:
+        _told(at, f"{endpoint}: drained, but {fleet_status.SERVES_ON}")
+
+
+def _has_successor(at: Instance, store: Store, endpoint: str) -> bool:
+    """Another live endpoint that is neither drained nor down, or a shadow that is ready: of a pool any, else
+    its own."""
+    service = _service_of(config.load(at.config), endpoint)
+    names = [one.name for one in service.endpoints]
+    found = [one for one in told(at.name).get("services", ()) if one["name"] == service.name]
+    down = {group["name"] for one in found for group in one["groups"] if group["up"] is False}
+    others = set(names) - requests.drained(store, names) - down
+    helped = names if any(one["pool"] for one in found) else [endpoint]
+    ready = [s for s in store.shadows().values() if s.state is ShadowState.READY and s.parent in helped]
+    return bool(others or ready)
 
 
 def undrain(endpoint: Endpoint, instance: InstanceName = None) -> None:
@@ -79,7 +98,7 @@ def shadow_add(
     store, configured = at.store(), config.load(at.config)
     if host is not None:
         _known("host", host, configured.hosts)
-    service = next(s for s in configured.services.values() for e in s.endpoints if e.name == endpoint)
+    service = _service_of(configured, endpoint)
     parent = next(one for one in service.endpoints if one.name == endpoint)
     allowed = service.shadows.hosts if host is None else (host,)
     if placement.choose(configured.hosts, allowed, store.shadows().values(), parent) is None:
@@ -104,6 +123,10 @@ def shadow_remove(
     _known("shadow", shadow, store.shadows())
     requests.request_shadow_remove(store, shadow)
     _told(at, f"{shadow} is drained, then removed; see: penumbra status")
+
+
+def _service_of(configured: Config, endpoint: str) -> Service:
+    return next(s for s in configured.services.values() for e in s.endpoints if e.name == endpoint)
 
 
 def _with_endpoint(endpoint: str, instance: str | None) -> Instance:

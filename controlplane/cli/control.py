@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from controlplane import config, model, requests
+from controlplane import config, fleet_status, model, requests
 from controlplane.adapters import loader
 from controlplane.adapters.clock import MachineClock
 from controlplane.cli import instance as instances
@@ -198,8 +198,11 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
             warn(f"{service['name']}: all members are down: fails open, packets go to all live endpoints")
         if service.get("common_cause"):
             warn(f"{service['name']}: {service['common_cause']}: a common cause, no shadows for it")
+        if on := [group["name"] for group in service["groups"] if group["serves_on"]]:
+            warn(f"{', '.join(on)}: drained, but {fleet_status.SERVES_ON}")
         for group in service["groups"]:
-            up = "drained" if group["up"] and group["drained"] else group["up"]
+            drained = "drained, serves on" if group["serves_on"] else "drained"
+            up = drained if group["up"] and group["drained"] else group["up"]
             groups.append({"service": service["name"], **group, "up": up})
             shadows += [{"endpoint": group["name"], **shadow} for shadow in group["shadows"]]
     columns = ("service", "name", "up", "demand", "level", "high", "capacity", "spill", "wanted", "reason")
