@@ -2,7 +2,8 @@
 """What the controller read and decided, tick by tick, so that the same decisions can be made again elsewhere.
 
 A line of JSON each: the configuration's text when it is taken, what was learned before, then ticks. What did
-not change since the line before is left out.
+not change since the line before is left out. The lines of a controller are numbered, so that none can be
+missing unseen.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from controlplane.novelty import Novel
 from controlplane.observe import COUNTED
 from controlplane.ports import Counters
 
-VERSION = 5
+VERSION = 6
 RECORD_BEGIN = '{"penumbra_record":'
 """So its first line begins."""
 _NOVEL = "novel"
 """Beside the acts of verdicts."""
+_LITERAL_MOST = 8
+"""Characters of a literal or an escape that was cut off."""
 _COUNTED = (*COUNTED, "answered")
 _NOT_COUNTED = tuple(
     field.name for field in fields(Counters) if field.name not in ("at_s", "rows", "requests_read", *_COUNTED)
@@ -51,8 +54,8 @@ class Recorder:
         self._write, self._config_text = write, config_text
         self._tick: dict[str, Any] = {}
         self._shadows: dict[str, Any] | None = None
-        self._begins = True
-        """No line was written yet: a controller begins here."""
+        self._lines = 0
+        """So many were written."""
         self._rings: dict[str, dict[str, float]] = {}
         self._told: set[str] = set()
         """Members whose health at first is told."""
@@ -62,8 +65,8 @@ class Recorder:
         self._tick["begun_unix_s"] = now_unix_s
 
     def configured(self) -> None:
-        self._line({"penumbra_record": VERSION, "config": self._config_text(), "begins": self._begins})
-        self._begins = False
+        begins = not self._lines  # a controller does
+        self._line({"penumbra_record": VERSION, "config": self._config_text(), "begins": begins})
 
     def learned(self, key: str, text: str) -> None:
         self._line({"key": key, "learned": text})
@@ -141,7 +144,8 @@ class Recorder:
             self._tick[key] = self._shadows = now
 
     def _line(self, value: Mapping[str, Any]) -> None:
-        self._write(json.dumps(value) + "\n")
+        self._write(json.dumps({**value, "line": self._lines}) + "\n")
+        self._lines += 1
 
 
 def _used(usage: model.Usage) -> list[object]:
@@ -222,21 +226,24 @@ def redone(lines: Iterable[str], parse: Callable[[str], model.Config]) -> Iterat
     """
     replay: _Replay | None = None
     cut: RecordError | None = None
+    follows = 0
     for number, line in enumerate(lines, 1):
         try:
             raw = _read(line)
-            if cut is not None and not (raw and raw.get("begins")):
+            begins = isinstance(raw, dict) and raw.get("begins")
+            if cut is not None and not begins:
                 raise cut  # only where a controller ended may a line be cut off
-            if raw is None:
-                kind = "no record of penumbra run --record begins so" if replay is None else "it is cut off"
+            if isinstance(raw, str):
+                kind = "no record of penumbra run --record begins so" if replay is None else raw
                 cut = RecordError(f"line {number}: {kind}")
                 continue
             cut = None
+            if "config" in raw and raw["penumbra_record"] != VERSION:
+                raise _UnfitError(f"a record of version {VERSION} is allowed, not {raw['penumbra_record']!r}")
+            if replay is not None:
+                _require_order(raw["line"], 0 if begins else follows)
+            follows = raw["line"] + 1
             if "config" in raw:
-                if raw["penumbra_record"] != VERSION:
-                    raise _UnfitError(
-                        f"a record of version {VERSION} is allowed, not {raw['penumbra_record']!r}"
-                    )
                 configured = parse(raw["config"])
                 anew = replay is None or raw["begins"]
                 replay = _Replay(configured) if anew or replay is None else replay.with_config(configured)
@@ -255,13 +262,28 @@ def redone(lines: Iterable[str], parse: Callable[[str], model.Config]) -> Iterat
         raise RecordError("there is no record in it")
 
 
-def _read(line: str) -> dict[str, Any] | None:
-    """None: it is no whole line of a record."""
+def _require_order(line: int, follows: int) -> None:
+    """:param line: the number that it has; ``follows``: that it should have."""
+    if line > follows:
+        missing = line - follows
+        raise _UnfitError(f"{'a line is' if missing == 1 else f'{missing} lines are'} missing before it")
+    if line < follows:
+        raise _UnfitError(f"line {line} of a controller's record stands where its line {follows} should")
+
+
+def _read(line: str) -> dict[str, Any] | str:
+    """A line of a record, or why it is none."""
+    text = line.rstrip()
     try:
-        raw = json.loads(line)
-    except ValueError:
-        return None
-    return raw if isinstance(raw, dict) else None
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        left = len(text) - error.pos
+        is_open = left <= _LITERAL_MOST or error.msg.startswith("Unterminated string")
+        if text.startswith("{") and is_open:
+            return "it is cut off"
+        return f"it is no line of a record: {error.msg}, column {error.colno}"
+    is_ours = isinstance(raw, dict) and not raw.keys().isdisjoint(("line", "penumbra_record"))
+    return raw if is_ours else "it is no line of a record"
 
 
 class _Replay:

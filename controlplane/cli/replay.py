@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from controlplane import config
@@ -17,8 +18,8 @@ def replay(path: Path, *, as_json: bool) -> None:
     """Prints what was decided, and what is now where that differs. Ends with 1 if anything does."""
     total = other = 0
     try:
-        with path.open(encoding="utf-8") as lines:
-            for one in redone(lines, config.parse):
+        with path.open("rb") as file:
+            for one in redone(_lines(file), config.parse):
                 total, other = total + 1, other + (not one.is_same)
                 if as_json:
                     say(json.dumps(_told(one)))
@@ -29,12 +30,19 @@ def replay(path: Path, *, as_json: bool) -> None:
         fail(f"--replay {path}: {error}{before}", EXIT_USAGE)
     except OSError as error:
         fail(f"--replay {path}: {error.strerror or error}", EXIT_USAGE)
-    except UnicodeDecodeError:
-        fail(f"--replay {path}: it is no text, so no record of penumbra run --record", EXIT_USAGE)
     if other:
         fail(f"{other} of {counted(total, 'decision')} are not as they were recorded", EXIT_FAILED)
     if not as_json:
         say(f"{counted(total, 'decision')}, all as recorded")
+
+
+def _lines(file: Iterable[bytes]) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError:
+            so = ", so no record of penumbra run --record" if number == 1 else ""
+            raise RecordError(f"line {number}: it is no text{so}") from None
 
 
 def _difference(one: Redone) -> str:

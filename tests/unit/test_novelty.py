@@ -248,7 +248,8 @@ def test_replay_tells_the_same(recorded: World) -> None:
 def test_negative_control_another_word_is_not_the_same(recorded: World, change: str) -> None:
     lines = recorded.recorded
     if change == "nothing was said":
-        lines = [line for line in lines if "novel" not in json.loads(line)]
+        told = map(json.loads, lines)
+        lines = [json.dumps({**one, "novel": []} if "novel" in one else one) for one in told]
     else:
         lines = [line.replace("deviates from its past (0", "deviates from its past (9") for line in lines]
     assert lines != recorded.recorded

@@ -67,8 +67,13 @@ def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
     assert any(not one.is_same for one in again(recorded, lines))
 
 
+def _second(lines: list[str]) -> int:
+    """Where the second controller begins."""
+    return next(k for k, line in enumerate(lines) if k and json.loads(line).get("begins"))
+
+
 def test_a_line_that_was_cut_off_ends_one_controller_and_not_the_record(recorded):
-    begin = next(k for k, line in enumerate(recorded.recorded) if k and json.loads(line).get("begins"))
+    begin = _second(recorded.recorded)
     cut = [*recorded.recorded[:begin], recorded.recorded[begin - 1][:40] + "\n", *recorded.recorded[begin:]]
     decisions = again(recorded, cut)
     assert len(decisions) == len(again(recorded, recorded.recorded))
@@ -82,10 +87,33 @@ def test_a_line_that_was_cut_off_ends_one_controller_and_not_the_record(recorded
         (lambda lines: ["nonsense"], "line 1: no record of penumbra run --record begins so"),
         (lambda lines: [], "there is no record in it"),
         (
-            lambda lines: [lines[0].replace('"penumbra_record": 5', '"penumbra_record": 4')],
-            "version 5 is allowed, not 4",
+            lambda lines: [lines[0].replace('"penumbra_record": 6', '"penumbra_record": 5')],
+            "version 6 is allowed, not 5",
         ),
-        (lambda lines: [*lines[:20], lines[20][:50]], "line 21: it is cut off"),
+        (lambda lines: [*lines[:20], lines[20][:50]], "line 21: it is cut off$"),
+        (lambda lines: [*lines[:20], lines[20][:50] + "\n", *lines[20:]], "line 21: it is cut off$"),
+        (
+            lambda lines: [*lines[:20], "garbage\n", *lines[20:]],
+            "line 21: it is no line of a record: Expecting value, column 1",
+        ),
+        (
+            lambda lines: [*lines[:20], lines[20][:30] + "%" + lines[20][30:], *lines[21:]],
+            "line 21: it is no line of a record: .*column",
+        ),
+        (lambda lines: [*lines[:20], "[1]\n", *lines[20:]], "line 21: it is no line of a record$"),
+        (lambda lines: [*lines[:20], '{"a": 1}\n', *lines[20:]], "line 21: it is no line of a record$"),
+        (lambda lines: [*lines[:20], "\n", *lines[20:]], "line 21: it is no line of a record"),
+        (lambda lines: [*lines[:20], *lines[21:]], "line 21: a line is missing before it"),
+        (lambda lines: [*lines[:20], *lines[23:]], "line 21: 3 lines are missing before it"),
+        (lambda lines: [*lines[:1], *lines[2:]], "line 2: a line is missing before it"),
+        (
+            lambda lines: [*lines[:20], lines[19], *lines[20:]],
+            "line 21: line 19 of a controller's record stands where its line 20 should",
+        ),
+        (
+            lambda lines: [*lines[: _second(lines)], *lines[_second(lines) + 1 :]],
+            "line 1 of a controller's record stands where",
+        ),
     ],
 )
 def test_a_record_that_makes_no_sense_is_an_error_that_says_where(recorded, cut, why):
@@ -128,3 +156,22 @@ def test_replay_prints_what_was_decided_and_fails_where_it_is_not_the_same(
     failed = capsys.readouterr()
     assert "(recorded: " in failed.out
     assert "are not as they were recorded" in failed.err
+
+
+def test_a_line_that_is_no_text_is_named(recorded, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("controlplane.config.parse", lambda number: recorded.configs[int(number)])
+    path = Path(tmp_path) / "record"
+    whole = [line.encode() for line in recorded.recorded]
+    for at, why in ((0, "line 1: it is no text, so no record"), (20, "line 21: it is no text (before that")):
+        path.write_bytes(b"".join([*whole[:at], b"\xff\xfe\n", *whole[at:]]))
+        with pytest.raises(SystemExit):
+            replay.replay(path, as_json=False)
+        assert why in capsys.readouterr().err
+
+
+def test_a_line_is_cut_off_wherever_it_ends(recorded):
+    line = recorded.recorded[20]
+    begin = recorded.recorded[0]
+    for end in range(1, len(line) - 1):
+        with pytest.raises(RecordError, match=r"line 2: it is cut off$"):
+            again(recorded, [begin, line[:end]])
