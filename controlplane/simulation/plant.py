@@ -2,7 +2,8 @@
 """What becomes of the members that a policy wants: ordered ones serve after the lead time, unwanted ones are
 gone at once, and demand above what is ready is lost.
 
-Steps are of one length. A decision taken after a step holds from the next one on.
+Steps are of one length. A decision taken after a step holds from the next one on, also where readings are
+missing. Of a whole run each reading is a step.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class Plant:
     def __init__(self, capacity: float, lead_time_s: float, interval_s: float, initial: int) -> None:
         """:param capacity: requests/s of a member. ``initial`` are ready at first."""
         self._capacity = capacity
-        # What was wanted a lead time ago is still to be counted: hence one more.
-        self._span = lead_steps(lead_time_s, interval_s) + 1
-        self._step = 0
-        self._least: deque[tuple[int, int]] = deque([(0, initial)])
-        """(step, wanted), ascending in both: whoever is followed by less is the least of nothing."""
+        self._lead = lead_time_s / interval_s
+        self._step = 0.0
+        self._least: deque[tuple[float, int]] = deque([(math.inf, initial)])
+        """(step until which it was wanted, wanted), ascending in both: whoever is followed by less is the
+        least of nothing."""
 
     @property
     def ready(self) -> int:
@@ -40,13 +41,20 @@ class Plant:
         """Whether this demand, requests/s, exceeds what is ready."""
         return demand > self.ready * self._capacity * (1.0 + _ROUNDING)
 
-    def take(self, wanted: int) -> None:
-        self._step += 1
+    def wait(self, steps: float) -> None:
+        """So many go by in which nobody decides anything."""
+        self._step += steps
+        while self._least[0][0] <= self._step - self._lead + _ROUNDING:
+            self._least.popleft()
+
+    def take(self, wanted: int, steps: float = 1.0) -> None:
+        """:param steps: since the last decision, or what was waited for after it."""
+        until = self._step + steps
+        self._least[-1] = (until, self._least[-1][1])
         while self._least and self._least[-1][1] >= wanted:
             self._least.pop()
-        self._least.append((self._step, wanted))
-        if self._least[0][0] <= self._step - self._span:
-            self._least.popleft()
+        self._least.append((math.inf, wanted))
+        self.wait(steps)
 
 
 def lead_steps(lead_time_s: float, interval_s: float) -> int:

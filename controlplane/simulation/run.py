@@ -22,6 +22,8 @@ from controlplane.simulation.plant import Plant, Score
 from controlplane.sizing import Size
 
 _USUAL = ShadowSettings()
+_APART = 1.5
+"""Who is so many steps later is not the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ class Terms:
                 f"of {self.capacity:g}/s; as much is allowed"
             )
         return sample
+
+    def steps(self, since_s: float) -> float:
+        """Of two samples that are so far apart: the next one of a step that comes early or late is one step
+        later; nearer and further ones are as they say."""
+        steps = since_s / self.interval_s
+        return 1.0 if 1.0 / _APART <= steps <= _APART else steps
 
     def plant(self, initial: int) -> Plant:
         return Plant(self.capacity, self.lead_time_s, self.interval_s, initial)
@@ -93,12 +101,21 @@ def led(rival: Rival | None, terms: Terms, samples: Iterable[Sample]) -> Iterato
     wanted = terms.first(first.rate)
     policy: Policy = _Reactive(rival, terms, wanted) if rival else _controlled(terms, wanted)
     there = terms.plant(wanted)
-    for sample in chain((first,), coming):
+    for sample, steps in _timed(terms, chain((first,), coming)):
+        there.wait(max(steps - 1.0, 0.0))  # the demand is that of the last one
         in_force, over = wanted, there.is_over(sample.rate)
         size = policy.after(sample.rate, there.ready)
         wanted = size.wanted
-        there.take(wanted)
+        there.take(wanted, min(steps, 1.0))
         yield Answer(sample, in_force, wanted, there.ready, over, size.reason, size.p50, size.p90)
+
+
+def _timed(terms: Terms, samples: Iterable[Sample]) -> Iterator[tuple[Sample, float]]:
+    """With the steps since the one before."""
+    before_s = None
+    for sample in samples:
+        yield sample, 1.0 if before_s is None else terms.steps(sample.at_s - before_s)
+        before_s = sample.at_s
 
 
 class _Reactive:
@@ -131,9 +148,11 @@ def foreseen(terms: Terms, samples: Sequence[Sample], *, static: bool) -> Iterat
     reason = "the highest need of all" if static else f"the highest need within {terms.lead_time_s:g} s"
     there = terms.plant(int(wanted[0]))
     following = np.append(wanted[1:], wanted[-1])
-    for sample, now, then in zip(samples, wanted.tolist(), following.tolist(), strict=True):
+    timed = _timed(terms, samples)
+    for (sample, steps), now, then in zip(timed, wanted.tolist(), following.tolist(), strict=True):
+        there.wait(max(steps - 1.0, 0.0))
         over = there.is_over(sample.rate)
-        there.take(then)
+        there.take(then, min(steps, 1.0))
         yield Answer(sample, now, then, there.ready, over, reason)
 
 

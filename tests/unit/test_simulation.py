@@ -137,6 +137,25 @@ def test_ready_is_the_least_of_the_last_lead_time(wanted: list[int], lead: int) 
         assert there.ready == min([5, *wanted[: at + 1]][-(lead + 1) :])
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 9.0)), min_size=1, max_size=30), st.integers(0, 60)
+)
+@settings(max_examples=60, deadline=None)
+def test_ready_is_the_least_of_the_last_lead_time_in_seconds(
+    wanted: list[tuple[int, float]], lead_s: int
+) -> None:
+    there, now_s = Plant(CAPACITY, lead_s, 15.0, 5), 0.0
+    held = [(-math.inf, 5)]
+    for count, steps in wanted:
+        now_s += 15.0 * steps
+        there.wait(max(steps - 1.0, 0.0))
+        there.take(count, min(steps, 1.0))
+        held.append((now_s, count))
+        ends_s = [at_s for at_s, _ in held[1:]] + [math.inf]
+        left = [n for (_, n), end_s in zip(held, ends_s, strict=True) if end_s > now_s - lead_s + 1e-6]
+        assert there.ready == min(left)
+
+
 def test_what_is_past_the_end_takes_no_room() -> None:
     wanted = np.array([1, 1_000_000, 1, 1_000_000])
     scored = plant.score(wanted, np.full(4, 5.0), CAPACITY, 1e7, 1e-3)
@@ -235,6 +254,33 @@ def test_a_file_and_a_stream_have_the_same_answers(file: Path, policy: str) -> N
     answers = [json.loads(line) for line in by_file.splitlines()]
     assert [answer["demand"] for answer in answers] == [5.0, 50.0, 80.0, None, 80.0, 20.0]
     assert [answer["over"] for answer in answers[:3]] == [False, True, True]
+
+
+@pytest.mark.parametrize("policy", ["penumbra", "hpa"])
+@pytest.mark.parametrize(("at_s", "is_ready"), [(30, False), (36, False), (60, True), (31_536_000, True)])
+def test_after_a_gap_is_ready_what_was_ordered_a_lead_time_before_it(
+    tmp_path: Path, policy: str, at_s: int, is_ready: bool
+) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(f"0,5\n15,60\n{at_s},15\n")
+    by_file = simulated("--trace", str(path), "--policy", policy, "--interval", "15", "--json")
+    by_file = by_file[by_file.index("{") :]  # after the warning
+    assert simulated("--trace", "-", "--policy", policy, said=path.read_text()) == by_file
+    _, ordered, after = [json.loads(line) for line in by_file.splitlines()]
+    assert ordered["ready"] == 1
+    assert ordered["wanted"] > 1
+    assert after["over"] is not is_ready
+    assert after["ready"] == (min(ordered["wanted"], after["wanted"]) if is_ready else 1)
+
+
+def test_lines_that_are_nearer_than_a_step_count_for_as_long_as_they_last() -> None:
+    said = "".join(f"{at},{60 if at else 5}\n" for at in range(80))
+    answers = [
+        json.loads(line) for line in simulated("--trace", "-", "--policy", "hpa", said=said).splitlines()
+    ]
+    risen = next(at for at, one in enumerate(answers) if one["wanted"] > 1)
+    served = next(at for at, one in enumerate(answers) if one["ready"] > 1)
+    assert served - risen == 30, "the lead time"
 
 
 def test_penumbra_is_the_policy_unless_another_is_named(file: Path) -> None:
