@@ -103,6 +103,7 @@ class Controller:
         self._own_addresses: Collection[Address] = ()
         self._own_due_s = 0.0
         self._penalised: frozenset[str] = frozenset()
+        self._penalised_kept: frozenset[str] = frozenset()
         self._drains: frozenset[str] = frozenset()
         """Members that were drained in the last tick."""
         self._drains_s: dict[str, float] = {}
@@ -201,8 +202,9 @@ class Controller:
         self._guarded("events", self._take_events)
         self._guarded("shadows", lambda: self._roster.advance(self._own_addresses))
         self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
-        changed = self._guarded("observe", self._take_answers)
-        self._guarded("shadows", self._take_shadow_health)
+        # Parts of their own: that these work says nothing of a tick's.
+        changed = self._guarded("answers", self._take_answers)
+        self._guarded("shadows' health", self._take_shadow_health)
         if changed or before != self._roster.shadows:
             self._guarded("apply", self._apply)
             self._guarded("probes", self._watch)
@@ -224,7 +226,7 @@ class Controller:
         now_unix_s = self._clock.record_s()
         self._record(lambda recorder: recorder.begun(now_unix_s))
         wrong = self._fleet.recall(now_unix_s, self._learned)
-        self._penalised = frozenset(self._fleet.kept)
+        self._penalised = self._penalised_kept = frozenset(self._fleet.kept)
         if wrong:
             raise StoreError(f"what was learned can't be read, it is learned anew: {'; '.join(wrong)}")
 
@@ -243,10 +245,13 @@ class Controller:
             self._count_due_s = self._clock.now_s() + _COUNT_S
             established = self._dataplane.established_flows(self._installed.members)
             self._fleet.count_flows(established, self._installed)
+        if self._penalised != self._penalised_kept:
+            self._store.put(*self._fleet.penalties_to_keep())
+            self._penalised_kept = self._penalised
         if self._clock.now_s() >= self._keep_due_s:
-            self._keep_due_s = self._clock.now_s() + _KEEP_S
             for key, value in self._fleet.to_keep(self._clock.record_s()):
                 self._store.put(key, value)
+            self._keep_due_s = self._clock.now_s() + _KEEP_S
 
     def _say_novelties(self) -> None:
         found = self._fleet.judge_steps()
@@ -438,9 +443,7 @@ class Controller:
                 self._journal.say(name, "penalty", said)
         for name in self._penalised - now.keys():
             self._journal.say(name, "penalty", f"{name}: it has its usual share of new flows again")
-        if self._penalised != now.keys():
-            self._penalised = frozenset(now)
-            self._store.put(*self._fleet.penalties_to_keep())
+        self._penalised = frozenset(now)
 
     def _inputs(self, service: model.Service, group: groups.Group) -> dict[str, float]:
         return group.inputs(service.shadows, self._clock.record_s())

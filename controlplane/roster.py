@@ -53,6 +53,10 @@ class Roster:
         self._clock = clock
         self._journal = journal
         self._unsaved: set[str] = set()
+        self._unforgotten: set[str] = set()
+        """Whose records are to go, and could not yet."""
+        self._unsaved_times: set[str] = set()
+        """Services whose lead times could not be written."""
         self._runs: dict[str, Run] = {}
         self.endpoints: dict[str, model.Endpoint] = {}
         self.shadows: dict[str, Shadow] = {}
@@ -143,17 +147,25 @@ class Roster:
             return
         lost = {name for name, shadow in self.shadows.items() if stored.get(name) != shadow} - self._unsaved
         strange = stored.keys() - self.shadows.keys()
+        gone = self._unforgotten & strange
+        self._unforgotten = set()
         for name in strange:
-            self._store.forget_shadow(name)
+            self._forget_record(name)
+        strange -= gone
         if lost or strange:
             self._unsaved |= lost
-            for service, known in self._lead_times.items():
-                self._store.put(_LEAD_TIMES + service, known.text())
+            self._unsaved_times |= self._lead_times.keys()
+        for service in list(self._unsaved_times):
+            self._save_lead_times(service)
+        if lost or strange:
             names = ", ".join(sorted(lost | strange))
             self._journal.say(
                 "store", "restore", f"records in the store were not ours, written anew: {names}"
             )
-        elif not self._unsaved:
+        self._say_well()
+
+    def _say_well(self) -> None:
+        if not (self._unsaved or self._unforgotten or self._unsaved_times):
             self._journal.well("store")
 
     def of(self, parent: str) -> tuple[Shadow, ...]:
@@ -393,7 +405,7 @@ class Roster:
             self._journal.once(name, "doubt", f"shadow {name} answers, but its host does not list it")
         if self._damaged and not survey.unasked:
             for name in self._damaged - self.shadows.keys():
-                self._store.forget_shadow(name)
+                self._forget_record(name)
             self._damaged = frozenset()
             self._journal.well("records")
 
@@ -488,11 +500,27 @@ class Roster:
         self._take_lead_time(shadow.service, seconds, ready=True)
 
     def _take_lead_time(self, service: str, seconds: float, *, ready: bool) -> None:
-        known = self._lead_times[service] = self._lead_times[service].with_one(seconds, ready)
-        self._store.put(_LEAD_TIMES + service, known.text())
+        self._lead_times[service] = self._lead_times[service].with_one(seconds, ready)
+        self._save_lead_times(service)
+
+    def _save_lead_times(self, service: str) -> None:
+        try:
+            self._store.put(_LEAD_TIMES + service, self._lead_times[service].text())
+        except Exception as error:  # they are known, and written when they can be
+            self._unsaved_times.add(service)
+            self._journal.trouble("store", str(error))
+        else:
+            self._unsaved_times.discard(service)
+
+    def _forget_record(self, name: str) -> None:
+        try:
+            self._store.forget_shadow(name)
+        except Exception as error:  # after a restart it would be removed once more
+            self._unforgotten.add(name)
+            self._journal.trouble("store", str(error))
 
     def _forget(self, shadow: Shadow) -> None:
-        self._store.forget_shadow(shadow.name)
+        self._forget_record(shadow.name)
         del self.shadows[shadow.name]
         del self._shadows_of[shadow.parent][shadow.name]
         self._unsaved.discard(shadow.name)
@@ -521,5 +549,5 @@ class Roster:
             self._journal.trouble("store", str(error))
         else:
             self._unsaved.discard(name)
-            if not self._unsaved:
-                self._journal.well("store")
+            self._unforgotten.discard(name)
+            self._say_well()

@@ -416,9 +416,16 @@ class FakeStore:
         self.rows: list[model.Decision] = []
         self.values: dict[str, str] = {}
         self.broken = False
+        self.full = False
+        """It can be read, as on a full disk."""
 
     def _alive(self) -> None:
         if self.broken:
+            raise StoreError("the store is gone")
+
+    def _roomy(self) -> None:
+        self._alive()
+        if self.full:
             raise StoreError("disk full: free space under /var/lib/penumbra")
 
     def shadows(self) -> Mapping[str, Shadow]:
@@ -426,15 +433,15 @@ class FakeStore:
         return dict(self.records)
 
     def put_shadow(self, shadow: Shadow) -> None:
-        self._alive()
+        self._roomy()
         self.records[shadow.name] = shadow
 
     def forget_shadow(self, name: str) -> None:
-        self._alive()
+        self._roomy()
         self.records.pop(name, None)
 
     def log(self, decision: model.Decision) -> None:
-        self._alive()
+        self._roomy()
         self.rows.append(decision)
 
     def decisions(self, limit: int) -> Sequence[model.Decision]:
@@ -445,7 +452,7 @@ class FakeStore:
         return self.values.get(key)
 
     def put(self, key: str, value: str | None) -> None:
-        self._alive()
+        self._roomy()
         if value is None:
             self.values.pop(key, None)
         else:
