@@ -65,6 +65,9 @@ class Loads:
         self._has_capacity = np.zeros(n, dtype=np.bool_)
         self._by_weight = np.ones(n)
         self._rings: dict[str, Mapping[str, float]] = {}
+        self._covered: Floats = np.ones(len(services))
+        """(services,) the groups' part of the ring; the rest are endpoints that are configured no more, until
+        the ring follows."""
         ends = np.cumsum([0, *(len(service.endpoints) for service in services)]).tolist()
         self._services = {one.name: range(*of) for one, of in zip(services, pairwise(ends), strict=True)}
         """Service -> indices of its groups."""
@@ -128,21 +131,28 @@ class Loads:
             them = self.groups(name)
             now = np.array([ring.get(one, 0.0) for one in self.names[them]])
             if now.any():
-                if name in self._rings:
-                    self._rescale(them, self._by_weight[them], now)
+                whole, before = sum(ring.values()), self._rings.get(name)
+                if before is not None:
+                    self._rescale(them, self._by_weight[them] / sum(before.values()), now / whole)
                 self._rings[name] = ring
                 self._by_weight[them] = now
+                is_all = ring.keys() <= set(self.names[them])
+                self._covered[self._service[them.start]] = 1.0 if is_all else now.sum() / whole
 
     def _rescale(self, groups: slice, before: Floats, now: Floats) -> None:
         """What is moved between groups by the ring is no change of demand, nor unusual.
 
-        :param before: weights of these, as ``now``."""
-        stays = (before > 0) & (now > 0)
-        factor = np.divide(now / now.sum(), before / before.sum(), out=np.ones(now.shape), where=stays)
-        self._flows[groups] *= factor
+        :param before: shares of the ring that these had; ``now``: that they have."""
+        stays, comes = (before > 0) & (now > 0), (before == 0) & (now > 0)
+        factor = np.divide(now, before, out=np.ones(now.shape), where=stays)
+        flows = self._flows[groups] * factor
+        flows[now == 0] = 0.0
+        if stays.any():  # so much would who comes have had
+            flows[comes] = now[comes] * flows[stays].sum() / now[stays].sum()
+        self._flows[groups] = flows
         self.conditions.rescale(groups, factor)
         # Who comes back had no demand: of what is to come of it that says nothing.
-        self._forecaster.rescale(groups, np.where((before == 0) & (now > 0), np.nan, factor))
+        self._forecaster.rescale(groups, np.where(comes, np.nan, factor))
 
     def take(
         self, reading: Rates, down: Set[str], now_s: float, now_unix_s: float, new_flows: float
@@ -158,7 +168,7 @@ class Loads:
         up[[self.index[name] for name in down if name in self.index]] = False
         self.conditions.take(reading, up, self._shares, new_flows, now_unix_s)
         self._share(reading, up)
-        together = self._of_services(reading.completed)
+        together = np.where(self._covered < 1.0, np.nan, self._of_services(reading.completed))
         self.pools.take(together, now_s)
         return together
 
@@ -197,7 +207,7 @@ class Loads:
         telling = _TELLING * self._of_services(up) / self._of_services(by_weight)
         told = np.where(up, self._flows, 0.0) + self._of_groups(telling) * by_weight
         told = np.where(self._pooled, self._by_weight, told)
-        self._shares = told / self._of_groups(self._of_services(told))
+        self._shares = told * self._of_groups(self._covered / self._of_services(told))
 
     def forecast(self, horizons_s: Sequence[float], now_s: float) -> None:
         """:param horizons_s: (services,)"""
