@@ -23,7 +23,7 @@ from controlplane.pool import Unit, is_pool
 from controlplane.ports import Counters
 from controlplane.responses import Histograms, Responses
 from controlplane.shadows import Members
-from controlplane.troubles import Troubles, least_kept
+from controlplane.troubles import Evidence, Troubles, least_kept
 from controlplane.turnover import Turnover, earlier_s
 
 Floats = npt.NDArray[np.float64]
@@ -489,7 +489,8 @@ class Fleet:
         demand = float(loads.demand[them].sum())
         sized = view.sized_together(demand) if unit.is_pool else view.sized(loads, them[0])
         seen = loads.pools.seen(service.name) or loads.seen(them[0])
-        trouble = self._troubles.of(unit, own, loads, self.capacities, self._applied, self.use.used_up)
+        known = Evidence(loads, self.capacities, self._applied, self.use.used_up)
+        trouble = self._troubles.of(unit, own, known)
         scores = conditions.together(them)
         return groups.Group(
             name=unit.name,

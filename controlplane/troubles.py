@@ -26,6 +26,18 @@ _FAR = 0.9
 """Who is asked for more than this part of its capacity may be saturated now and then."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What is known of all groups now."""
+
+    loads: Loads
+    capacities: Capacities
+    applied: Floats
+    """(groups,) capacities that are gone by; NaN: not known."""
+    used_up: Collection[str]
+    """Members that are as busy as can be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """Slow answers or errors of a unit's groups, or too much work."""
@@ -69,22 +81,13 @@ class Troubles:
             found[i] |= any(self._clones.is_as_bad(one.name, signs) for one in roster.of(loads.names[i]))
         return found
 
-    def of(
-        self,
-        unit: Unit,
-        own: Sequence[model.Shadow],
-        loads: Loads,
-        capacities: Capacities,
-        applied: Floats,
-        used_up: Collection[str],
-    ) -> Trouble:
-        """:param own: its shadows. ``applied``: (groups,) capacities that are gone by; NaN: not known.
-        ``used_up``: members that are as busy as can be."""
-        them = [loads.index[endpoint.name] for endpoint in unit.endpoints]
-        if any(loads.conditions.in_trouble[i] for i in them):
-            found = self._ill(unit, them, own, loads)
+    def of(self, unit: Unit, own: Sequence[model.Shadow], known: Evidence) -> Trouble:
+        """:param own: its shadows."""
+        them = [known.loads.index[endpoint.name] for endpoint in unit.endpoints]
+        if any(known.loads.conditions.in_trouble[i] for i in them):
+            found = self._ill(unit, them, own, known.loads)
         else:
-            found = _overworked(unit, them, own, loads, capacities, applied, used_up)
+            found = _overworked(unit, them, own, known)
         self._alone |= found.alone
         return found
 
@@ -103,20 +106,13 @@ class Troubles:
         return Trouble(words, others_too, bool(bad), bool(helpers), alone)
 
 
-def _overworked(
-    unit: Unit,
-    them: Sequence[int],
-    own: Sequence[model.Shadow],
-    loads: Loads,
-    capacities: Capacities,
-    applied: Floats,
-    used_up: Collection[str],
-) -> Trouble:
+def _overworked(unit: Unit, them: Sequence[int], own: Sequence[model.Shadow], known: Evidence) -> Trouble:
     """Saturated by what it should be able to serve: its capacity is given too high, not all that is asked for
     is seen, or something else is at work there."""
+    loads, used_up = known.loads, known.used_up
     for i in them:
-        name, capacity = loads.names[i], float(applied[i])
-        if not capacities.overworked[i] or not loads.high(i) <= _FAR * capacity:
+        name, capacity = loads.names[i], float(known.applied[i])
+        if not known.capacities.overworked[i] or not loads.high(i) <= _FAR * capacity:
             continue
         how = "as busy as can be" if name in used_up else "saturated"
         words = f"{how} at {loads.demand[i]:.0f}/s, though it should serve {capacity:.0f}/s"
