@@ -9,14 +9,13 @@ from dataclasses import replace
 from enum import Enum
 from ipaddress import IPv4Address
 
-from controlplane import census, groups, lead_times, model, placement, shadows
+from controlplane import census, groups, model, placement, shadows
 from controlplane.addresses import Address
 from controlplane.journal import Journal
-from controlplane.lead_times import LeadTimes
+from controlplane.measured_times import MeasuredTimes
 from controlplane.model import RunState, Shadow, ShadowState
 from controlplane.ports import Clock, DamagedRecordsError, Provisioner, Store
 
-_LEAD_TIMES = "lead_times:"
 _WRITTEN = "written"
 _ADDED = re.compile(r"^shadow \S+ \+\d+")
 _SURVEY_S = 300.0
@@ -55,16 +54,12 @@ class Roster:
         self._unsaved: set[str] = set()
         self._unforgotten: set[str] = set()
         """Whose records are to go, and could not yet."""
-        self._unsaved_times: set[str] = set()
-        """Services whose lead times could not be written."""
         self._runs: dict[str, Run] = {}
         self.endpoints: dict[str, model.Endpoint] = {}
         self.shadows: dict[str, Shadow] = {}
         self._shadows_of: dict[str, dict[str, None]] = {}
         """Parent -> names of its shadows."""
-        self._lead_times: dict[str, LeadTimes] = {}
-        self._lead_times_s: dict[str, tuple[LeadTimes, model.ShadowSettings, float, float]] = {}
-        """What was made of them: asked for each service in each tick."""
+        self._times = MeasuredTimes(store, journal)
         self._records_read = False
         """Until then nothing is written over them, and nothing is started."""
         self._damaged: frozenset[str] = frozenset()
@@ -81,9 +76,7 @@ class Roster:
     def reconfigure(self, config: model.Config) -> None:
         before, self._config = self._config, config
         self.endpoints = {e.name: e for service in config.services.values() for e in service.endpoints}
-        for service in config.services:
-            if service not in self._lead_times:
-                self._lead_times[service] = self._read_lead_times(service)
+        self._times.know(config.services)
         for shadow in list(self.shadows.values()):
             if shadow.state is ShadowState.FAILED and _orders_otherwise(before, config, shadow.service):
                 self._put(replace(shadow, attempts=1))  # what failed so often is not what is tried next
@@ -98,16 +91,6 @@ class Roster:
             and (why := placement.unusable(shadow, config.services, (), self._own_addresses)) is not None
         ]
 
-    def _read_lead_times(self, service: str) -> LeadTimes:
-        try:
-            text = self._store.get(_LEAD_TIMES + service)
-            times = lead_times.parse(text) if text else LeadTimes()
-            self._journal.well("lead times")
-            return times
-        except Exception as error:  # they are measured anew
-            self._journal.trouble("lead times", f"{service}: {error}")
-            return LeadTimes()
-
     def _read_records(self) -> None:
         """What is known already stays, unless where it is was not known."""
         damaged = ""
@@ -119,8 +102,7 @@ class Roster:
             self._journal.trouble("records", f"shadows' records can't be read, tried again: {error}")
             return
         self._records_read = True
-        for service, known in self._lead_times.items():
-            self._lead_times[service] = known if known.times else self._read_lead_times(service)
+        self._times.read_again()
         for name, shadow in stored.items():
             if name not in self.shadows or not self.shadows[name].host:
                 self._know(shadows.not_after(shadow, self._clock.record_s()))
@@ -154,18 +136,15 @@ class Roster:
         strange -= gone
         if lost or strange:
             self._unsaved |= lost
-            self._unsaved_times |= self._lead_times.keys()
-        for service in list(self._unsaved_times):
-            self._save_lead_times(service)
-        if lost or strange:
             names = ", ".join(sorted(lost | strange))
             self._journal.say(
                 "store", "restore", f"records in the store were not ours, written anew: {names}"
             )
+        self._times.save(lost=bool(lost or strange))
         self._say_well()
 
     def _say_well(self) -> None:
-        if not (self._unsaved or self._unforgotten or self._unsaved_times):
+        if not (self._unsaved or self._unforgotten) and self._times.are_saved:
             self._journal.well("store")
 
     def of(self, parent: str) -> tuple[Shadow, ...]:
@@ -173,22 +152,14 @@ class Roster:
         return tuple(self.shadows[name] for name in self._shadows_of.get(parent, ()))
 
     def lead_time_s(self, service: str) -> float:
-        return self._reckoned(service)[0]
+        return self._times.of(service, self._config.services[service].shadows)[0]
 
     def usual_lead_time_s(self, service: str) -> float:
         """Of those orders that were ready in the end."""
-        return self._reckoned(service)[1]
-
-    def _reckoned(self, service: str) -> tuple[float, float]:
-        known, settings = self._lead_times[service], self._config.services[service].shadows
-        before = self._lead_times_s.get(service)
-        if before is None or before[0] is not known or before[1] is not settings:
-            before = known, settings, known.p95_s(settings), known.usual_s(settings)
-            self._lead_times_s[service] = before
-        return before[2:]
+        return self._times.of(service, self._config.services[service].shadows)[1]
 
     def measured(self, service: str) -> int:
-        return self._lead_times[service].measured
+        return self._times.measured(service)
 
     # ---- what is decided ------------------------------------------------------------------
 
@@ -490,27 +461,14 @@ class Roster:
             action = "fail" if after.state is ShadowState.FAILED else after.state.value
             self._journal.say(after.name, action, f"shadow {after.name} {after.state.value}: {after.reason}")
         coming = before.state in (ShadowState.PROVISIONING, ShadowState.WARMING)
-        if coming and after.state is ShadowState.FAILED and before.service in self._lead_times:
+        if coming and after.state is ShadowState.FAILED:
             tried_s = self._clock.record_s() - before.requested_unix_s
-            self._take_lead_time(before.service, tried_s, ready=False)
+            self._times.take(before.service, tried_s, ready=False)
 
     def _measure(self, shadow: Shadow) -> None:
         seconds = max((shadow.ready_unix_s or 0.0) - shadow.requested_unix_s, 0.0)
         self._journal.say(shadow.name, "measure", f"shadow {shadow.name}: lead time {seconds:.1f} s")
-        self._take_lead_time(shadow.service, seconds, ready=True)
-
-    def _take_lead_time(self, service: str, seconds: float, *, ready: bool) -> None:
-        self._lead_times[service] = self._lead_times[service].with_one(seconds, ready)
-        self._save_lead_times(service)
-
-    def _save_lead_times(self, service: str) -> None:
-        try:
-            self._store.put(_LEAD_TIMES + service, self._lead_times[service].text())
-        except Exception as error:  # they are known, and written when they can be
-            self._unsaved_times.add(service)
-            self._journal.trouble("store", str(error))
-        else:
-            self._unsaved_times.discard(service)
+        self._times.take(shadow.service, seconds, ready=True)
 
     def _forget_record(self, name: str) -> None:
         try:
