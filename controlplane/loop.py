@@ -14,6 +14,7 @@ import numpy as np
 
 from controlplane import fleet_status, groups, model, novelty, requests, shadows, usage_source
 from controlplane.addresses import Address, Network
+from controlplane.announcements import Announcements
 from controlplane.fleet import Fleet
 from controlplane.happenings import Happenings
 from controlplane.journal import Journal
@@ -85,6 +86,7 @@ class Controller:
         self._journal = Journal(store, clock)
         self._roster = Roster(config, provisioner, store, clock, self._journal)
         self._fleet = Fleet(config)
+        self._news = Announcements(self._journal)
         self._happenings = Happenings(self._journal)
         self._ledger = Ledger(self._journal)
         self._requests = requests.Requests(serial="")
@@ -95,21 +97,16 @@ class Controller:
         self._started_s = clock.now_s()
         self._seen_fresh_s: dict[str, float] = {}
         self._ring_changed_s: dict[str, float] = {}
-        self._opened: frozenset[str] = frozenset()
-        """Services that fail open."""
         self._direct: frozenset[Network | Address] = frozenset()
         self._direct_due_s = 0.0
         self._interfaces: Sequence[model.Interface] = ()
         self._own_addresses: Collection[Address] = ()
         self._own_due_s = 0.0
-        self._penalised: frozenset[str] = frozenset()
         self._penalised_kept: frozenset[str] = frozenset()
         self._drains: frozenset[str] = frozenset()
         """Members that were drained in the last tick."""
         self._drains_s: dict[str, float] = {}
         """Service -> when another one of its was, or one no longer."""
-        self._serve_on: frozenset[str] = frozenset()
-        """Live endpoints that were said to be drained and to serve on."""
         self._stopping = False
         self._overruns = 0
         self._steps = 0
@@ -226,7 +223,7 @@ class Controller:
         now_unix_s = self._clock.record_s()
         self._record(lambda recorder: recorder.begun(now_unix_s))
         wrong = self._fleet.recall(now_unix_s, self._learned)
-        self._penalised = self._penalised_kept = frozenset(self._fleet.kept)
+        self._news.penalised = self._penalised_kept = frozenset(self._fleet.kept)
         if wrong:
             raise StoreError(f"what was learned can't be read, it is learned anew: {'; '.join(wrong)}")
 
@@ -245,9 +242,9 @@ class Controller:
             self._count_due_s = self._clock.now_s() + _COUNT_S
             established = self._dataplane.established_flows(self._installed.members)
             self._fleet.count_flows(established, self._installed)
-        if self._penalised != self._penalised_kept:
+        if self._news.penalised != self._penalised_kept:
             self._store.put(*self._fleet.penalties_to_keep())
-            self._penalised_kept = self._penalised
+            self._penalised_kept = self._news.penalised
         if self._clock.now_s() >= self._keep_due_s:
             for key, value in self._fleet.to_keep(self._clock.record_s()):
                 self._store.put(key, value)
@@ -409,8 +406,9 @@ class Controller:
                     else:
                         self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)
-        self._say_common_causes()
-        self._say_penalties()
+        self._news.common_causes(self._fleet)
+        if self._automatic:
+            self._news.penalties(self._fleet)
         lead_times = {
             name: (lead_s, self._roster.usual_lead_time_s(name), lives_s.get(name))
             for name, lead_s in leads_s.items()
@@ -420,30 +418,6 @@ class Controller:
                 now_s, now_unix_s, lead_times, flows, drained, fresh, there, decided
             )
         )
-
-    def _say_common_causes(self) -> None:
-        for service, cause in self._fleet.common_causes().items():
-            if cause:
-                said = f"{service}: {cause}: a common cause, no shadows for it"
-                self._journal.once(service, "common-cause", said)
-            else:
-                self._journal.forget(service, "common-cause")
-
-    def _say_penalties(self) -> None:
-        """Who got one, and who has lost it."""
-        if not self._automatic:
-            return
-        now = self._fleet.kept
-        for name, kept in now.items():
-            if name not in self._penalised:
-                trouble = self._fleet.loads.conditions.trouble(self._fleet.loads.index[name])
-                said = (
-                    f"{name}: {trouble}: it loses {1 - kept:.0%} of its share of new flows to its neighbours"
-                )
-                self._journal.say(name, "penalty", said)
-        for name in self._penalised - now.keys():
-            self._journal.say(name, "penalty", f"{name}: it has its usual share of new flows again")
-        self._penalised = frozenset(now)
 
     def _inputs(self, service: model.Service, group: groups.Group) -> dict[str, float]:
         return group.inputs(service.shadows, self._clock.record_s())
@@ -478,6 +452,10 @@ class Controller:
         """By command, or because their agents ask for it."""
         return self._requests.drained | self._fleet.asking_drain(self._clock.now_s())
 
+    @property
+    def _steered(self) -> fleet_status.Steered:
+        return fleet_status.Steered(self._installed, self._drained, self._held)
+
     # ---- plan, apply, say ----------------------------------------------------------------
 
     def _apply(self) -> None:
@@ -496,37 +474,16 @@ class Controller:
             now_s=now_s,
             now_unix_s=self._clock.record_s(),
         )
-        self._say_fail_open()
+        self._news.fail_open(self._fleet, self._config.services, self._roster.shadows)
         self._set_direct(steering, now_s)
         for step in plan(self._installed, steering):
             self._dataplane.apply(step)
             self._steps += 1
             if isinstance(step, model.SetRing):
                 self._ring_changed_s[step.service] = now_s
-            self._journal.step(step, self._installed, steering, self._opened)
+            self._journal.step(step, self._installed, steering, self._news.opened)
         self._installed = steering
-        self._say_drained()
-
-    def _say_drained(self) -> None:
-        """Of whom it is news, or no longer so, that it serves on."""
-        steered = fleet_status.Steered(self._installed, self._drained, self._held)
-        now = frozenset(name for name in steered.drained if steered.serves_on(name))
-        for name in sorted(now - self._serve_on):
-            self._journal.say(name, "serve-on", f"{name}: drained, but {fleet_status.SERVES_ON}")
-        for name in sorted((self._serve_on - now) & steered.drained):
-            self._journal.say(name, "serve-on", f"{name}: drained, and gets no new flows any more")
-        self._serve_on = now
-
-    def _say_fail_open(self) -> None:
-        opened = frozenset(name for name in self._config.services if self._fleet.fail_open.get(name))
-        for name in sorted((opened ^ self._opened) & self._config.services.keys()):
-            names = [endpoint.name for endpoint in self._config.services[name].endpoints]
-            if name not in opened:
-                own = [s.name for s in self._roster.shadows.values() if s.service == name]
-                up = [one for one in names if self._fleet.is_up(one, True)]
-                names = up + [one for one in own if self._fleet.is_up(one, False)]
-            self._journal.fail_open(name, names, is_open=name in opened)
-        self._opened = opened
+        self._news.drains(self._steered)
 
     def _set_direct(self, steering: model.Steering, now_s: float) -> None:
         """Before members are there: what they send to each other and to probes is theirs, not a VIP's.
@@ -578,7 +535,7 @@ class Controller:
             services=fleet_status.services(
                 self._fleet,
                 self._roster,
-                fleet_status.Steered(self._installed, self._drained, self._held),
+                self._steered,
                 self._clock.now_s(),
                 self._clock.record_s(),
             ),

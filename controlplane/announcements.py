@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is news of services and live endpoints, each said once: when it begins, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from controlplane import model
+from controlplane.fleet import Fleet
+from controlplane.fleet_status import SERVES_ON, Steered
+from controlplane.journal import Journal
+
+
+class Announcements:
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.opened: frozenset[str] = frozenset()
+        """Services that fail open."""
+        self.penalised: frozenset[str] = frozenset()
+        self._serve_on: frozenset[str] = frozenset()
+        """Live endpoints that are drained and serve on."""
+
+    def common_causes(self, fleet: Fleet) -> None:
+        for service, cause in fleet.common_causes().items():
+            if cause:
+                said = f"{service}: {cause}: a common cause, no shadows for it"
+                self._journal.once(service, "common-cause", said)
+            else:
+                self._journal.forget(service, "common-cause")
+
+    def penalties(self, fleet: Fleet) -> None:
+        """Who got one, and who has lost it."""
+        now = fleet.kept
+        for name, kept in now.items():
+            if name not in self.penalised:
+                trouble = fleet.loads.conditions.trouble(fleet.loads.index[name])
+                said = (
+                    f"{name}: {trouble}: it loses {1 - kept:.0%} of its share of new flows to its neighbours"
+                )
+                self._journal.say(name, "penalty", said)
+        for name in self.penalised - now.keys():
+            self._journal.say(name, "penalty", f"{name}: it has its usual share of new flows again")
+        self.penalised = frozenset(now)
+
+    def drains(self, steered: Steered) -> None:
+        """Who is drained and serves on, or no longer does."""
+        now = frozenset(name for name in steered.drained if steered.serves_on(name))
+        for name in sorted(now - self._serve_on):
+            self._journal.say(name, "serve-on", f"{name}: drained, but {SERVES_ON}")
+        for name in sorted((self._serve_on - now) & steered.drained):
+            self._journal.say(name, "serve-on", f"{name}: drained, and gets no new flows any more")
+        self._serve_on = now
+
+    def fail_open(
+        self, fleet: Fleet, services: Mapping[str, model.Service], shadows: Mapping[str, model.Shadow]
+    ) -> None:
+        opened = frozenset(name for name in services if fleet.fail_open.get(name))
+        for name in sorted((opened ^ self.opened) & services.keys()):
+            names = [endpoint.name for endpoint in services[name].endpoints]
+            if name not in opened:
+                own = [s.name for s in shadows.values() if s.service == name]
+                up = [one for one in names if fleet.is_up(one, True)]
+                names = up + [one for one in own if fleet.is_up(one, False)]
+            self._journal.fail_open(name, names, is_open=name in opened)
+        self.opened = opened
