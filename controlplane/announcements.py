@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from controlplane import model
 from controlplane.fleet import Fleet
-from controlplane.fleet_status import SERVES_ON, Steered
+from controlplane.fleet_status import Steered
 from controlplane.journal import Journal
+from controlplane.requests import SERVES_ON
 
 
 class Announcements:

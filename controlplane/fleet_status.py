@@ -26,8 +26,6 @@ from controlplane.status import (
 )
 from controlplane.turnover import earlier_s
 
-SERVES_ON = "nobody else could take its new flows: it serves on"
-"""Of a live endpoint that is drained."""
 _UNKNOWN = MemberHealth()
 _SERVES = (model.ShadowState.WARMING, model.ShadowState.READY)
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from controlplane.model import Mode
 from controlplane.ports import Store
 
+SERVES_ON = "nobody else could take its new flows: it serves on"
+"""Of a live endpoint that is drained."""
 _FROZEN = "frozen"
 _DRAINED = "drained:"
 _ADD = "command:shadow-add:"

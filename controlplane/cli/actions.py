@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from controlplane import config, fleet_status, placement, requests
+from controlplane import config, placement, requests
 from controlplane.cli.instance import Instance, find, told
 from controlplane.cli.options import InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail, say, warn
@@ -38,7 +38,7 @@ def drain(endpoint: Endpoint, instance: InstanceName = None) -> None:
     if _has_successor(at, store, endpoint):
         _told(at, f"{endpoint}: no new flows from the next tick on, if another member can take them")
     else:
-        _told(at, f"{endpoint}: drained, but {fleet_status.SERVES_ON}")
+        _told(at, f"{endpoint}: drained, but {requests.SERVES_ON}")
 
 
 def _has_successor(at: Instance, store: Store, endpoint: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from controlplane import config, fleet_status, model, requests
+from controlplane import config, model, requests
 from controlplane.adapters import loader
 from controlplane.adapters.clock import MachineClock
 from controlplane.cli import instance as instances
@@ -16,6 +16,7 @@ from controlplane.cli import output, wiring
 from controlplane.cli.options import AsJson, ConfigFile, InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail, say, warn
 from controlplane.ports import StoreError
+from controlplane.requests import SERVES_ON
 
 RELOAD_S = 10.0
 STALE_S = 5.0
@@ -199,7 +200,7 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         if service.get("common_cause"):
             warn(f"{service['name']}: {service['common_cause']}: a common cause, no shadows for it")
         if on := [group["name"] for group in service["groups"] if group["serves_on"]]:
-            warn(f"{', '.join(on)}: drained, but {fleet_status.SERVES_ON}")
+            warn(f"{', '.join(on)}: drained, but {SERVES_ON}")
         for group in service["groups"]:
             drained = "drained, serves on" if group["serves_on"] else "drained"
             up = drained if group["up"] and group["drained"] else group["up"]

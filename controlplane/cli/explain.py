@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from controlplane import fleet_status, model
+from controlplane import model, requests
 from controlplane.adapters.sqlite import DECISIONS_KEPT
 from controlplane.cli import instance as instances
 from controlplane.cli import output
@@ -109,7 +109,7 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
             f"{group['earlier_s']:.0f} s earlier"
         )
     if group["drained"]:
-        but = f"but {fleet_status.SERVES_ON}"
+        but = f"but {requests.SERVES_ON}"
         yield f"  drained    {but if group['serves_on'] else 'it gets no new flows'}"
     yield f"  weights    {group['spill']:.0%} of its new flows spill; {group['ring_weight']:g} in the ring"
     yield from _of_deviation(group)
