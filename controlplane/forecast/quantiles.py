@@ -6,12 +6,14 @@ was a season ago) gets its quantiles from its own observed errors, once as multi
 beside them stands what was usual in the last hours. The learned method is analogs (``analogs.py``); it joins
 only while its recent loss is the least. Loss is the pinball loss (Koenker and Bassett, "Regression
 quantiles", Econometrica 46, 1978), whose mean over the quantiles is least for who knows the distribution.
+What comes of the mixture is shifted by what moments like this one missed (``shifts.py``).
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ import numpy.typing as npt
 from controlplane.forecast.analogs import Analogs
 from controlplane.forecast.recent import Floats, Recent, steps
 from controlplane.forecast.season import HoltWinters, Season
+from controlplane.forecast.shifts import Shifts
 
 PROBABILITIES = np.array([0.1, 0.5, 0.9, 0.99])
 POINTS = ("last value", "moving average", "smoothing", "damped trend", "season", "Holt-Winters")
@@ -35,12 +38,28 @@ _DAMPING_S = 120.0
 """A trend is trusted for so long, exponentially less."""
 _LOSS_S = 3600.0
 """Losses are forgotten with this time constant."""
-_SHARPNESS = 20.0
+_SHARPNESS = 30.0
 """A tenth more loss than the best makes a method's weight this many tenths of e smaller."""
+_DOUBT, _UNMOVED = 32.0, 40.0
+"""Lead times, as errors within one are nearly the same: after so many, losses weigh half as sharply as in the
+end; and the last value, which others have yet to do better than, weighs twice as much."""
+_LAST_VALUE = slice(0, 2 * len(POINTS), len(POINTS))
 _MOST = 3.0
 """No quantile is above so many times the highest demand so far: what followed a stop may be any multiple."""
 _AT_FIRST = np.array([0.5, 1.0, 1.6, 2.5])
 """Multiples of the last value, while errors are too few."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A forecast whose time is to come."""
+
+    points: Floats
+    each: Floats
+    """(methods, probabilities) their quantiles."""
+    shifted: Floats
+    moment: Floats
+    """As ``Shifts`` has them."""
 
 
 class Quantiles:
@@ -59,8 +78,8 @@ class Quantiles:
         self._smooth = self._level = math.nan
         self._trend = self._most = 0.0
         self._count = 0
-        self._pending: deque[tuple[Floats, Floats] | None] = deque()
-        """Points, and quantiles of each method, of forecasts whose time is to come; None: there was none."""
+        self._pending: deque[_Told | None] = deque()
+        """Forecasts whose time is to come; None: there was none."""
         self._errors = Recent((2 * len(POINTS),), _ERRORS)
         self._multiples: Floats = np.tile(_AT_FIRST, (len(POINTS), 1))
         self._differences: Floats = np.full((len(POINTS), len(PROBABILITIES)), np.nan)
@@ -69,12 +88,14 @@ class Quantiles:
         self._kept = math.exp(-interval_s / _LOSS_S)
         self._loss, self._weight = np.zeros(len(METHODS)), np.zeros(len(METHODS))
         self._told = np.ones(len(METHODS), dtype=bool)
+        self._settled = 0
+        self._shifts = Shifts(interval_s, self._lead, PROBABILITIES)
 
     def after(self, demand: float) -> Floats:
         """(probabilities,) of demand ``lead`` steps after this one; rising."""
         self._count += 1
         if len(self._pending) == self._lead and (forecast := self._pending.popleft()):
-            self._settle(*forecast, demand)
+            self._settle(forecast, demand)
         self._recent.push(demand)
         if self._is_due(len(self._recent)):
             self._usual = _by_rank(self._recent.last(self._count)[:, None])[0]
@@ -91,10 +112,11 @@ class Quantiles:
         )
         self._most = max(self._most, demand)
         each = np.minimum(each, _MOST * self._most)
-        self._pending.append((points, each))
         self._told = ~np.isnan(each[:, 0])
-        mixed: Floats = np.nansum(self.weights()[:, None] * each, axis=0)
-        return np.maximum.accumulate(mixed)
+        mixed = np.maximum.accumulate(self.weights() @ np.where(self._told[:, None], each, 0.0))
+        shifted, moment = self._shifts.after(demand, mixed, soft)
+        self._pending.append(_Told(points, each, shifted, moment))
+        return np.asarray(np.sort(np.minimum(np.maximum(shifted, 0.0), _MOST * self._most)))
 
     @property
     def is_telling(self) -> bool:
@@ -120,7 +142,10 @@ class Quantiles:
         if mean[_LEARNED] > mean[:_LEARNED].min():
             mean[_LEARNED] = np.inf
         least = max(float(mean.min()), 5e-11 * self._analogs.soft)
-        weights = np.exp(-_SHARPNESS * np.minimum(mean / least - 1.0, 1e3))
+        doubt = _DOUBT * self._lead / self._settled
+        weights = np.exp(-_SHARPNESS / (1.0 + doubt) * np.minimum(mean / least - 1.0, 1e3))
+        weights[_LAST_VALUE] *= 1.0 + _UNMOVED * self._lead / self._settled
+        weights[np.isinf(mean)] = 0.0
         return np.asarray(weights / weights.sum(), dtype=np.float64)
 
     def _points(self, demand: float) -> Floats:
@@ -145,15 +170,19 @@ class Quantiles:
             ]
         )
 
-    def _settle(self, points: Floats, each: Floats, demand: float) -> None:
+    def _settle(self, told: _Told, demand: float) -> None:
         """What came, of a forecast made ``lead`` steps ago."""
-        missed = demand - each
-        pinball = np.maximum(PROBABILITIES * missed, (PROBABILITIES - 1.0) * missed).mean(axis=1)
-        told = ~np.isnan(pinball)
-        self._loss = self._kept * self._loss + np.where(told, pinball, 0.0)
-        self._weight = self._kept * self._weight + told
+        self._settled += 1
+        self._shifts.learn(told.shifted, told.moment, demand)
+        missed = demand - told.each
+        losses = np.maximum(PROBABILITIES * missed, (PROBABILITIES - 1.0) * missed)
+        pinball = np.add.reduce(losses, axis=1) / len(PROBABILITIES)
+        known = ~np.isnan(pinball)
+        self._loss = self._kept * self._loss + np.where(known, pinball, 0.0)
+        self._weight = self._kept * self._weight + known
         soft = self._analogs.soft
-        self._errors.push([*np.log((demand + soft) / (points + soft)), *(demand - points)])
+        multiples = np.log((demand + soft) / (told.points + soft))
+        self._errors.push(np.concatenate([multiples, demand - told.points]))
         if self._is_due(len(self._errors)):
             quantiles = _by_rank(self._errors.last(_ERRORS))
             self._multiples = np.exp(quantiles[: len(POINTS)])

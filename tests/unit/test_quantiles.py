@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from controlplane.cli import app
 from controlplane.forecast import quantiles as module
+from controlplane.forecast import shifts
 from controlplane.forecast.analogs import Analogs
 from controlplane.forecast.quantiles import METHODS, PROBABILITIES, Quantiles
 from controlplane.forecast.recent import Floats
 from controlplane.forecast.season import HoltWinters, Season, period
+from controlplane.forecast.shifts import Shifts
 from controlplane.simulation import backtest
 from controlplane.simulation.backtest import Backtest
 from controlplane.simulation.lines import Sample
@@ -78,9 +80,85 @@ def test_quantiles_that_are_too_narrow_are_told(monkeypatch: pytest.MonkeyPatch)
     by_rank = module._by_rank
     monkeypatch.setattr(module, "_by_rank", halved)
     monkeypatch.setattr(Analogs, "ahead", lambda self, probabilities: None)
+    monkeypatch.setattr(Shifts, "learn", lambda self, shifted, moment, demand: None)
     coverage = judged(walk(2000)).coverage
     assert hit
     assert coverage[2] < 0.87
+
+
+def surges() -> Floats:
+    """Calm, but for climbs that begin out of nowhere and go on for a while."""
+    random, log, left = np.random.default_rng(3), 0.0, 0
+    logs = []
+    for _ in range(3000):
+        if left == 0 and random.uniform() < 0.01:
+            left = int(random.integers(5, 25))
+        log += 0.06 * (left > 0) - 0.02 * log + random.normal(0.0, 0.01)
+        left = max(left - 1, 0)
+        logs.append(log)
+    return 100.0 * np.exp(np.array(logs))
+
+
+def test_quantiles_hold_while_demand_rises() -> None:
+    found = judged(surges())
+    assert found.rising == pytest.approx(0.9, abs=0.04)
+    assert found.coverage == pytest.approx(PROBABILITIES.tolist(), abs=0.02)
+
+
+def test_errors_of_all_moments_alike_do_not_hold_while_demand_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of the test above: nothing is learned of the moment."""
+    hit = []
+    monkeypatch.setattr(Shifts, "learn", lambda self, shifted, moment, demand: hit.append(moment))
+    rising = judged(surges()).rising
+    assert hit
+    assert rising < 0.82
+
+
+def flat_then_noise() -> tuple[float, float]:
+    """The share of noise that is below the P90, and the mean of it, after long nothing moved."""
+    noise = 7.3 + np.random.default_rng(2).normal(0.0, 1.0, 600)
+    rows, _ = told(np.r_[np.full(1500, 7.3), noise])
+    return float(np.mean(noise[200:] <= rows[1700 - LEAD : -LEAD, 2])), float(rows[1700:, 2].mean())
+
+
+def test_where_nothing_moves_nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, high = flat_then_noise()
+    assert held == pytest.approx(0.9, abs=0.04)
+    assert high == pytest.approx(7.3 + 1.28, abs=0.4)
+    monkeypatch.setattr(shifts, "_SPREAD_LEAST", -1.0)  # the negative control: rounding is learned from
+    held, _ = flat_then_noise()
+    assert held > 0.95
+
+
+@pytest.mark.parametrize("lead", [8, 64, 500])
+def test_what_is_missed_within_one_horizon_shifts_alike_however_many_steps_it_has(lead: int) -> None:
+    """None of these forecasts could know of the miss of the others."""
+    told_of, quantiles = Shifts(STEP_S, lead, PROBABILITIES), np.array([90.0, 100.0, 110.0, 120.0])
+    shifted, moment = told_of.after(100.0, quantiles, 2.0)
+    for _ in range(lead):
+        told_of.learn(shifted, moment, 130.0)
+    after, _ = told_of.after(100.0, quantiles, 2.0)
+    # Twenty is the spread; a P90 that is exceeded moves nine times as far as one that holds.
+    assert after[2] - 110.0 == pytest.approx(20.0 * 8 * 0.002 * 0.9)
+
+
+def first_hours() -> float:
+    """Pinball loss as a part of the last value's, two minutes ahead, of demand nobody knows yet."""
+    ours = unmoved = 0.0
+    for seed in range(16):
+        random = np.random.default_rng(seed)
+        level = 80.0 * np.exp(np.cumsum(random.normal(0.0, 0.05, 240)))
+        found = judged(random.poisson(level).astype(float), 120.0)
+        ours, unmoved = ours + found.pinball, unmoved + found.pinball_last
+    return ours / unmoved
+
+
+def test_few_errors_are_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubted = first_hours()
+    assert doubted < 0.95
+    monkeypatch.setattr(module, "_DOUBT", 0.0)  # the negative control
+    monkeypatch.setattr(module, "_UNMOVED", 0.0)
+    assert first_hours() > 1.02 * doubted
 
 
 def test_noise_around_a_level_is_not_chased() -> None:
