@@ -87,6 +87,10 @@ class Sizing:
         self._thrice = Thrice(max(1, round(2 * stable_s / interval_s)), initial)
         self._initial, self._initial_steps = initial, stable_s / interval_s
         self._needed: deque[float] = deque(maxlen=lead + 1)
+        self._likely: deque[float] = deque(maxlen=max(lead, 1))
+        """The median of what is forecast for each step of the lead time to come."""
+        self._seasonal: deque[float] = deque(maxlen=max(lead, 1) + 1)
+        """What the season says of them and of the one after: who is ordered now serves from there on."""
         self._usual, self._steps = 0.0, 0
 
     def after(self, demand: float) -> Size:
@@ -99,6 +103,9 @@ class Sizing:
         self._usual += (max(self._needed) - self._usual) / self._steps
         self._analogs.after(need)
         _, p50, p90, _ = (self._quantiles.after(need) * self._capacity).tolist()
+        self._likely.append(p50 / self._capacity if self._foresees else 0.0)
+        seasonal = self._quantiles.seasonal
+        self._seasonal.append(seasonal if self._foresees and seasonal == seasonal else 0.0)
         if self._analogs.is_telling:
             self._majority = None
         most = self._most(need, p90 / self._capacity)
@@ -110,7 +117,8 @@ class Sizing:
             exact = float(wanted) if wanted > 1 else need
         else:
             wanted, exact, reason = self._foreseen(need, strain)
-        allowed = max(self._there + self._allowance.left, _members(need))
+        # HPA starts for what a season brings, too, only later.
+        allowed = max(self._there + self._allowance.left, _members(max(need, *self._seasonal)))
         if wanted > allowed and strain >= _STRAINED and not self._climb.is_followed:
             wanted, reason = allowed, f"{allowed} within what HPA would have started: {reason}"
         if wanted > most:
@@ -157,10 +165,13 @@ class Sizing:
         usual, starting = self._usual_members, 2.0 ** (-min(strain, 3.0) / 2.0)
         worth = self._over_cost * max(usual, _SURGE * need)
         coming = self._analogs.cheapest(HIGHEST, _STARTING * starting * worth)
+        likely = max(*self._likely, *self._seasonal)
+        is_likely = _members(likely) > _members(coming)
+        coming = max(coming, likely)
         soon = max(coming, self._analogs.cheapest(SOON, _STAYING * 2.0**strain * self._over_cost * usual))
         start, stay = _members(coming), _members(soon)
         wanted = min(max(start, self._there), stay)
-        reason = f"{start} for what followed moments like this one"
+        reason = f"{start} for what {'is forecast' if is_likely else 'followed moments like this one'}"
         if wanted > start:
             reason += f", and up to {stay} stay for what may soon: {wanted}"
         return wanted, min(max(coming, self._exact), soon), reason

@@ -28,6 +28,7 @@ POINTS = ("last value", "moving average", "smoothing", "damped trend", "season",
 METHODS = (*POINTS, *(f"{point} +" for point in POINTS), "usual", "analogs")
 """Points by their errors as multiples and, +, as differences."""
 _USUAL, _LEARNED = len(METHODS) - 2, len(METHODS) - 1
+_SEASON = METHODS.index("season")
 _ERRORS, _ERRORS_LEAST, _ANEW = 2000, 8, 16
 _USUAL_S = 14_400.0
 _AVERAGE_S = 300.0
@@ -38,6 +39,8 @@ _DAMPING_S = 120.0
 """A trend is trusted for so long, exponentially less."""
 _LOSS_S = 3600.0
 """Losses are forgotten with this time constant."""
+_PERIODS, _SEASON_WINS = 3.0, 0.5
+"""The season is judged over so many periods; it is believed with less than this part of another loss."""
 _SHARPNESS = 30.0
 """A tenth more loss than the best makes a method's weight this many tenths of e smaller."""
 _DOUBT, _UNMOVED = 32.0, 40.0
@@ -57,6 +60,8 @@ class _Told:
     points: Floats
     each: Floats
     """(methods, probabilities) their quantiles."""
+    called: bool
+    """The season called for more members."""
     shifted: Floats
     moment: Floats
     """As ``Shifts`` has them."""
@@ -87,6 +92,11 @@ class Quantiles:
         self._usual: Floats = np.full(len(PROBABILITIES), np.nan)
         self._kept = math.exp(-interval_s / _LOSS_S)
         self._loss, self._weight = np.zeros(len(METHODS)), np.zeros(len(METHODS))
+        self._called = np.zeros(2)
+        """Losses of the season and of the last value when the season called for more members, with a memory
+        of some periods."""
+        self._last: Floats = np.full((len(METHODS), len(PROBABILITIES)), np.nan)
+        """What each method says now."""
         self._told = np.ones(len(METHODS), dtype=bool)
         self._settled = 0
         self._shifts = Shifts(interval_s, self._lead, PROBABILITIES)
@@ -112,16 +122,30 @@ class Quantiles:
         )
         self._most = max(self._most, demand)
         each = np.minimum(each, _MOST * self._most)
-        self._told = ~np.isnan(each[:, 0])
+        self._last, self._told = each, ~np.isnan(each[:, 0])
         mixed = np.maximum.accumulate(self.weights() @ np.where(self._told[:, None], each, 0.0))
         shifted, moment = self._shifts.after(demand, mixed, soft)
-        self._pending.append(_Told(points, each, shifted, moment))
+        self._pending.append(_Told(points, each, self._calls_for_more(each), shifted, moment))
         return np.asarray(np.sort(np.minimum(np.maximum(shifted, 0.0), _MOST * self._most)))
 
     @property
     def is_telling(self) -> bool:
         """Errors were observed; until then quantiles are a guess that is wide enough for most."""
         return len(self._errors) >= _ERRORS_LEAST
+
+    @property
+    def seasonal(self) -> float:
+        """What the season says of the horizon and one step later, whichever is more; NaN where it was not
+        right, over some periods, in calling for members that nothing else did: what comes once a day is
+        worth nothing in most hours."""
+        by_season, without = self._called
+        if not by_season < _SEASON_WINS * without:
+            return math.nan
+        return float(np.fmax(self._last[_SEASON, 1], self._season.following))
+
+    def _calls_for_more(self, each: Floats) -> bool:
+        """The season, for more members than are likely to be needed soon by what is there now."""
+        return bool(math.ceil(each[_SEASON, 1]) > math.ceil(each[0, 2])) if self._told[_SEASON] else False
 
     def skip(self) -> None:
         """A step without a reading."""
@@ -180,6 +204,9 @@ class Quantiles:
         known = ~np.isnan(pinball)
         self._loss = self._kept * self._loss + np.where(known, pinball, 0.0)
         self._weight = self._kept * self._weight + known
+        if told.called:
+            self._called += pinball[[_SEASON, 0]]
+        self._called *= math.exp(-1.0 / (_PERIODS * (self._season.period or 1)))
         soft = self._analogs.soft
         multiples = np.log((demand + soft) / (told.points + soft))
         self._errors.push(np.concatenate([multiples, demand - told.points]))

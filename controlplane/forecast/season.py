@@ -29,9 +29,12 @@ class Season:
         self._count = 0
         self.period: int | None = None
         """Steps; None: there is none, or not yet."""
+        self.following = math.nan
+        """Demand one step later than what is forecast; NaN without a season."""
 
     def after(self, demand: float) -> float:
         """Demand ``lead`` steps later; NaN without a season."""
+        self.following = math.nan
         self._demand.push(demand)
         self._count += 1
         if self._count % _LOOK_ANEW == 0:
@@ -43,8 +46,10 @@ class Season:
         if len(past) < self.period + steps:
             return math.nan
         level, now = past[:steps].mean(), self._demand.last(steps).mean()
-        then = past[steps - 1 + self._lead]
-        return float(then * now / level) if level > 0 else float(then)
+        by = float(now / level) if level > 0 else 1.0
+        at = steps - 1 + self._lead
+        self.following = float(past[min(at + 1, len(past) - 1)]) * by
+        return float(past[at]) * by
 
     def last(self, count: int) -> Floats:
         """(at most count,) the demand of the last steps."""

@@ -50,6 +50,37 @@ def bursts(count: int, every: int = 60) -> Floats:
     return demand
 
 
+# ---- the season -----------------------------------------------------------------------------
+
+
+def hourly(periods: int = 9, every: int = 240) -> Floats:
+    """A tenth of each hour needs five members, the rest one; nothing before it tells of it but the clock."""
+    demand = np.where(np.arange(periods * every) % every < every - every // 10, 7.0, 43.0)
+    return np.asarray(np.random.default_rng(5).normal(demand, 0.3), dtype=np.float64)
+
+
+def test_who_comes_each_hour_is_awaited() -> None:
+    every, demand = 240, hourly()
+    wanted = sized(demand)
+    lead = round(LEAD_S / STEP_S)
+    for begins in range(6 * every - every // 10, len(demand), every):
+        assert min(wanted[begins - lead - 1 : begins + 1]) >= 5, "ordered a lead time before"
+        assert wanted[begins - 4 * lead] == 1, "and not long before"
+
+
+def test_negative_control_without_a_season_nobody_is_awaited(monkeypatch) -> None:
+    monkeypatch.setattr("controlplane.forecast.season.period", lambda demand: None)
+    demand = hourly()
+    wanted = sized(demand)
+    assert wanted[len(demand) - 240 // 10 - 1] == 1
+
+
+def test_who_does_not_come_any_more_is_not_awaited_for_long() -> None:
+    every, demand = 240, hourly()
+    demand[6 * every :] = 7.0
+    assert max(sized(demand)[8 * every :]) == 1
+
+
 # ---- the rules ------------------------------------------------------------------------------
 
 
