@@ -20,19 +20,17 @@ import numpy.typing as npt
 
 from controlplane.model import Usage
 from controlplane.ports import Counters
+from controlplane.strength import GOOD_S, Strength
 
 _KEPT_S = 90.0
 """Of counters: readings of usage are means over times no longer than that."""
 _USED_LEAST = 0.05
 """Who uses less tells too little: what it uses anyway counts for too much."""
-_USED_UP, _TOO_MUCH = 0.98, 0.7
-"""Who is as busy as that was given too much, nobody knows by how much."""
+_USED_UP = 0.98
+"""Who is as busy as that is as busy as can be."""
 _FLOWS_LEAST = 20.0
+"""That tell at once how much an endpoint that is as busy as can be was given."""
 _FULL_GOOD_S = 30.0
-_GAIN = 0.5
-"""Of a reading, in logarithms."""
-_GOOD_S = 180.0
-"""So long a strength is believed without another reading."""
 _SURE = 0.95
 """Of a strength that is told by readings of some seconds."""
 _BY_LOAD = 0.7
@@ -55,8 +53,7 @@ class Balance:
         self._counted: deque[_Counted] = deque()
         self._began_s: float | None = None
         self._read_s: dict[str, float] = {}
-        self._strengths: dict[str, tuple[float, float]] = {}
-        """Flows/s, and when it was told last."""
+        self._strengths: dict[str, Strength] = {}
         self._full: dict[str, tuple[float, float, float]] = {}
         """Who is as busy as can be, since when, when that was told last, and its strength before; NaN: not
         known."""
@@ -88,11 +85,9 @@ class Balance:
             if before_s is None or used is None or used < _USED_LEAST or len(times) < 2:
                 continue
             flows, over_s = self._given(one.member, before_s, one.at_s, times)
+            if flows > 0.0:
+                self._learn(one, flows, over_s, used)
             if flows >= _FLOWS_LEAST:
-                is_full = used >= _USED_UP
-                self._learn(
-                    one.member, flows / over_s * (_TOO_MUCH if is_full else 1.0 / used), one.at_s, is_full
-                )
                 self._bound(one.member, flows / over_s, used)
 
     def _given(self, member: str, since_s: float, until_s: float, times: list[float]) -> tuple[float, float]:
@@ -105,16 +100,12 @@ class Balance:
             return math.nan, math.nan
         return float(now.flows[row]) - float(then.flows[row]), now.at_s - then.at_s
 
-    def _learn(self, member: str, told: float, at_s: float, is_most: bool) -> None:
-        """:param is_most: it is no more than that."""
-        before, seen_s = self._strengths.get(member, (told, at_s))
-        if at_s - seen_s > _GOOD_S:
-            before = told
-        if is_most:
-            told = min(told, before)
+    def _learn(self, one: Usage, flows: float, over_s: float, used: float) -> None:
+        known = self._strengths.setdefault(one.member, Strength())
+        if used < _USED_UP:
+            known.take(flows, used * over_s, over_s, one.at_s)
         else:
-            told = math.exp((1.0 - _GAIN) * math.log(before) + _GAIN * math.log(told))
-        self._strengths[member] = told, at_s
+            known.bound(flows, over_s, one.at_s)
 
     def _bound(self, member: str, given: float, used: float) -> None:
         """:param given: flows/s while it used this."""
@@ -126,8 +117,8 @@ class Balance:
             # It can't be more than it is given now, nobody knows how much less: that shows when it has help.
             self._ceilings[member] = min(_SURE * float(np.fmin(before, given)), known)
         elif member in self._ceilings and used >= _TELLS_MOST:
-            told = _SURE * self._strengths[member][0]
-            if not known / _OTHER <= told <= known * _OTHER:
+            told = _SURE * self.strength(member, self._read_s[member])
+            if told < known / _OTHER or told > known * _OTHER:
                 self._ceilings[member] = told
 
     def ceiling(self, member: str, helpers: Callable[[str], Iterable[str]], now_s: float) -> float:
@@ -143,12 +134,17 @@ class Balance:
 
     def strength(self, member: str, now_s: float) -> float:
         """Flows/s; NaN: not known."""
-        told, at_s = self._strengths.get(member, (math.nan, -math.inf))
-        return told if now_s - at_s <= _GOOD_S else math.nan
+        known = self._strengths.get(member)
+        return math.nan if known is None else known.rate(now_s)
+
+    def error(self, member: str, now_s: float) -> float:
+        """Standard error of its strength, as a part of it; infinite: that is not known."""
+        known = self._strengths.get(member)
+        return math.inf if known is None else known.error(now_s)
 
     def is_new(self, now_s: float) -> bool:
         """It has not been told for long enough to know of all."""
-        return self._began_s is not None and now_s - self._began_s <= _GOOD_S
+        return self._began_s is not None and now_s - self._began_s <= GOOD_S
 
     def used_up(self) -> frozenset[str]:
         """Members that were as busy as can be in their last two readings or more."""

@@ -14,6 +14,11 @@ from controlplane.capacity import Capacities
 from controlplane.ports import Counters
 from controlplane.shadows import Members
 
+_BAND = 0.1
+_BAND_ERRORS = 3.5
+"""Nobody is another one than was believed within this part, or within so many standard errors: two and a half
+of the difference between two members."""
+
 
 class Fitness:
     def __init__(self) -> None:
@@ -24,6 +29,8 @@ class Fitness:
         self._sources: dict[str, model.UsageSource] = {}
         """Of live endpoints."""
         self._of_services: dict[str, model.UsageSource | None] = {}
+        self._believed: dict[str, float] = {}
+        """What live endpoints can serve relative to the others, as rings follow it; absent: 1."""
 
     def set_up(self, services: Collection[model.Service]) -> None:
         self._of_services = {service.name: service.usage for service in services}
@@ -68,13 +75,27 @@ class Fitness:
         use, by its memory and by its agent; None: as much as it should."""
         if not any(name in self._sources for name in endpoints):
             return None
-        strengths = {name: self.balance.strength(name, now_s) for name in endpoints}
-        told = weights.fitness(endpoints, strengths) or dict.fromkeys(endpoints, 1.0)
+        told = self._balanced(endpoints, now_s)
         for name in endpoints:
             last = self.usages.at(name, now_s)
             if last is not None:
                 told[name] *= weights.spared(last.memory) * (1.0 if last.weight is None else last.weight)
         return told
+
+    def _balanced(self, endpoints: Mapping[str, model.Endpoint], now_s: float) -> dict[str, float]:
+        """By what they use: as it was, but for what is no chance."""
+        strengths = {name: self.balance.strength(name, now_s) for name in endpoints}
+        if all(map(math.isnan, strengths.values())):
+            for name in endpoints:
+                self._believed.pop(name, None)
+        found = weights.fitness(endpoints, strengths) or {}
+        if any(self._is_another(name, one, now_s) for name, one in found.items()):
+            self._believed |= found
+        return {name: self._believed.get(name, 1.0) for name in endpoints}
+
+    def _is_another(self, name: str, now: float, now_s: float) -> bool:
+        band = max(_BAND, _BAND_ERRORS * self.balance.error(name, now_s))
+        return abs(now / self._believed.get(name, 1.0) - 1.0) > band
 
     def is_awaited(self, endpoints: Collection[str], now_s: float) -> bool:
         """The controller has begun not long ago, and what some can serve is not told by their use yet."""
@@ -96,6 +117,8 @@ class Fitness:
         self.usages.keep(self._source(roster))
         if self._sources:
             self.balance.keep(roster.endpoints.keys() | roster.shadows.keys())
+            for name in self._believed.keys() - roster.endpoints.keys():
+                del self._believed[name]
 
     def _source(self, roster: Members) -> Callable[[str], model.UsageSource | None]:
         def source(name: str) -> model.UsageSource | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from controlplane import balance, model, weights
+from controlplane import balance, fitness, model, strength, weights
 from controlplane.model import ShadowState
 from tests.world import World, config
 
@@ -22,31 +23,39 @@ class Plant:
     """Endpoints of these real capacities, flows/s, none of which is configured; each tells every five
     seconds what it used since the last time."""
 
-    def __init__(self, capacities: Mapping[str, float], late_s: int = 0, given: float | None = None) -> None:
+    def __init__(
+        self, capacities: Mapping[str, float], given: float | None = None, poll_s: int = POLL_S
+    ) -> None:
         whole = config(endpoints=len(capacities), hosts=())
         web = whole.services["web"]
         endpoints = tuple(replace(one, capacity=given) for one in web.endpoints)
         self.world = World(replace(whole, services={"web": replace(web, endpoints=endpoints, usage=SOURCE)}))
         self.capacities = dict(capacities)
-        self.used: dict[str, deque[float]] = {name: deque(maxlen=POLL_S) for name in capacities}
+        self.poll_s = poll_s
+        self.used: dict[str, deque[float]] = {name: deque(maxlen=poll_s) for name in capacities}
         self.memory: dict[str, float] = {}
         self.asked: dict[str, float] = {}
         self.silent = False
-        self.late_s = late_s
-        self.waiting: deque[dict[str, float]] = deque([{}] * late_s)
+        self.rings: list[tuple[float, ...]] = []
+        """After each tick."""
+        self.asked_of: Callable[[str, float], float] = lambda _, given: given
+        """Of a member that is given so many new flows: what that is to it now."""
 
     def tick(self, demand: float) -> None:
         tells = self.world.load_source.tells
         tells.clear()
-        if self.world.clock.now % POLL_S == 0 and not self.silent:
-            told = {name: sum(used) / POLL_S for name, used in self.used.items() if len(used) == POLL_S}
+        every = self.poll_s
+        if self.world.clock.now % every == 0 and not self.silent:
+            told = {name: sum(used) / every for name, used in self.used.items() if len(used) == every}
             for name, cpu in told.items():
                 self.world.load_source.tell(
                     name, cpu=cpu, memory=self.memory.get(name), weight=self.asked.get(name)
                 )
         self.world.tick(demand)
         for name, capacity in self.capacities.items():
-            self.used[name].append(min(self.world.dataplane.served.get(name, 0.0) / capacity, 1.0))
+            asked = self.asked_of(name, self.world.dataplane.served.get(name, 0.0))
+            self.used[name].append(min(asked / capacity, 1.0))
+        self.rings.append(tuple(self.world.dataplane.services["web"].ring.values()))
 
     def ticks(self, count: int, demand: float) -> None:
         for _ in range(count):
@@ -137,6 +146,35 @@ def test_who_is_nearly_out_of_memory_or_asks_for_less_gets_less():
     plant.ticks(60, 140.0)
     assert plant.shares["web-2"] == pytest.approx(0.25 / 2.25, abs=0.03)
     assert plant.shares["web-1"] == pytest.approx(1.0 / 2.25, abs=0.03)
+
+
+def constant(seed: int, seconds: int = 300) -> Plant:
+    """Three equal endpoints at half load, read every two seconds. A flow asks for one or more requests, three
+    seconds apart."""
+    plant, random = Plant(dict.fromkeys(UNEVEN, 20.0), given=20.0, poll_s=2), np.random.default_rng(seed)
+    coming = {name: np.zeros(seconds + 60) for name in UNEVEN}
+
+    def asked(name: str, given: float) -> float:
+        k = len(plant.rings)
+        for _ in range(round(given)):
+            coming[name][k : k + 3 * random.geometric(0.5) : 3] += 0.5
+        return float(coming[name][k])
+
+    plant.asked_of = asked
+    plant.ticks(seconds, 30.0)
+    return plant
+
+
+def test_a_constant_demand_of_equal_endpoints_moves_no_ring():
+    moves = [len(set(constant(seed).rings)) - 1 for seed in range(2)]
+    assert moves == [0, 0]
+
+
+def test_negative_control_where_each_reading_is_believed_the_ring_follows_chance(monkeypatch):
+    monkeypatch.setattr(strength, "_LONG_S", 3.0)
+    monkeypatch.setattr(strength, "_KNOWN", 1.0)
+    monkeypatch.setattr(fitness, "_BAND_ERRORS", 0.0)
+    assert len(set(constant(0, 120).rings)) > 4
 
 
 def busy(demand: float, given: float | None, *, told: bool = True, burnt_from: int = 10_000) -> World:
