@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,10 @@ import numpy.typing as npt
 
 from controlplane.model import Usage
 from controlplane.ports import Counters
+from controlplane.signs import timed_share
 from controlplane.strength import GOOD_S, Strength
+
+Numbers = npt.NDArray[np.uint64]
 
 _KEPT_S = 90.0
 """Of counters: readings of usage are means over times no longer than that."""
@@ -28,6 +31,8 @@ _USED_LEAST = 0.05
 """Who uses less tells too little: what it uses anyway counts for too much."""
 _USED_UP = 0.98
 """Who is as busy as that is as busy as can be."""
+_COMPLETING = 0.8
+"""Who completes less of what it is given is idle because it fails: that is no strength."""
 _FLOWS_LEAST = 20.0
 """That tell at once how much an endpoint that is as busy as can be was given."""
 _FULL_GOOD_S = 30.0
@@ -41,9 +46,13 @@ _TELLS_MOST, _OTHER = 0.5, 1.1
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    at_s: float
-    rows: Mapping[str, int]
-    flows: npt.NDArray[np.uint64]
+    counters: Counters
+    of_all: float
+    """New flows, of all members together."""
+
+    @property
+    def at_s(self) -> float:
+        return self.counters.at_s
 
 
 class Balance:
@@ -54,6 +63,8 @@ class Balance:
         self._began_s: float | None = None
         self._read_s: dict[str, float] = {}
         self._strengths: dict[str, Strength] = {}
+        self.failing: set[str] = set()
+        """Members that completed little of what they were given when that was told last."""
         self._full: dict[str, tuple[float, float, float]] = {}
         """Who is as busy as can be, since when, when that was told last, and its strength before; NaN: not
         known."""
@@ -66,7 +77,7 @@ class Balance:
             return
         if self._began_s is None:
             self._began_s = counters.at_s
-        self._counted.append(_Counted(counters.at_s, counters.rows, counters.flows))
+        self._counted.append(_Counted(counters, float(counters.flows.sum())))
         while self._counted[0].at_s < counters.at_s - _KEPT_S:
             self._counted.popleft()
 
@@ -82,30 +93,36 @@ class Balance:
                 before = self.strength(one.member, one.at_s)
                 since_s, _, before = self._full.get(one.member, (one.at_s, 0.0, before))
                 self._full[one.member] = since_s, one.at_s, before
-            if before_s is None or used is None or used < _USED_LEAST or len(times) < 2:
+            if before_s is None or used is None or len(times) < 2:
                 continue
-            flows, over_s = self._given(one.member, before_s, one.at_s, times)
+            then, now = self._between(before_s, one.at_s, times)
+            row = now.counters.rows.get(one.member)
+            if row is None or then.counters.rows.get(one.member) != row:
+                continue
+            over_s, flows = now.at_s - then.at_s, _grown(then.counters.flows, now.counters.flows, row)
             if flows > 0.0:
-                self._learn(one, flows, over_s, used)
-            if flows >= _FLOWS_LEAST:
+                self._learn(one, flows, _completing(then, now, row, flows), over_s, used)
+            if flows >= _FLOWS_LEAST and used >= _USED_LEAST:
                 self._bound(one.member, flows / over_s, used)
 
-    def _given(self, member: str, since_s: float, until_s: float, times: list[float]) -> tuple[float, float]:
-        """New flows between two moments, as near as counters were read; NaN: not known."""
+    def _between(self, since_s: float, until_s: float, times: list[float]) -> tuple[_Counted, _Counted]:
+        """What was counted at two moments, as near as counters were read."""
         first = min(_nearest(times, since_s), len(times) - 2)
         last = max(_nearest(times, until_s), first + 1)
-        then, now = self._counted[first], self._counted[last]
-        row = now.rows.get(member)
-        if row is None or then.rows.get(member) != row:
-            return math.nan, math.nan
-        return float(now.flows[row]) - float(then.flows[row]), now.at_s - then.at_s
+        return self._counted[first], self._counted[last]
 
-    def _learn(self, one: Usage, flows: float, over_s: float, used: float) -> None:
+    def _learn(self, one: Usage, flows: float, completing: float, over_s: float, used: float) -> None:
+        """:param completing: the part of these new flows that does."""
         known = self._strengths.setdefault(one.member, Strength())
-        if used < _USED_UP:
-            known.take(flows, used * over_s, over_s, one.at_s)
-        else:
-            known.bound(flows, over_s, one.at_s)
+        self.failing.discard(one.member)
+        if completing < _COMPLETING:
+            self.failing.add(one.member)
+            known.keep(one.at_s)
+        work = flows * completing
+        if used >= _USED_UP and work > 0.0:
+            known.bound(work, over_s, one.at_s)
+        elif completing >= _COMPLETING and used >= _USED_LEAST:
+            known.take(work, used * over_s, over_s, one.at_s)
 
     def _bound(self, member: str, given: float, used: float) -> None:
         """:param given: flows/s while it used this."""
@@ -159,6 +176,7 @@ class Balance:
 
     def keep(self, members: Collection[str]) -> None:
         """Forgets all others."""
+        self.failing.intersection_update(members)
         for known in (self._read_s, self._strengths, self._full, self._ceilings):
             for name in [name for name in known if name not in members]:
                 del known[name]
@@ -177,3 +195,23 @@ def _nearest(times: list[float], at_s: float) -> int:
     if after == len(times):
         return after - 1
     return after if times[after] - at_s < at_s - times[after - 1] else after - 1
+
+
+def _grown(then: Numbers, now: Numbers, row: int) -> float:
+    return float(now.item(row) - then.item(row))
+
+
+def _completing(then: _Counted, now: _Counted, row: int, flows: float) -> float:
+    """The part of a member's new flows that was completed: by the handshakes of its own that were timed, and
+    of a live endpoint by what its group completed."""
+    before, after = then.counters, now.counters
+    part, offered = 1.0, _grown(before.offered, after.offered, row)
+    if offered > 0.0:
+        part = min(_grown(before.completed, after.completed, row) / offered, 1.0)
+    if not after.rtt_count.item(row):
+        return part
+    remembered = flows - _grown(before.unremembered, after.unremembered, row)
+    if remembered > 0.0:
+        share = timed_share((now.of_all - then.of_all) / (now.at_s - then.at_s))
+        part = min(part, _grown(before.rtt_count, after.rtt_count, row) / share / remembered)
+    return part

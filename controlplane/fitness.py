@@ -90,12 +90,26 @@ class Fitness:
                 self._believed.pop(name, None)
         found = weights.fitness(endpoints, strengths) or {}
         if any(self._is_another(name, one, now_s) for name, one in found.items()):
-            self._believed |= found
+            self._believe(found)
         return {name: self._believed.get(name, 1.0) for name in endpoints}
 
+    def _believe(self, found: Mapping[str, float]) -> None:
+        before = {name: self._believed.get(name, 1.0) for name in found}
+        self._believed |= found
+        failing = [name for name in found if name in self.balance.failing]
+        well = [name for name in found if name not in self.balance.failing]
+        if not well or not failing:
+            return
+        # Who fails gets nothing more for what the others can't serve.
+        others = sum(found[name] for name in well) / sum(before[name] for name in well)
+        for name in failing:
+            self._believed[name] = min(found[name], before[name] * others)
+
     def _is_another(self, name: str, now: float, now_s: float) -> bool:
-        band = max(_BAND, _BAND_ERRORS * self.balance.error(name, now_s))
-        return abs(now / self._believed.get(name, 1.0) - 1.0) > band
+        more = now / self._believed.get(name, 1.0) - 1.0
+        if abs(more) <= _BAND or abs(more) <= _BAND_ERRORS * self.balance.error(name, now_s):
+            return False
+        return more < 0.0 or name not in self.balance.failing
 
     def is_awaited(self, endpoints: Collection[str], now_s: float) -> bool:
         """The controller has begun not long ago, and what some can serve is not told by their use yet."""

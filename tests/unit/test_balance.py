@@ -13,6 +13,7 @@ import pytest
 
 from controlplane import balance, fitness, model, strength, weights
 from controlplane.model import ShadowState
+from controlplane.penalties import Penalties
 from tests.world import World, config
 
 POLL_S = 5
@@ -70,6 +71,10 @@ class Plant:
         """The highest utilisation, as multiples of the mean one."""
         used = [share * demand / self.capacities[name] for name, share in self.shares.items()]
         return max(used) / (sum(used) / len(used))
+
+
+def strength_of(plant: Plant, name: str) -> float:
+    return plant.world.controller._fleet.use.balance.strength(name, plant.world.clock.now)
 
 
 UNEVEN = {"web-1": 40.0, "web-2": 80.0, "web-3": 160.0}
@@ -175,6 +180,45 @@ def test_negative_control_where_each_reading_is_believed_the_ring_follows_chance
     monkeypatch.setattr(strength, "_KNOWN", 1.0)
     monkeypatch.setattr(fitness, "_BAND_ERRORS", 0.0)
     assert len(set(constant(0, 120).rings)) > 4
+
+
+def dying(monkeypatch: pytest.MonkeyPatch) -> Plant:
+    """Nobody sees that one of three equal endpoints answers nothing after two minutes: it is idle, but for
+    old flows."""
+    monkeypatch.setattr(Penalties, "take", lambda *_: None)
+    plant = Plant(dict.fromkeys(UNEVEN, 100.0), given=100.0)
+    plant.ticks(120, 150.0)
+    plant.world.dataplane.unanswered["web-2"] = 1.0
+    plant.asked_of = lambda name, given: given * (0.2 if name == "web-2" else 1.0)
+    plant.ticks(120, 150.0)
+    return plant
+
+
+def test_who_completes_nothing_is_idle_and_gets_no_more_for_it(monkeypatch):
+    plant = dying(monkeypatch)
+    assert plant.shares["web-2"] <= 0.34
+    assert strength_of(plant, "web-2") == pytest.approx(100.0, rel=0.1)
+
+
+def test_negative_control_by_what_it_is_given_it_seems_to_be_the_strongest(monkeypatch):
+    monkeypatch.setattr(balance, "_completing", lambda *_: 1.0)
+    assert dying(monkeypatch).shares["web-2"] > 0.4
+
+
+def test_who_completes_nothing_gets_no_more_when_the_others_are_as_busy_as_can_be(monkeypatch):
+    plant = dying(monkeypatch)
+    before = plant.shares["web-2"]
+    plant.ticks(60, 390.0)
+    assert plant.world.controller._fleet.use.used_up >= {"web-1", "web-3"}
+    assert plant.shares["web-2"] <= before + 0.01
+
+
+def test_of_who_fails_only_now_and_then_what_it_completes_counts():
+    plant = Plant(dict.fromkeys(UNEVEN, 100.0))
+    plant.world.dataplane.unanswered["web-2"] = 0.1
+    plant.asked_of = lambda name, given: given * (0.9 if name == "web-2" else 1.0)
+    plant.ticks(120, 150.0)
+    assert strength_of(plant, "web-2") == pytest.approx(100.0, rel=0.05)
 
 
 def busy(demand: float, given: float | None, *, told: bool = True, burnt_from: int = 10_000) -> World:
