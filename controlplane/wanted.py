@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
@@ -13,8 +12,6 @@ from controlplane.model import Member, Role, Shadow, ShadowState
 
 _BLIND_S = 180.0
 """Weights stay so long without readings, then they move to capacity shares."""
-_LEAVES = 0.05
-"""Of a member: when so much of a group goes, the ring must not wait, for what is left would be too little."""
 _HELPERS = 16
 """At most so many neighbours share what one that warms up leaves: each gets some of the slots."""
 
@@ -91,15 +88,16 @@ def wanted_steering(
         }
         usable = {name: fleet.is_up(name, True) or bool(those) for name, those in slots.items()}
         whole = fleet.whole(service.name)
-        has_shadows = any(one.name in shadows_of for one in service.endpoints)
+        follows = whole is not None and any(one.name in shadows_of for one in service.endpoints)
         ring = _ring(
             installed,
             fleet,
             service,
             usable,
             drained,
-            _serving(fleet, slots, draining, drained) if whole is not None and has_shadows else None,
+            _serving(fleet, slots, draining, drained) if follows else None,
             slots,
+            _losing(installed, fleet, slots, draining, drained) if follows else frozenset(),
             frozen or any(stale_s[name] <= _BLIND_S for name in slots if name in stale_s),
             ring_changed_s.get(service.name, -1e9),
             now_s,
@@ -280,6 +278,28 @@ def _served(installed: model.Steering, names: Iterable[str]) -> dict[str, float]
     return out
 
 
+def _losing(
+    installed: model.Steering,
+    fleet: Knowledge,
+    slots: Mapping[str, Mapping[str, float]],
+    draining: Collection[str],
+    drained: Collection[str],
+) -> frozenset[str]:
+    """Live endpoints in whose group somebody gets no new flows now, or only its last ones, who did in the
+    installed steering."""
+    losing = set()
+    for name, those in slots.items():
+        live = installed.members.get(name)
+        if live is None:
+            continue
+        there = [n for n in live.slots if n in installed.members and not installed.members[n].draining]
+        is_out = name in drained or not fleet.is_up(name, True)
+        leaves = is_out and not (live.down or live.draining)
+        if leaves or any(n not in those or n in draining for n in there):
+            losing.add(name)
+    return frozenset(losing)
+
+
 def _live(
     installed: model.Steering,
     fleet: Knowledge,
@@ -362,6 +382,7 @@ def _ring(
     drained: frozenset[str],
     serving: Mapping[str, float] | None,
     slots: Mapping[str, Mapping[str, float]],
+    losing: frozenset[str],
     frozen: bool,
     changed_s: float,
     now_s: float,
@@ -369,6 +390,7 @@ def _ring(
     """Usable and not drained; else what is usable; else, fail open, all.
 
     :param serving: members of each one's group, where shares follow them: who is drained has shadows there.
+    :param losing: live endpoints some of whose group have just left.
     """
     endpoints = {e.name: e for e in service.endpoints}
     helped = serving or {}
@@ -384,12 +406,15 @@ def _ring(
         wanted = weights.ring_weights(chosen, serving, _fitness(fleet, chosen, slots, now_s))
     before = installed.services.get(service.name)
     current = dict(before.ring) if before else {}
-    if wanted.keys() != current.keys():
-        return wanted
-    served = _served(installed, serving or ())
-    leaves = serving is not None and any(serving[n] < there - _LEAVES for n, there in served.items())
-    if current and (serving or {}) == served and fleet.awaits_usage(wanted, now_s):
+    is_same = wanted.keys() == current.keys()
+    as_was = is_same and (serving or {}) == _served(installed, serving or ())
+    if as_was and fleet.awaits_usage(wanted, now_s):
         return current  # what it was by, before a restart, is read again soon
-    if frozen or not weights.ring_is_due(current, wanted, -math.inf if leaves else changed_s, now_s):
+    if not is_same:
+        current = weights.join_ring(current, wanted)
+    if frozen:
         return current
-    return wanted if leaves else weights.step_ring(current, wanted)
+    if weights.ring_is_due(current, wanted, changed_s, now_s):
+        current = weights.step_ring(current, wanted)
+    # A group that can serve less than a moment ago waits for no pause, and goes by no steps.
+    return weights.reduce_ring(current, wanted, (losing | fleet.kept.keys()) & wanted.keys())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from controlplane import drains
 from controlplane.model import LIMIT_WINDOW_S, Endpoint, Shadow, ShadowState
@@ -190,11 +190,34 @@ def step_ring(installed: Mapping[str, float], wanted: Mapping[str, float]) -> di
     }
 
 
+def reduce_ring(
+    installed: Mapping[str, float], wanted: Mapping[str, float], names: Collection[str]
+) -> dict[str, float]:
+    """Down to the wanted shares for those of these whose share falls past the dead band; the others keep
+    theirs to each other."""
+    whole, now = sum(wanted.values()), sum(installed.values())
+    less = {n for n in names if wanted[n] / whole < (1.0 - _RING_BAND) * installed[n] / now}
+    others = sum(weight for name, weight in installed.items() if name not in less)
+    if not less or not others:
+        return dict(installed)
+    left = (whole - sum(wanted[name] for name in sorted(less))) / others
+    return {n: wanted[n] if n in less else round(weight * left, 3) for n, weight in installed.items()}
+
+
+def join_ring(installed: Mapping[str, float], wanted: Mapping[str, float]) -> dict[str, float]:
+    """When members come or go: who stays keeps its weight, relative to the others that do."""
+    stay = [name for name in wanted if installed.get(name)]
+    if not stay:
+        return dict(wanted)
+    factor = sum(wanted[name] for name in stay) / sum(installed[name] for name in stay)
+    return {n: round(installed[n] * factor, 3) if installed.get(n) else one for n, one in wanted.items()}
+
+
 def ring_is_due(
     installed: Mapping[str, float], wanted: Mapping[str, float], changed_s: float, now_s: float
 ) -> bool:
-    """At once when members come or go, else past a dead band and a pause."""
-    if installed.keys() != wanted.keys():
-        return True
+    """Past a dead band and a pause.
+
+    :param installed: of the same endpoints."""
     drifted = any(abs(wanted[name] - installed[name]) > _RING_BAND * installed[name] for name in wanted)
     return drifted and now_s - changed_s >= _RING_PAUSE_S

@@ -80,6 +80,25 @@ def test_its_share_comes_back_step_by_step_when_it_is_well(learned):
     assert len(said(world, "penalty")) == 2
 
 
+def test_it_loses_its_share_at_once_though_the_ring_has_just_moved_and_gets_it_back_when_that_may_move(
+    learned,
+):
+    world = copy.deepcopy(learned)
+    world.dataplane.resets[ILL] = 0.4
+    paused = world.controller._ring_changed_s
+    for _ in range(FOUND):
+        paused["web"] = world.clock.now
+        world.ticks(1, DEMAND)
+    least = share(world)
+    assert least == pytest.approx(0.6 / 2.6, abs=0.05)
+    world.dataplane.resets[ILL] = 0.005
+    for _ in range(150):
+        paused["web"] = world.clock.now
+        world.ticks(1, DEMAND)
+    assert ILL not in world.controller._fleet.kept
+    assert share(world) <= least + 0.01
+
+
 def test_what_the_others_have_no_room_for_stays(learned):
     world = copy.deepcopy(learned)
     world.ticks(60, 205.0)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,8 +12,9 @@ from itertools import pairwise
 
 import pytest
 
-from controlplane import model, requests
+from controlplane import model, requests, weights
 from controlplane.cli import explain
+from controlplane.fleet import Fleet
 from controlplane.model import ShadowState
 from controlplane.pool import is_pool
 from tests.world import CAPACITY, World, config
@@ -154,6 +156,47 @@ def test_while_a_drain_ramps_the_ring_is_changed_once():
     assert ramps > 20
     changes = sum(one != before for before, one in pairwise(rings))
     assert changes <= 2 * len(set(a.orders()))
+
+
+def restless(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """While a drain ramps, and what each can serve is told anew each tick, by chance. Of each move of the
+    ring within ten seconds of the one before it by how much weights grew; the ring is to move by chance."""
+    a = world(idle_s=30.0, min_life_s=30.0, drain_s=30.0)
+    a.ticks(40, 0.5 * CAPACITY * FEW)
+    a.ticks(50, 1.3 * CAPACITY * FEW)
+    monkeypatch.setattr(
+        Fleet, "fitness", lambda _, those, now_s: {n: a.random.uniform(0.6, 1.4) for n in those}
+    )
+    moved_s, grown, ring = -math.inf, [], shares(a)
+    for _ in range(120):
+        a.tick(0.6 * CAPACITY * FEW)
+        before, ring = ring, shares(a)
+        if before == ring:
+            continue
+        if a.clock.now - moved_s < 10.0:
+            grown.append(sorted(ring[name] / before[name] for name in ring))
+        moved_s = a.clock.now
+    assert "deprovision" in {what for what, _ in a.provisioner.orders}
+    return grown
+
+
+def uneven(grown: list[float]) -> bool:
+    """Those that do not lose do not keep what they have to each other."""
+    more = [one for one in grown if one >= 0.95]
+    return max(more) > 1.02 * min(more)
+
+
+def test_within_ten_seconds_the_ring_takes_from_who_loses_a_member_and_moves_nothing_else(monkeypatch):
+    grown = restless(monkeypatch)
+    assert grown
+    for each_one in grown:
+        assert each_one[0] < 0.95
+        assert not uneven(each_one)
+
+
+def test_negative_control_where_all_that_is_wanted_comes_with_it_everything_moves(monkeypatch):
+    monkeypatch.setattr(weights, "reduce_ring", lambda was, to, names: dict(to if names else was))
+    assert any(map(uneven, restless(monkeypatch)))
 
 
 def test_a_shadow_of_one_that_is_down_serves_on_while_others_have_room():

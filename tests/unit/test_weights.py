@@ -144,8 +144,24 @@ def test_ring_weights_are_capacities_where_all_are_known():
     assert weights.ring_weights(one) == {"a": 0.5, "b": 1.5}
 
 
-def test_a_ring_changes_at_once_with_its_members_else_past_the_band_and_the_pause():
-    assert weights.ring_is_due({"a": 1.0}, {"a": 1.0, "b": 1.0}, 100.0, 100.0)
+def test_a_ring_changes_past_the_band_and_the_pause():
     assert not weights.ring_is_due({"a": 1.0, "b": 1.0}, {"a": 1.05, "b": 0.95}, 0.0, 100.0)
     assert not weights.ring_is_due({"a": 1.0, "b": 1.0}, {"a": 1.5, "b": 0.5}, 95.0, 100.0)
     assert weights.ring_is_due({"a": 1.0, "b": 1.0}, {"a": 1.5, "b": 0.5}, 89.0, 100.0)
+
+
+def test_what_is_urgent_takes_from_whom_it_is_about_and_leaves_the_others_as_they_are():
+    installed, wanted = {"a": 1.0, "b": 1.2, "c": 0.8}, {"a": 0.4, "b": 0.8, "c": 1.8}
+    reduced = weights.reduce_ring(installed, wanted, {"a"})
+    assert reduced == {"a": 0.4, "b": 1.56, "c": 1.04}
+    assert sum(reduced.values()) == pytest.approx(3.0)
+    assert weights.reduce_ring(installed, wanted, {"c"}) == installed, "nobody is given more"
+    assert weights.reduce_ring(installed, {"a": 0.95, "b": 1.0, "c": 1.05}, {"a"}) == installed
+    assert weights.reduce_ring({"a": 1.0}, {"a": 1.0}, {"a"}) == {"a": 1.0}
+
+
+def test_when_members_come_or_go_those_that_stay_keep_their_weights_to_each_other():
+    wanted = {"a": 0.6, "b": 1.2, "c": 1.2}
+    assert weights.join_ring({"a": 1.0, "b": 1.0}, wanted) == {"a": 0.9, "b": 0.9, "c": 1.2}
+    assert weights.join_ring({"a": 1.2, "b": 0.8, "d": 1.0}, {"a": 1.0, "b": 1.0}) == {"a": 1.2, "b": 0.8}
+    assert weights.join_ring({}, wanted) == weights.join_ring({"d": 1.0}, wanted) == wanted
