@@ -43,6 +43,8 @@ _APART_S = 5.0
 """That lasts so long."""
 _TELLING = 1.0
 """New flows of a reading, in the mean of the last ones, of which failures are a share."""
+_MORE = 1.25
+"""So many times its normal rate who is slow may be overloaded."""
 _COMPARABLE = 0.05
 """Of demand may spill, and the live endpoint's times are those of one that serves it all."""
 _ERRORS = (Count.RESETS, Count.UNANSWERED, Count.ABORTED)
@@ -255,6 +257,11 @@ class Conditions:
         first = int(np.flatnonzero(its & self.in_trouble & self.others_too)[0])
         why = self._trouble(n + at, _ALIKE) or self._trouble(first, _ALIKE)
         return f"{np.count_nonzero(alike)} of {np.count_nonzero(its)} endpoints at once: {why}"
+
+    def is_asked_more(self, i: int) -> bool:
+        """The group, for clearly more new flows than is normal."""
+        now, normal = self._baseline.told_count(i)
+        return now[Count.RATE] > _MORE * normal[Count.RATE]
 
     def trouble(self, i: int) -> str:
         """Of a group that is slow or failing, in words and numbers; empty: it is neither."""

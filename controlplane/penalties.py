@@ -5,6 +5,8 @@ Who fails a fifth of its flows more than is normal loses a fifth of them; who ta
 third, so that as many wait at it as before (Little, "A proof for the queuing formula", Operations Research 9,
 1961). No more is taken from it than the others have room for, and never all: who is given nothing can't be
 seen to be well again. It comes back slowly, for what heals as soon as less is given is ill again with more.
+Who became slow, and no more than that, while it was asked for more than is normal was overloaded: it gets its
+share back soon, once.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ _WELL_S = 30.0
 """It is well for so long before it gets more again."""
 _DOUBLED_S = 30.0
 """Then in so long it gets twice as much."""
+_RESTED_S = 5.0
+"""Both, of who was overloaded."""
+_ONCE_S = 300.0
+"""So long who was overloaded and is slow again is ill."""
 
 
 class Penalties:
@@ -34,6 +40,10 @@ class Penalties:
         self._kept: dict[str, float] = {}
         self._ill_s: dict[str, float] = {}
         """When each was ill last; NaN: before this controller began."""
+        self._strained: set[str] = set()
+        """Of those with a penalty, those that were overloaded."""
+        self._strained_s: dict[str, float] = {}
+        """When each began to be so last."""
 
     @property
     def kept(self) -> Mapping[str, float]:
@@ -45,6 +55,8 @@ class Penalties:
         both = other._kept.keys() & self._index.keys()
         self._kept = {name: other._kept[name] for name in both}
         self._ill_s = {name: other._ill_s[name] for name in both}
+        self._strained = other._strained & both
+        self._strained_s = {n: at_s for n, at_s in other._strained_s.items() if n in self._index}
 
     def text(self) -> str | None:
         """To be kept; None: nobody has one."""
@@ -63,20 +75,41 @@ class Penalties:
         """:param least: indices of those in trouble, while others of their service are not -> the part of
         its weight that each has to keep, as the others have no room for more."""
         for name in list(self._kept):
-            if math.isnan(self._ill_s[name]) or conditions.in_trouble[self._index[name]]:
-                self._ill_s[name] = now_s  # with others too, it may be: it gets nothing back for that
-            elif now_s - self._ill_s[name] > _WELL_S:
-                self._kept[name] *= 2.0 ** (over_s / _DOUBLED_S)
-                if self._kept[name] >= 1.0:
-                    del self._kept[name], self._ill_s[name]
+            self._give_back(name, bool(conditions.in_trouble[self._index[name]]), over_s, now_s)
         for i, part in least.items():
             name, serves = self._names[i], succeeding(conditions, i)
             kept = min(serves, as_soon(conditions, i), self._kept.get(name, 1.0))
             kept = max(kept, min(part, serves), _LEAST)  # what it fails is lost, whoever has no room
             if kept < 1.0:
+                self._strain(name, serves == 1.0, conditions.is_asked_more(i), now_s)
                 self._kept[name], self._ill_s[name] = kept, now_s
             elif name in self._kept:
-                del self._kept[name], self._ill_s[name]
+                self._forget(name)
+
+    def _give_back(self, name: str, is_ill: bool, over_s: float, now_s: float) -> None:
+        well_s = now_s - self._ill_s[name]
+        if math.isnan(well_s) or is_ill:
+            if well_s > _RESTED_S:
+                self._strained.discard(name)  # it got some back, and is ill with it
+            self._ill_s[name] = now_s  # with others too, it may be: it gets nothing back for that
+            return
+        after_s, doubled_s = (_RESTED_S, _RESTED_S) if name in self._strained else (_WELL_S, _DOUBLED_S)
+        if well_s > after_s:
+            self._kept[name] *= 2.0 ** (over_s / doubled_s)
+            if self._kept[name] >= 1.0:
+                self._forget(name)
+
+    def _strain(self, name: str, is_slow_only: bool, is_asked_more: bool, now_s: float) -> None:
+        if not is_slow_only:
+            self._strained.discard(name)
+        elif name not in self._kept and is_asked_more:
+            if now_s - self._strained_s.get(name, -math.inf) > _ONCE_S:
+                self._strained.add(name)
+            self._strained_s[name] = now_s
+
+    def _forget(self, name: str) -> None:
+        del self._kept[name], self._ill_s[name]
+        self._strained.discard(name)
 
 
 def succeeding(conditions: Conditions, i: int) -> float:

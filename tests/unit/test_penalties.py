@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane import penalties
+from controlplane.conditions import Conditions
 from controlplane.loads import Loads
 from controlplane.penalties import Penalties
 from tests.unit.test_troubled_loop import DEMAND, ENDPOINTS, FOUND, calm, said
@@ -97,6 +98,51 @@ def test_it_loses_its_share_at_once_though_the_ring_has_just_moved_and_gets_it_b
         world.ticks(1, DEMAND)
     assert ILL not in world.controller._fleet.kept
     assert share(world) <= least + 0.01
+
+
+def overloaded(world: World, demand: float) -> int:
+    """One of them is slow until four seconds after that was found. For how long it loses some, at this
+    demand."""
+    world.dataplane.response_us[ILL] = 50_000.0
+    while ILL not in world.controller._fleet.kept:
+        world.ticks(1, demand)
+    world.ticks(4, demand)
+    world.dataplane.response_us[ILL] = 10_000.0
+    seconds = 4
+    while ILL in world.controller._fleet.kept:
+        world.ticks(1, demand)
+        seconds += 1
+    return seconds
+
+
+def test_who_was_slow_by_more_demand_than_usual_gets_its_share_back_soon_once(learned):
+    world = copy.deepcopy(learned)
+    assert overloaded(world, 1.6 * DEMAND) <= 30
+    assert overloaded(world, 1.6 * DEMAND) > 60, "again it is no chance"
+    assert overloaded(copy.deepcopy(learned), DEMAND) > 60, "at usual demand it is ill"
+
+
+def test_negative_control_where_what_it_is_asked_for_is_not_seen_it_loses_for_long(learned, monkeypatch):
+    monkeypatch.setattr(Conditions, "is_asked_more", lambda *_: False)
+    assert overloaded(copy.deepcopy(learned), 1.6 * DEMAND) > 60
+
+
+def test_who_is_slow_again_as_it_gets_its_share_back_gets_it_slowly(learned):
+    world = copy.deepcopy(learned)
+    world.dataplane.response_us[ILL] = 50_000.0
+    while ILL not in world.controller._fleet.kept:
+        world.ticks(1, 1.6 * DEMAND)
+    world.ticks(4, 1.6 * DEMAND)
+    kept = world.controller._fleet.kept
+    least = kept[ILL]
+    world.dataplane.response_us[ILL] = 10_000.0
+    while kept[ILL] == least:
+        world.ticks(1, 1.6 * DEMAND)
+    world.dataplane.response_us[ILL] = 50_000.0
+    world.ticks(10, 1.6 * DEMAND)
+    world.dataplane.response_us[ILL] = 10_000.0
+    world.ticks(40, 1.6 * DEMAND)
+    assert ILL in world.controller._fleet.kept
 
 
 def test_what_the_others_have_no_room_for_stays(learned):
