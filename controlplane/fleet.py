@@ -566,6 +566,11 @@ class Fleet:
         """Live endpoint -> the part of its weight that it keeps while it is slow or failing."""
         return self.penalties.kept
 
+    @property
+    def newly_penalised(self) -> Collection[str]:
+        """Those that keep clearly less than a tick ago."""
+        return self.penalties.deeper
+
     def is_in_trouble(self, name: str) -> bool:
         """A live endpoint that is slow or failing, and its shadows, if it has some, are not."""
         return self._troubles.is_alone(name)

@@ -25,6 +25,8 @@ _WELL_S = 30.0
 """It is well for so long before it gets more again."""
 _DOUBLED_S = 30.0
 """Then in so long it gets twice as much."""
+_CLEARLY = 0.9
+"""Of what it kept."""
 _RESTED_S = 5.0
 """Both, of who was overloaded."""
 _ONCE_S = 300.0
@@ -40,6 +42,10 @@ class Penalties:
         self._kept: dict[str, float] = {}
         self._ill_s: dict[str, float] = {}
         """When each was ill last; NaN: before this controller began."""
+        self.deeper: frozenset[str] = frozenset()
+        """Those that keep clearly less since the last reading."""
+        self._before: dict[str, float] = {}
+        """What each kept when it was one of these last, or later, if that is more."""
         self._strained: set[str] = set()
         """Of those with a penalty, those that were overloaded."""
         self._strained_s: dict[str, float] = {}
@@ -85,6 +91,11 @@ class Penalties:
                 self._kept[name], self._ill_s[name] = kept, now_s
             elif name in self._kept:
                 self._forget(name)
+        before = self._before
+        self.deeper = frozenset(n for n, kept in self._kept.items() if kept < _CLEARLY * before.get(n, 1.0))
+        self._before = {
+            n: kept if n in self.deeper else max(kept, before.get(n, 1.0)) for n, kept in self._kept.items()
+        }
 
     def _give_back(self, name: str, is_ill: bool, over_s: float, now_s: float) -> None:
         well_s = now_s - self._ill_s[name]

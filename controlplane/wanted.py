@@ -46,6 +46,10 @@ class Knowledge(Protocol):
     def kept(self) -> Mapping[str, float]:
         """Live endpoint -> the part of its weight that it keeps while it is slow or failing."""
 
+    @property
+    def newly_penalised(self) -> Collection[str]:
+        """Those that keep clearly less than a tick ago."""
+
 
 def wanted_steering(
     config: model.Config,
@@ -417,4 +421,4 @@ def _ring(
     if weights.ring_is_due(current, wanted, changed_s, now_s):
         current = weights.step_ring(current, wanted)
     # A group that can serve less than a moment ago waits for no pause, and goes by no steps.
-    return weights.reduce_ring(current, wanted, (losing | fleet.kept.keys()) & wanted.keys())
+    return weights.reduce_ring(current, wanted, losing.union(fleet.newly_penalised) & wanted.keys())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from controlplane import penalties
 from controlplane.conditions import Conditions
+from controlplane.fleet import Fleet
 from controlplane.loads import Loads
 from controlplane.penalties import Penalties
 from tests.unit.test_troubled_loop import DEMAND, ENDPOINTS, FOUND, calm, said
@@ -92,6 +93,12 @@ def test_it_loses_its_share_at_once_though_the_ring_has_just_moved_and_gets_it_b
         world.ticks(1, DEMAND)
     least = share(world)
     assert least == pytest.approx(0.6 / 2.6, abs=0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fleet, "fitness", lambda _, those, now_s: {n: 0.3 if n == ILL else 1.0 for n in those})
+        for _ in range(5):
+            paused["web"] = world.clock.now
+            world.ticks(1, DEMAND)
+        assert share(world) == pytest.approx(least, abs=0.01), "that is no news of its penalty"
     world.dataplane.resets[ILL] = 0.005
     for _ in range(150):
         paused["web"] = world.clock.now
