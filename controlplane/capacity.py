@@ -103,6 +103,8 @@ class Capacities:
         self.by_use = np.full(n, np.nan)
         """What who was as busy as can be can serve, as its use tells; NaN: it was not."""
         self._used_up = np.zeros(n, dtype=np.bool_)
+        self._taken_back = np.zeros(n, dtype=np.bool_)
+        """Who was as busy as can be by something else: what its use told was never so."""
         self._saturation = Saturation(n)
         self._window = Sums(n)
         self._usable = np.ones(n, dtype=np.bool_)
@@ -136,8 +138,10 @@ class Capacities:
         the last readings say that they are as busy as can be."""
         self._used_up[:] = False
         self._used_up[used_up] = True
-        changed = rows[~((by_use == self.by_use[rows]) | (np.isnan(by_use) & np.isnan(self.by_use[rows])))]
+        before = self.by_use[rows]
+        changed = rows[~((by_use == before) | (np.isnan(by_use) & np.isnan(before)))]
         self.by_use[rows] = by_use
+        self._taken_back[rows] |= np.isnan(by_use) & np.isfinite(before)
         self._waiting = np.union1d(self._waiting, changed)
 
     @property
@@ -251,9 +255,11 @@ class Capacities:
         given, used, (low, _) = self.given[rows], self.used[rows], self.bounds(rows)
         wanted = np.where(self._is_below(rows), np.fmin(low, given), given)
         wanted = np.where(np.isnan(given), np.where(np.abs(low / used - 1.0) <= _NEWS, used, low), wanted)
-        # What is given is no estimate to move away from when it is refuted, or to be reached slowly.
-        used = np.where((used == given) | (wanted == given), wanted, used)
-        self.used[rows] = _towards(used, wanted, part)
+        # What is given is no estimate to move away from when it is refuted. It is reached again as slowly as
+        # anything else, or what was told by little would come and go.
+        at_once = (used == given) | (self._taken_back[rows] & (wanted == given))
+        self.used[rows] = _towards(np.where(at_once, wanted, used), wanted, part)
+        self._taken_back[rows] = False
 
     def _is_below(self, rows: Rows) -> Flags:
         """Saturated below what is given; until the lower end is nearly that."""
@@ -286,10 +292,13 @@ class Capacities:
 
     def _states(self, rows: Rows) -> npt.NDArray[np.int_]:
         """0: nothing beside what is given."""
-        low, _ = self.bounds(rows)
-        above = low > self.given[rows] / _SURE
-        learned = np.isfinite(low) & np.isnan(self.given[rows])
-        return np.select([self._is_below(rows), above, learned], [_LESS, _MORE, _LEARNED], 0)
+        given, (low, _) = self.given[rows], self.bounds(rows)
+        below = self._is_below(rows) | (self.used[rows] < given)
+        # Who was as busy as can be is known not to serve more than that, not to serve as much.
+        above = np.isfinite(self.low[rows]) & (low > given / _SURE)
+        above |= (self._state[rows] == _MORE) & (low >= given)
+        learned = np.isfinite(low) & np.isnan(given)
+        return np.select([below, above, learned], [_LESS, _MORE, _LEARNED], 0)
 
     def source(self, row: int) -> str:
         """Of what is used."""
@@ -303,6 +312,10 @@ class Capacities:
         if not np.isfinite(low):
             return ""
         return f"{low:.0f} to {high:.0f}/s" if np.isfinite(high) else f"{low:.0f}/s or more"
+
+    def flows_each(self, row: int) -> float | None:
+        """New flows to a request; None: these are not told; NaN: it is not known yet."""
+        return float(self._flows_each[row]) if self.told[row] else None
 
     def proven(self, row: int) -> float:
         """New flows/s that were served without slowing down much."""

@@ -59,13 +59,17 @@ class Fitness:
         def helpers(parent: str) -> list[str]:
             return [shadow.name for shadow in roster.of(parent)]
 
-        self.balance.take(usages)
+        def flows_each(name: str) -> float | None:
+            row = index.get(roster.shadows[name].parent if name in roster.shadows else name)
+            return math.nan if row is None else capacities.flows_each(row)
+
+        told = {one.member: index[one.member] for one in usages if one.member in index}
+        known = {name: float(capacities.by_use[row]) for name, row in told.items()}
+        by_use = self.balance.take(usages, known, helpers, flows_each)
         self.used_up = self.balance.used_up()
-        told = {one.member: one.at_s for one in usages if one.member in index}
-        by_use = [self.balance.ceiling(name, helpers, at_s) for name, at_s in told.items()]
         capacities.take_use(
-            np.array([index[name] for name in told], dtype=np.intp),
-            np.array(by_use, dtype=np.float64),
+            np.array(list(told.values()), dtype=np.intp),
+            np.array([by_use[name] for name in told], dtype=np.float64),
             np.array([index[name] for name in self.used_up if name in index], dtype=np.intp),
         )
         return self.usages.observe(usages)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 
 from controlplane import balance, fitness, model, strength, weights
+from controlplane.balance import Balance
 from controlplane.model import ShadowState
 from controlplane.penalties import Penalties
+from controlplane.ports import Counters
+from tests.fakes import FIELDS
 from tests.world import World, config
 
 POLL_S = 5
@@ -273,6 +277,92 @@ def test_what_something_else_burns_starts_one_shadow_and_no_more(burnt_from):
 def test_negative_control_whoever_takes_it_for_load_believes_in_ever_less(monkeypatch):
     monkeypatch.setattr(balance, "_BY_LOAD", 0.0)
     assert capacity(busy(40.0, 100.0, burnt_from=60)) < 40.0
+
+
+class Read:
+    """What is told of an endpoint every two seconds, and of its shadow, by counters of each second."""
+
+    def __init__(self, flows_each: float | None = None) -> None:
+        self.balance, self.random, self.each = Balance(), np.random.default_rng(5), flows_each
+        self.answered = 0.0
+        self.known, self.now = {"web-1": math.nan}, 0
+        self.flows = dict.fromkeys(("web-1", "web-1-s1"), 0.0)
+        self.given: deque[float] = deque(maxlen=2)
+
+    def second(self, rate: float, used: float, helpers: float, requests: float = 0.0) -> float:
+        """:param helpers: flows/s that the shadow could serve, of which it is given 5. ``requests``: that the
+        endpoint answers, per second."""
+        self.now += 1
+        self.answered += requests
+        self.flows["web-1"] += self.random.poisson(rate)
+        self.flows["web-1-s1"] += self.random.poisson(5.0)
+        table = {field: np.zeros(2, dtype=np.uint64) for field in FIELDS}
+        table["flows"] = np.array(list(self.flows.values()), dtype=np.uint64)
+        table["answered"] = np.array([self.answered, 0.0], dtype=np.uint64)
+        self.balance.count(Counters(at_s=float(self.now), rows={"web-1": 0, "web-1-s1": 1}, **table))
+        if self.now % 2 == 0:
+            noise = np.exp(0.15 * self.random.normal(size=2))
+            usages = [
+                model.Usage("web-1", float(self.now), cpu=min(1.0, used * noise[0]) if used < 1.0 else 1.0),
+                model.Usage("web-1-s1", float(self.now), cpu=5.0 / helpers * noise[1]),
+            ]
+            self.known = self.balance.take(usages, self.known, lambda _: ["web-1-s1"], lambda _: self.each)
+        return self.known["web-1"]
+
+
+def an_overload(seconds: int = 30) -> list[float]:
+    """What is known of one that can serve 40/s, asked for 30, then for too much, then for 25 to 32 as it has
+    help of one that is a little stronger."""
+    read = Read()
+    for _ in range(60):
+        read.second(30.0, 0.75, 50.0)
+    for _ in range(seconds):
+        read.second(44.0, 1.0, 50.0)
+    return [read.second(rate, rate / 40.0, 50.0) for rate in (32.0, 25.0, 30.0) for _ in range(100)]
+
+
+def test_what_use_told_of_an_overload_stays_and_does_not_swing_with_each_reading():
+    known = np.array(an_overload())
+    assert np.isfinite(known).all()
+    assert 32.0 < known.min() <= known.max() < 48.0
+    assert np.count_nonzero(np.diff(known)) <= 6
+
+
+def test_negative_control_whoever_goes_by_single_readings_swings(monkeypatch):
+    monkeypatch.setattr(balance, "_LASTING_S", 0.0)
+    monkeypatch.setattr(balance, "_BUSY_MOST_S", 0.1)
+    monkeypatch.setattr(balance, "_BUSY_S", 0.0)
+    monkeypatch.setattr(balance, "_FLOWS_TELL", 1.0)
+    assert np.count_nonzero(np.diff(an_overload())) > 20
+
+
+def test_a_burst_of_some_seconds_tells_nothing():
+    assert np.isnan(an_overload(seconds=6)).all()
+
+
+def test_negative_control_it_would_if_it_need_not_last(monkeypatch):
+    monkeypatch.setattr(balance, "_LASTING_S", 0.0)
+    monkeypatch.setattr(balance, "_HELPED_S", 0.0)
+    assert np.isfinite(an_overload(seconds=6)).any()
+
+
+def moved(flows_each: float | None) -> float:
+    """What is known of one that can answer 80 requests/s, two to a flow, when new flows were moved away at
+    once, and old ones' requests keep it busy for another minute."""
+    read = Read(flows_each)
+    for _ in range(60):
+        read.second(30.0, 0.75, 40.0, 60.0)
+    for _ in range(14):
+        read.second(44.0, 1.0, 40.0, 80.0)
+    return [read.second(30.0, 1.0, 40.0, 80.0) for _ in range(60)][-1]
+
+
+def test_requests_of_old_flows_are_work_too():
+    assert 36.0 < moved(0.5) < 42.0
+
+
+def test_negative_control_by_new_flows_alone_it_could_serve_less():
+    assert moved(None) < 32.0
 
 
 class Cold:

@@ -340,6 +340,48 @@ def test_requests_that_are_not_read_are_no_work():
     assert np.isnan(found.answers[0])
 
 
+def by_use(told: Course, seconds: int = 900) -> tuple[np.ndarray, list[str]]:
+    """(seconds,) what is used of one that is asked for 60/s of 100 that are given, while its use tells this;
+    and what is said."""
+    learned = Capacities(["web/a"], np.array([100.0]), np.array([False]))
+    one, used, said = np.array([60.0]), [], []
+    done = Work(1.0, one, one, one, one, one * 1e5, np.zeros(1), np.zeros(1), np.zeros(1))
+    for second in range(seconds):
+        learned.take(done, np.ones(1, bool))
+        learned.take_use(np.array([0]), np.array([told(second)]), np.array([], dtype=np.intp))
+        said += [news.reason for news in learned.learn()]
+        used.append(learned.used[0])
+    return np.array(used), said
+
+
+def test_what_use_refutes_is_less_at_once_and_comes_back_slowly_and_both_are_said_once():
+    used, said = by_use(lambda second: np.nan if second < 60 else 70.0 if second < 120 else 120.0)
+    assert set(used[:60]) == {100.0}
+    assert set(used[60:120]) == {70.0}
+    assert within_a_tenth_a_minute(used[60:])
+    assert used[-1] == 100.0
+    assert len(said) == 2
+    assert "lower is used" in said[0]
+    assert "any more" in said[1]
+
+
+def test_negative_control_the_state_alone_would_bring_it_back_at_once(monkeypatch):
+    monkeypatch.setattr(capacity, "_A_MINUTE", 10.0)
+    used, _ = by_use(lambda second: 70.0 if second < 120 else 120.0)
+    assert not within_a_tenth_a_minute(used[60:])
+
+
+def test_what_was_no_use_of_its_own_is_taken_back_at_once():
+    used, _ = by_use(lambda second: 70.0 if second < 120 else np.nan)
+    assert (used[0], used[-1]) == (70.0, 100.0)
+    assert 70.0 < used[125] == 100.0
+
+
+def test_more_than_is_given_is_told_by_answers_not_by_what_one_was_overfed_with():
+    _, said = by_use(lambda second: 140.0 if second % 20 < 10 else 150.0)
+    assert said == []
+
+
 def ended(rate: float, log_time: float, *, lacks: bool = False, slow: bool = False) -> Ended:
     yes, no = np.array([True]), np.array([False])
     flags = np.array([slow]), np.array([lacks])
