@@ -58,6 +58,8 @@ _AGAIN = 0.9
 _LEARNED, _LESS, _MORE = 1, 2, 3
 """What is known beside what is given: all, less, or more than that."""
 _LEAST_ANSWERS = 5.0
+_QUEUED = 10.0
+"""An answer that takes so many times its floor waited in a queue that hardly ever is empty."""
 _SHIFTED_MOST = 60.0
 """Windows after which slower answers at the same rate are no passing cause: what was known is forgotten."""
 _RATIO_WINDOWS = 60.0
@@ -99,7 +101,7 @@ class Capacities:
         """Log response time in the window before."""
         self._shifted, self._starved = np.zeros(n), np.zeros(n)
         """Windows, one after another."""
-        self._floor, self._proven = np.full(n, np.nan), np.zeros(n)
+        self._floor, self._proven, self._served = np.full(n, np.nan), np.zeros(n), np.zeros(n)
         self.by_use = np.full(n, np.nan)
         """What who was as busy as can be can serve, as its use tells; NaN: it was not."""
         self._used_up = np.zeros(n, dtype=np.bool_)
@@ -107,7 +109,7 @@ class Capacities:
         """Who was as busy as can be by something else: what its use told was never so."""
         self._saturation = Saturation(n)
         self._window = Sums(n)
-        self._usable = np.ones(n, dtype=np.bool_)
+        self._usable, self._common = np.ones(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
         self._windows = 0
         self._new = np.zeros(n)
         """Windows above half since the last fit."""
@@ -119,16 +121,18 @@ class Capacities:
 
     # ---- readings ---------------------------------------------------------------------------
 
-    def take(self, work: Work, usable: Flags) -> None:
-        """:param usable: read, healthy, warm, and without a common cause."""
-        self._saturation.take(work, usable, self._starved >= BELIEVED, self._floor, self._proven)
+    def take(self, work: Work, usable: Flags, common: Flags) -> None:
+        """:param usable: read, healthy, and warm. ``common``: others are in trouble as well."""
+        starved = self._starved >= BELIEVED
+        self._saturation.take(work, usable, common, starved, self._floor, self._proven, self._served)
         if work.over_s > self._gap_s:
             self._begin_window()
             self._ceilings.forget_moments()
             return
         self._window.add(work)
         self._usable &= usable
-        self._ceilings.note(self._saturation.is_sure, self._saturation.rate)
+        self._common |= common
+        self._ceilings.note(self._saturation.is_loaded, self._saturation.rate)
         if self._window.over_s >= WINDOW_S * 0.999:
             self._end_window()
             self._begin_window()
@@ -155,37 +159,48 @@ class Capacities:
         return np.asarray(self._saturation.is_sure | self._used_up, dtype=np.bool_)
 
     def _begin_window(self) -> None:
-        self._window, self._usable = Sums(len(self.names)), np.ones(len(self.names), dtype=np.bool_)
+        n = len(self.names)
+        self._window = Sums(n)
+        self._usable, self._common = np.ones(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
 
     def _end_window(self) -> None:
         window = self._window
         rate, log_time = window.done / window.over_s, window.log_time
-        lacks, starves = window.lacks, window.starves
+        lacks, starves, beyond = window.lacks, window.starves, window.beyond(self._served)
+        usable = self._usable & (~self._common | beyond)
         slow = (log_time - self._floor > np.log(SATURATED)) | starves
-        self._starved = np.where(starves & self._usable, self._starved + 1, 0)
-        fit = self._usable & np.isfinite(log_time) & (rate > 0.0) & (window.answers >= _LEAST_ANSWERS)
+        # Clients that wait for answers ask for no more than is done.
+        waits = beyond & (log_time - self._floor > np.log(_QUEUED))
+        self._starved = np.where(starves & usable, self._starved + 1, 0)
+        fit = usable & np.isfinite(log_time) & (rate > 0.0) & (window.answers >= _LEAST_ANSWERS)
         fit &= ~window.flooded & (slow | ~lacks) & ~self._catches_up(log_time)
         asked = window.asked / window.over_s
-        fit &= ~self._ceilings.collapsed(rate, asked, self._usable & lacks, self._proven)
+        fit &= ~self._ceilings.collapsed(rate, asked, usable & lacks, self._served)
         self._windows += 1
         self._moved += 1
         self._curve.age(WINDOW_S)
-        shifted = self._curve.shifted(rate, log_time, fit & ~lacks)
+        busy = lacks | waits
+        shifted = self._curve.shifted(rate, log_time, fit & ~busy)
         self._shifted = np.where(shifted, self._shifted + 1, np.where(fit, 0, self._shifted))
         self._curve.forget(self._shifted >= _SHIFTED_MOST)
         self._shifted[self._shifted >= _SHIFTED_MOST] = 0
         fit &= ~shifted
         self._curve.add(rate, log_time, fit)
         rows = np.flatnonzero(fit)
-        self._reckon_flows(rows, lacks)
-        sure = self._ceilings.take(Ended(rate, log_time, self._usable, fit, shifted, slow, lacks))
+        self._reckon_flows(rows, busy)
+        sure = self._ceilings.take(Ended(rate, log_time, usable, fit, shifted, slow, busy))
         self._curve.forget_above(sure, HIGHER * self._ceilings.rate[sure])
-        self._floor[rows], self._proven[rows] = self._curve.floor(rows), self._curve.proven(rows)
+        self._look_at_curve(rows)
         above = ~(rate * self._flows_each < _HALF * self.low)
         self._new += fit & above
         self._unkept |= fit
         if self._windows % _FIT_WINDOWS == 0:
             self._waiting = np.union1d(self._waiting, np.flatnonzero(self._new > 0))
+
+    def _look_at_curve(self, rows: Rows) -> None:
+        curve = self._curve
+        self._floor[rows], self._proven[rows] = curve.floor(rows), curve.proven(rows)
+        self._served[rows] = curve.served(rows)
 
     def _catches_up(self, log_time: Floats) -> Flags:
         """What was asked for before is answered yet: how slow that is tells nothing of the rate now."""
@@ -319,7 +334,7 @@ class Capacities:
 
     def proven(self, row: int) -> float:
         """New flows/s that were served without slowing down much."""
-        return float(np.nan_to_num(self._proven[row] * self._flows_each[row]))
+        return float(np.nan_to_num(self._served[row] * self._flows_each[row]))
 
     def contradicted(self, row: int) -> bool:
         """What is given is not what was measured."""
@@ -357,7 +372,7 @@ class Capacities:
         now = self.given[rows]
         other = ~((now == given) | (np.isnan(now) & np.isnan(given)))
         self.used[rows] = np.where(other, np.where(np.isnan(now), self.low[rows], used), self.used[rows])
-        self._floor[rows], self._proven[rows] = curve.floor(rows), curve.proven(rows)
+        self._look_at_curve(rows)
         self._state[rows] = np.where(self.used[rows] < now, _LESS, 0)
         self._state[rows] = self._states(rows)
 

@@ -55,6 +55,7 @@ class Ended:
     """It would, but was slower than at no lower rate before."""
     slow: Flags
     lacks: Flags
+    """Or its clients wait."""
 
 
 class Ceilings:

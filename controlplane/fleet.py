@@ -188,10 +188,11 @@ class Fleet:
                 np.add.at(by_shadows, [index[one.parent] for one in there], np.nan_to_num(theirs["answered"]))
         nothing = np.full(len(told), np.nan)
         done = work(reading, nothing if answered is None else answered["answered"], by_shadows, told)
-        self.capacities.take(done, self._telling(roster, after.at_s))
+        common = self._troubles.common(self.loads, roster)
+        self.capacities.take(done, self._telling(after.at_s), common)
 
-    def _telling(self, roster: Members, now_s: float) -> npt.NDArray[np.bool_]:
-        """(groups,) whose work tells of capacity: healthy, warm, not slow for a cause that others share."""
+    def _telling(self, now_s: float) -> npt.NDArray[np.bool_]:
+        """(groups,) whose work tells of capacity: healthy and warm."""
         loads, telling = self.loads, np.ones(len(self.loads.names), dtype=np.bool_)
         for name in list(self._unsettled):
             health, i = self.health.get(name, _UNKNOWN), loads.index.get(name)
@@ -206,7 +207,7 @@ class Fleet:
                     self._unsettled.discard(name)
         for name in self.use.usages.down & loads.index.keys():
             telling[loads.index[name]] = False
-        return telling & ~self._troubles.common(loads, roster)
+        return telling
 
     def _foresee(self, demand: Floats, over_s: float, now_unix_s: float) -> None:
         """:param demand: (services,) flows/s."""

@@ -113,6 +113,17 @@ def proven(count: Floats, mean: Floats) -> Floats:
     return np.where(highest >= 0, RATIO**highest, 0.0)
 
 
+def served(count: Floats, mean: Floats, floor: Floats) -> Floats:
+    """(n,) the highest rate that, or a higher one, was served in enough windows without slowing down much; 0:
+    none was. Where load varies much, no bin has enough of its own.
+
+    :param floor: (n,) log response time without load; NaN: not known."""
+    quick = mean <= np.log(_FAST) + np.nan_to_num(floor)[:, None]
+    from_here_on = np.where(quick, count, 0.0)[:, ::-1].cumsum(axis=1)[:, ::-1]
+    highest = np.where(from_here_on >= TELLING, np.arange(BINS), -1).max(axis=1)
+    return np.where(highest >= 0, RATIO**highest, 0.0)
+
+
 def floor_of(count: Floats, mean: Floats, windows: float = TELLING) -> Floats:
     """(n,) the least mean log response time of all bins that hold so many; NaN: none does."""
     found = np.where(count >= windows, mean, np.inf).min(axis=1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from controlplane.queueing import BINS, RATIO, TELLING, floor_of, proven
+from controlplane.queueing import BINS, RATIO, TELLING, floor_of, proven, served
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -91,6 +91,10 @@ class ResponseCurve:
     def proven(self, rows: npt.NDArray[np.intp]) -> Floats:
         """(rows,) the highest rate that was served without slowing down much; 0: none was."""
         return proven(self.count[rows], self.mean[rows]) * self.unit(rows)
+
+    def served(self, rows: npt.NDArray[np.intp]) -> Floats:
+        """(rows,) the same, or a higher one, in some windows or other."""
+        return served(self.count[rows], self.mean[rows], self.floor(rows)) * self.unit(rows)
 
     def unit(self, rows: npt.NDArray[np.intp]) -> Floats:
         """(rows,) the lowest bin's lower edge."""

@@ -19,6 +19,8 @@ _LACKING = 0.1
 """Part of what is asked for that is not done, or reset: it no longer follows."""
 _CROWDED = 0.9
 """Of the highest rate that was proven."""
+_BEYOND = 1.1
+"""Times what it was seen to serve quickly, and more than chance makes of that: load is higher than ever."""
 _FLOOD = 10.0
 """Who is asked for so many times what it does is flooded."""
 _LASTING = 3
@@ -95,6 +97,15 @@ class Sums:
         was lost is sent again."""
         return np.asarray(self.lacks & (self.unanswered > _LACKING * self.asked), dtype=np.bool_)
 
+    def beyond(self, served: Floats) -> Flags:
+        """More is done than was seen to be served quickly: who is slow then is so by load, whoever else is.
+
+        :param served: that rate; 0: not known."""
+        usual = served * self.over_s
+        return np.asarray(
+            (served > 0.0) & (self.done > _BEYOND * usual + 3.0 * np.sqrt(usual)), dtype=np.bool_
+        )
+
     @property
     def flooded(self) -> Flags:
         """Nothing is learned of that."""
@@ -106,27 +117,53 @@ class Saturation:
 
     def __init__(self, n: int) -> None:
         self.told = np.zeros(n, dtype=np.bool_)
-        self.rate = np.zeros(n)
-        """Of what was done in the last seconds."""
         self._recent, self._lasting, self._lasting_s = Sums(n), np.zeros(n), np.zeros(n)
+        self._loaded_s, self._loaded_done = np.zeros(n), np.zeros(n)
+        """For how long it is so by load, and what was done meanwhile."""
 
-    def take(self, work: Work, usable: Flags, starved: Flags, floor: Floats, proven: Floats) -> None:
-        """:param starved: in all of the last windows; who is overloaded from the first on has no floor to be
-        slower than. ``floor``: log response time without load; NaN: not known. ``proven``: the highest rate
-        of what is done that did not slow answers down much."""
+    def take(
+        self,
+        work: Work,
+        usable: Flags,
+        common: Flags,
+        starved: Flags,
+        floor: Floats,
+        proven: Floats,
+        served: Floats,
+    ) -> None:
+        """:param common: others are slow as well. ``starved``: in all of the last windows; who is overloaded
+        from the first on has no floor to be slower than. ``floor``: log response time without load; NaN: not
+        known. ``proven``: the highest rate of what is done that did not slow answers down much. ``served``:
+        the same, told by less."""
         recent = self._recent
         recent.fade(work.over_s)
         recent.add(work)
         slow = recent.log_time - floor > np.log(_SLOW)
         # By Little's law more are in flight than ever: as many are done as ever, and each takes longer.
-        self.rate = recent.done / recent.over_s
-        crowded = (self.rate >= _CROWDED * proven) & (proven > 0.0)
-        now = slow & (recent.lacks | crowded) | starved & recent.lacks
-        now = usable & now & ~recent.flooded
+        crowded = (recent.done >= _CROWDED * proven * recent.over_s) & (proven > 0.0)
+        beyond = recent.beyond(served)
+        now = slow & (recent.lacks | crowded | beyond) | starved & recent.lacks
+        now = usable & (~common | beyond) & now & ~recent.flooded
         self._lasting = np.where(now, self._lasting + 1, 0)
         self._lasting_s = np.where(now, self._lasting_s + work.over_s, 0.0)
         self.told = np.asarray(self._lasting >= _LASTING, dtype=np.bool_)
+        # Who is slow at its usual rate may be so by something else.
+        loaded = now & (recent.lacks | beyond)
+        self._loaded_s = np.where(loaded, self._loaded_s + work.over_s, 0.0)
+        self._loaded_done = np.where(loaded, self._loaded_done + np.nan_to_num(work.done), 0.0)
 
     @property
     def is_sure(self) -> Flags:
         return np.asarray(self.told & (self._lasting_s >= _FOR_LONG_S), dtype=np.bool_)
+
+    @property
+    def is_loaded(self) -> Flags:
+        """The same, and it is by load."""
+        return np.asarray(self.told & (self._loaded_s >= _FOR_LONG_S), dtype=np.bool_)
+
+    @property
+    def rate(self) -> Floats:
+        """Of what was done while it was so by load; 0: it is not."""
+        return np.divide(
+            self._loaded_done, self._loaded_s, out=np.zeros(len(self.told)), where=self._loaded_s > 0.0
+        )

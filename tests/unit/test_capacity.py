@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from controlplane import capacity, ceilings, queueing, response_curve
+from controlplane import capacity, ceilings, queueing, response_curve, saturation
 from controlplane.capacity import Capacities, News
 from controlplane.ceilings import Ceilings, Ended
 from controlplane.observe import Rows, Work, growth, rates, work
 from controlplane.ports import Counters
+from controlplane.saturation import Saturation
 from tests.fakes import FIELDS
 from tests.queues import LATEST, response_time
 
@@ -22,6 +23,7 @@ SERVERS = np.repeat([1, 4, 20], EACH)
 TRUTH = np.tile([50.0, 100.0, 400.0, 1000.0], 3 * EACH // 4)
 N = len(TRUTH)
 MINUTE = 60
+NOBODY = np.zeros(N, bool)
 
 Course = Callable[[int], float]
 
@@ -72,7 +74,7 @@ class Plant:
             unread = _sum(unread, self.work(load(second), slower(second)))
             if self.random.random() < 0.3 and unread.over_s < 5.0:
                 continue
-            self.learned.take(unread, np.full(N, usable))
+            self.learned.take(unread, np.full(N, usable), NOBODY)
             self.news += self.learned.learn()
             used.append(self.learned.used / self.truth)
             unread = None
@@ -147,7 +149,9 @@ def test_a_gap_is_no_window():
     plant = Plant()
     work = plant.work(0.9, 1.0)
     for _ in range(50):
-        plant.learned.take(Work(60.0, *(60 * getattr(work, f) for f in Work.__slots__[1:])), np.full(N, True))
+        plant.learned.take(
+            Work(60.0, *(60 * getattr(work, f) for f in Work.__slots__[1:])), np.full(N, True), NOBODY
+        )
     assert not plant.learned._curve.count.any()
 
 
@@ -222,7 +226,7 @@ def test_saturation_is_told_within_seconds_and_not_of_a_flood():
     for _ in range(30):
         read = quiet.work(0.6, 1.0)
         flood = replace(read, asked=read.asked + 1e5, unanswered=np.zeros(N))
-        quiet.learned.take(flood, np.full(N, True))
+        quiet.learned.take(flood, np.full(N, True), NOBODY)
     assert not quiet.learned.saturated.any()
 
 
@@ -234,7 +238,7 @@ def test_who_is_overloaded_from_the_first_on_is_known_by_what_it_does_not_answer
     answering = Plant()
     for _ in range(120):
         work = answering.work(1.5, 1.0)
-        answering.learned.take(replace(work, unanswered=np.zeros(N)), np.full(N, True))
+        answering.learned.take(replace(work, unanswered=np.zeros(N)), np.full(N, True), NOBODY)
         answering.learned.learn()
     assert not answering.learned.saturated.any(), "SYNs that are answered, and no more, may be a flood's"
     assert np.isnan(answering.learned.used).all()
@@ -340,6 +344,77 @@ def test_requests_that_are_not_read_are_no_work():
     assert np.isnan(found.answers[0])
 
 
+def one_of(
+    seconds: int, rate: Course, took_s: Course, given: float = np.nan, common: int = 10_000
+) -> tuple[Capacities, list[int]]:
+    """What is known in the end of one that does all that it is asked for, and when it was saturated.
+
+    :param common: others are slow as well from then on."""
+    learned, random = Capacities(["web/a"], np.array([given]), np.array([False])), np.random.default_rng(6)
+    told = []
+    for second in range(seconds):
+        one = np.array([float(random.poisson(rate(second)))])
+        took_us = one * 1e6 * took_s(second) * np.exp(0.1 * random.normal())
+        none = np.zeros(1)
+        work = Work(1.0, one, one, one, one, took_us, none, none, none)
+        learned.take(work, np.ones(1, bool), np.array([second >= common]))
+        learned.learn()
+        if learned.saturated[0]:
+            told.append(second)
+    return learned, told
+
+
+def waiting() -> tuple[Capacities, list[int]]:
+    """Of 30/s that can be served 12 to 19 were asked for, and then more: clients wait for their answers."""
+    usual = swinging(12.0, 19.0, 150.0)
+    return one_of(
+        380,
+        lambda second: usual(second) if second < 300 else 30.0,
+        lambda second: 0.1 if second < 300 else 0.1 + 0.1 * (second - 300),
+        common=303,
+    )
+
+
+def test_who_is_asked_for_no_more_than_it_does_is_saturated_if_that_is_more_than_ever_and_takes_long():
+    learned, told = waiting()
+    assert 303 <= told[0] <= 315
+    assert told[-1] == 379
+    assert 25.0 < learned.used[0] < 32.0
+
+
+def test_negative_control_it_looks_like_a_cause_that_others_share(monkeypatch):
+    monkeypatch.setattr(saturation, "_BEYOND", 1e9)
+    learned, told = waiting()
+    assert told == []
+    assert np.isnan(learned.used[0])
+
+
+def sick(rate: float = 20.0) -> Capacities:
+    """Slow for a minute at its usual rate, and well again when it is given half."""
+    return one_of(
+        900,
+        lambda second: rate if second < 660 else rate / 2,
+        lambda second: 2.0 if 600 <= second < 660 else 0.1,
+        given=40.0,
+    )[0]
+
+
+def test_who_is_slow_at_its_usual_rate_may_be_so_by_something_else_and_what_is_given_stays():
+    assert sick().used[0] == 40.0
+
+
+def test_negative_control_its_relief_would_refute_what_is_given(monkeypatch):
+    monkeypatch.setattr(Saturation, "is_loaded", Saturation.is_sure)
+    monkeypatch.setattr(Saturation, "rate", property(lambda own: own._recent.done / own._recent.over_s))
+    assert sick().used[0] < 30.0
+
+
+def test_slow_answers_that_others_have_too_at_the_usual_rate_are_no_saturation():
+    usual = swinging(12.0, 19.0, 150.0)
+    _, told = one_of(380, usual, lambda second: 0.1 if second < 300 else 2.0, common=303)
+    assert told == []
+
+
 def by_use(told: Course, seconds: int = 900) -> tuple[np.ndarray, list[str]]:
     """(seconds,) what is used of one that is asked for 60/s of 100 that are given, while its use tells this;
     and what is said."""
@@ -347,7 +422,7 @@ def by_use(told: Course, seconds: int = 900) -> tuple[np.ndarray, list[str]]:
     one, used, said = np.array([60.0]), [], []
     done = Work(1.0, one, one, one, one, one * 1e5, np.zeros(1), np.zeros(1), np.zeros(1))
     for second in range(seconds):
-        learned.take(done, np.ones(1, bool))
+        learned.take(done, np.ones(1, bool), NOBODY[:1])
         learned.take_use(np.array([0]), np.array([told(second)]), np.array([], dtype=np.intp))
         said += [news.reason for news in learned.learn()]
         used.append(learned.used[0])
@@ -437,7 +512,7 @@ def after_a_collapse() -> Capacities:
             work = Work(
                 1.0, one, np.array([asked]), one, one, one * seconds * 1e6, np.zeros(1), lost, np.zeros(1)
             )
-            learned.take(work, np.ones(1, bool))
+            learned.take(work, np.ones(1, bool), NOBODY[:1])
             learned.learn()
     return learned
 
@@ -449,5 +524,6 @@ def test_what_is_done_late_after_a_collapse_is_no_capacity():
 
 def test_negative_control_whoever_learns_of_it_believes_in_a_fifth(monkeypatch):
     monkeypatch.setattr(ceilings, "_PAST_WINDOWS", 0)
+    monkeypatch.setattr(capacity, "_QUEUED", 1e9)
     monkeypatch.setattr(Capacities, "_catches_up", lambda self, _: np.zeros(1, bool))
     assert after_a_collapse().low[0] < 10.0

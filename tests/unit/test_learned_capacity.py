@@ -222,9 +222,10 @@ def test_limits_ring_and_spill_follow_what_is_known():
 
 
 def telling(world: World) -> list[bool]:
-    """Whose work the last tick would have learned from."""
-    found = world.controller._fleet._telling(world.controller._roster, world.clock.now)
-    return found.tolist()
+    """Whose work the last tick would have learned from at a usual rate."""
+    fleet = world.controller._fleet
+    common = fleet._troubles.common(fleet.loads, world.controller._roster)
+    return (fleet._telling(world.clock.now) & ~common).tolist()
 
 
 def test_the_unhealthy_and_the_warming_are_not_learned_from():
@@ -258,7 +259,7 @@ def test_what_is_stale_is_not_learned_from(monkeypatch):
     world = unknown()
     world.ticks(10, 60.0)
     taken = []
-    monkeypatch.setattr(capacity.Capacities, "take", lambda self, work, usable: taken.append(work))
+    monkeypatch.setattr(capacity.Capacities, "take", lambda self, work, *_: taken.append(work))
     world.dataplane.still = True
     world.ticks(20, 60.0)
     assert taken == []
