@@ -173,6 +173,7 @@ def _group_status(
         capacity_high=known(high),
         capacity_contradicted=fleet.capacities.contradicted(i),
         saturated=bool(fleet.capacities.saturated[i]),
+        proven=known(fleet.capacities.proven(i)) or None,
         demand=known(loads.demand[i]),
         level=known(loads.prediction.level[i]),
         point=known(loads.prediction.point[i]),

@@ -133,6 +133,8 @@ def _without_capacity(
     held = at_rest(group.name, None, need, group.endpoints)
     if group.shadows and group.live_up:
         said = f"{group.name}: capacity is not known yet, {members_of(members)} until it is"
+        if usable > 0.0:
+            said += f", or demand, {need:.0f}/s, is below {usable:.0f}/s, by what it served alone"
         held = Verdict(Act.HOLD, said, None, members)
     return more + going or (held,), memory
 

@@ -99,6 +99,8 @@ class GroupStatus:
     """What is given is not what was measured."""
     saturated: bool
     """Clearly slower than it was, and what it does no longer follows what it is asked for."""
+    proven: float | None
+    """Flows/s that it was seen to serve alone without slowing down much; None: none were."""
     demand: float | None
     """Last reading."""
     level: float | None

@@ -169,7 +169,8 @@ def _novelty(novelty: Mapping[str, Any]) -> str:
 
 def _capacity(group: Mapping[str, Any]) -> str:
     low, high = group["capacity_low"], group["capacity_high"]
-    measured = "nothing was measured yet"
+    served = group["proven"]
+    measured = "nothing was measured yet" if served is None else f"{_rate(served)} were served alone"
     if low is not None:
         measured = f"measured {_rate(low)} {'or more' if high is None else f'to {_rate(high)}'}"
     if group["capacity"] is None:

@@ -457,6 +457,14 @@ def test_more_than_is_given_is_told_by_answers_not_by_what_one_was_overfed_with(
     assert said == []
 
 
+def test_served_is_what_some_windows_at_that_rate_or_more_tell_together():
+    curve, yes, row = response_curve.ResponseCurve(1), np.array([True]), np.array([0])
+    for rate, took in ((10.0, 1.0), (20.0, 1.0), (24.0, 1.1), (29.0, 1.2), (35.0, 4.0), (40.0, 9.0)):
+        curve.add(np.array([rate]), np.log([took]), yes)
+    assert 18.0 < curve.served(row)[0] <= 20.0
+    assert curve.proven(row)[0] == 0.0, "negative control: no rate has enough windows of its own"
+
+
 def ended(rate: float, log_time: float, *, lacks: bool = False, slow: bool = False) -> Ended:
     yes, no = np.array([True]), np.array([False])
     flags = np.array([slow]), np.array([lacks])

@@ -91,6 +91,8 @@ ROWS = {
         group(500.0, shadow(1, DRAINING), capacity=None, saturated=True), Act.KEEP),
     "capacity not known, more than was served alone: the shadow stays": (
         group(500.0, shadow(1, READY, OLD), capacity=None, proven=400.0), Act.HOLD),
+    "capacity not known, less than was served alone for long: drain": (
+        group(300.0, shadow(1, READY, OLD), capacity=None, proven=400.0), Act.DRAIN),
     "one ordered by hand failed, its pause is over: retry": (
         group(1.0, shadow(1, FAILED, 6.0, by_hand=True), capacity=None),
         Act.RETRY,
@@ -305,6 +307,13 @@ def test_a_verdict_of_slow_answers_tells_why():
     )
     held = decided(group(30.0, trouble=SLOW, others_too=True), long_since())
     assert held.reason == f"web: {SLOW}, and so with its neighbours: a common cause, no more shadows"
+
+
+def test_where_no_capacity_is_known_the_reason_to_hold_says_when_a_shadow_goes():
+    stays = group(500.0, shadow(1, READY, OLD), capacity=None)
+    assert decided(stays).reason == "web: capacity is not known yet, 2 members until it is"
+    served = decided(replace(stays, proven=400.0)).reason
+    assert served == f"{decided(stays).reason}, or demand, 500/s, is below 320/s, by what it served alone"
 
 
 def test_the_youngest_drains_first():
