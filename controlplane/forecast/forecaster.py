@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from controlplane.forecast import normal
 from controlplane.forecast.errors import Errors
-from controlplane.forecast.onset import Onset
+from controlplane.forecast.onset import READINGS, Onset
 from controlplane.model import ForecastMethod
 
 Floats = npt.NDArray[np.float64]
@@ -220,6 +220,10 @@ class Forecaster:
         self._climb_share = np.where(is_step, found.climb_share, 0.0)
         self._climb_level, self._climb_trend, self._climb_s = climb.level, climb.trend, climb.lasted
         self._climb_noise = climb.trend_noise * self._variance
+        # Holt takes a step down for a trend that goes on below it: once it has lasted, it begins there.
+        fallen = is_step & (best.lasted >= READINGS) & (self._fit_level < self._level)
+        self._level = np.where(fallen, self._fit_level, self._level)
+        self._trend = np.where(fallen, 0.0, self._trend)
 
     def _sure_trend(self) -> Floats:
         """The trend shrunk by its noise."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_READINGS = 20
+READINGS = 20
 """How far back an onset is looked for; older ones the level has followed."""
 _DOUBT = 4.0
 """Standard deviations of noise from which on a change is believed."""
@@ -59,9 +59,9 @@ class Onset:
     """Readings and the levels before them, newest first, shape (readings, groups)."""
 
     def __init__(self, groups: int) -> None:
-        self._readings = np.full((_READINGS, groups), np.nan)
-        self._before = np.full((_READINGS, groups), np.nan)
-        self._noise = np.full((_READINGS, groups), np.nan)
+        self._readings = np.full((READINGS, groups), np.nan)
+        self._before = np.full((READINGS, groups), np.nan)
+        self._noise = np.full((READINGS, groups), np.nan)
         """Variance of those levels per variance of a reading."""
 
     def resume(self, other: Onset, to: npt.NDArray[np.intp], source: npt.NDArray[np.intp]) -> None:
@@ -96,7 +96,7 @@ class Onset:
         self._readings = np.where(read, np.vstack([values, self._readings[:-1]]), self._readings)
         self._before = np.where(read, np.vstack([before, self._before[:-1]]), self._before)
         self._noise = np.where(read, np.vstack([level_noise, self._noise[:-1]]), self._noise)
-        k = np.arange(1, _READINGS + 1, dtype=np.float64)[:, None]
+        k = np.arange(1, READINGS + 1, dtype=np.float64)[:, None]
         sum_k = k * (k + 1) / 2
         squares_k = k * (k + 1) * (2 * k + 1) / 6
         sums = np.cumsum(self._readings, axis=0)
@@ -111,8 +111,8 @@ class Onset:
         column = np.arange(values.size)
 
         def change(which: npt.NDArray[np.intp]) -> Change:
-            is_ramp = which >= _READINGS
-            row = which % _READINGS
+            is_ramp = which >= READINGS
+            row = which % READINGS
             length = k[row, 0]
             trend = np.where(is_ramp, ramp[row, column] / squares_k[row, 0], 0.0)
             by = np.where(is_ramp, trend * length, step[row, column] / length)
@@ -120,13 +120,13 @@ class Onset:
             level, bent = self.not_above_recent(self._before[row, column] + by, trend, variance)
             return Change(level, np.where(length > _BENT, bent, trend), length, trend_noise)
 
-        step_at, climb = scores[:_READINGS].argmax(axis=0), scores[_READINGS:].argmax(axis=0) + _READINGS
+        step_at, climb = scores[:READINGS].argmax(axis=0), scores[READINGS:].argmax(axis=0) + READINGS
         best = np.where(scores[climb, column] > scores[step_at, column], climb, step_at)
         most = scores[best, column]
         seen = most > _DOUBT**2 * variance
         # Of most groups nothing is seen: the likelihoods are asked for where they tell something.
-        at = np.flatnonzero(seen & (best < _READINGS))
+        at = np.flatnonzero(seen & (best < READINGS))
         likelihood = np.exp((scores[:, at] - most[at]) / (2.0 * np.maximum(variance[at], 1.0)))
         climb_share = np.zeros(values.size)
-        climb_share[at] = np.sum(likelihood[_READINGS:], axis=0) / np.sum(likelihood, axis=0)
+        climb_share[at] = np.sum(likelihood[READINGS:], axis=0) / np.sum(likelihood, axis=0)
         return Found(seen, change(best), change(climb), climb_share)

@@ -111,7 +111,7 @@ def moved(world: FlowingWorld) -> float:
 
 
 def test_new_flows_move_a_few_at_a_time():
-    assert moved(loaded(0.0)) <= 0.07 * FITS
+    assert moved(loaded(0.0)) <= 0.1 * FITS, "spill moves by a twentieth; the last step may be nearly two"
 
 
 def test_negative_control_without_a_ramp_they_move_at_once(monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from controlplane.forecast import Forecaster
+from controlplane.forecast import Forecaster, forecaster
 from controlplane.model import ForecastMethod
 
 SEEDS = 200
@@ -112,6 +112,29 @@ def test_a_fall_is_seen_within_a_few_readings():
         forecaster.update(random.poisson(rate, SEEDS).astype(float), float(second))
         high = forecaster.predict(5.0, float(second)).high
     assert (high < 60).mean() > 0.95
+
+
+def least_after_a_fall() -> float:
+    """The median seed's least forecast from 20 s after demand fell to a tenth, in which it stays."""
+    random = np.random.default_rng(7)
+    own = Forecaster(ForecastMethod.AUTO, QUANTILE, [str(k) for k in range(SEEDS)])
+    least = np.full(SEEDS, np.inf)
+    for second in range(200):
+        rate = 150.0 * np.exp(0.25 * random.normal(size=SEEDS)) if second < 100 else 15.0
+        own.update(random.poisson(rate, SEEDS).astype(float), float(second))
+        seen = own.predict(8.0, float(second))
+        if second > 120:
+            least = np.minimum(least, np.fmax(seen.high, seen.level))
+    return float(np.median(least))
+
+
+def test_after_a_fall_demand_is_not_foreseen_to_vanish():
+    assert least_after_a_fall() > 12.0
+
+
+def test_negative_control_the_trend_of_the_fall_would_go_on(monkeypatch):
+    monkeypatch.setattr(forecaster, "READINGS", 1000)
+    assert least_after_a_fall() < 7.0
 
 
 def test_negative_control_present_demand_alone_is_late_for_the_same_ramp():
