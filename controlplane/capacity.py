@@ -198,9 +198,7 @@ class Capacities:
             self._waiting = np.union1d(self._waiting, np.flatnonzero(self._new > 0))
 
     def _look_at_curve(self, rows: Rows) -> None:
-        curve = self._curve
-        self._floor[rows], self._proven[rows] = curve.floor(rows), curve.proven(rows)
-        self._served[rows] = curve.served(rows)
+        self._floor[rows], self._proven[rows], self._served[rows] = self._curve.told(rows)
 
     def _catches_up(self, log_time: Floats) -> Flags:
         """What was asked for before is answered yet: how slow that is tells nothing of the rate now."""

@@ -118,10 +118,9 @@ def served(count: Floats, mean: Floats, floor: Floats) -> Floats:
     none was. Where load varies much, no bin has enough of its own.
 
     :param floor: (n,) log response time without load; NaN: not known."""
-    quick = mean <= np.log(_FAST) + np.nan_to_num(floor)[:, None]
-    from_here_on = np.where(quick, count, 0.0)[:, ::-1].cumsum(axis=1)[:, ::-1]
-    highest = np.where(from_here_on >= TELLING, np.arange(BINS), -1).max(axis=1)
-    return np.where(highest >= 0, RATIO**highest, 0.0)
+    quick = np.where(mean <= (np.log(_FAST) + floor)[:, None], count, 0.0)
+    bins = (quick[:, ::-1].cumsum(axis=1) >= TELLING).sum(axis=1)  # the lowest ones
+    return np.where(bins > 0, RATIO ** (bins - 1.0), 0.0)
 
 
 def floor_of(count: Floats, mean: Floats, windows: float = TELLING) -> Floats:

@@ -84,17 +84,12 @@ class ResponseCurve:
         lower_edges = self.origin[rows][:, None] + np.arange(BINS)
         self.count[rows] = np.where(lower_edges > _steps(rate)[:, None], 0.0, self.count[rows])
 
-    def floor(self, rows: npt.NDArray[np.intp]) -> Floats:
-        """(rows,) log response time where it is least; NaN: not known."""
-        return floor_of(self.count[rows], self.mean[rows], _ONE)
-
-    def proven(self, rows: npt.NDArray[np.intp]) -> Floats:
-        """(rows,) the highest rate that was served without slowing down much; 0: none was."""
-        return proven(self.count[rows], self.mean[rows]) * self.unit(rows)
-
-    def served(self, rows: npt.NDArray[np.intp]) -> Floats:
-        """(rows,) the same, or a higher one, in some windows or other."""
-        return served(self.count[rows], self.mean[rows], self.floor(rows)) * self.unit(rows)
+    def told(self, rows: npt.NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
+        """(rows,) log response time where it is least, NaN: not known; the highest rate that was served
+        without slowing down much, 0: none was; and the same as some windows at that rate or more tell."""
+        count, mean, unit = self.count[rows], self.mean[rows], self.unit(rows)
+        floor = floor_of(count, mean, _ONE)
+        return floor, proven(count, mean) * unit, served(count, mean, floor) * unit
 
     def unit(self, rows: npt.NDArray[np.intp]) -> Floats:
         """(rows,) the lowest bin's lower edge."""

@@ -461,8 +461,9 @@ def test_served_is_what_some_windows_at_that_rate_or_more_tell_together():
     curve, yes, row = response_curve.ResponseCurve(1), np.array([True]), np.array([0])
     for rate, took in ((10.0, 1.0), (20.0, 1.0), (24.0, 1.1), (29.0, 1.2), (35.0, 4.0), (40.0, 9.0)):
         curve.add(np.array([rate]), np.log([took]), yes)
-    assert 18.0 < curve.served(row)[0] <= 20.0
-    assert curve.proven(row)[0] == 0.0, "negative control: no rate has enough windows of its own"
+    _, proven, served = curve.told(row)
+    assert 18.0 < served[0] <= 20.0
+    assert proven[0] == 0.0, "negative control: no rate has enough windows of its own"
 
 
 def ended(rate: float, log_time: float, *, lacks: bool = False, slow: bool = False) -> Ended:
