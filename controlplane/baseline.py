@@ -37,7 +37,7 @@ _FADES = 0.99
 _HEALS, _HEALS_LEAST, _HARDLY = 0.9, 4.0, 0.25
 """What is left of evidence after a reading of who is well again; flows of a reading that tell it; hardly more
 is this part of what would be a deviation."""
-_CONVICTED, _EXCUSED = 0.75, 0.25
+_CONVICTED, _EXCUSED = 0.75, 0.05
 """The score of who fails beyond doubt, and the share of failures that was not normal after all."""
 _LEARNED = 60.0
 """Readings until a deviation is believed."""

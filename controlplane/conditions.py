@@ -92,8 +92,6 @@ class Conditions:
         """How long it still lasts."""
         self._up = np.ones(self._groups, np.bool_)
         self._apart_s, self._outright_s = np.zeros(self._groups), np.zeros(self._groups)
-        self.fails_outright: Flags = np.zeros(self._groups, np.bool_)
-        """(groups,) most of its new flows, while its neighbours' do not."""
         self._judge()
         self.failing: Flags = np.zeros(rows, np.bool_)
 
@@ -165,34 +163,35 @@ class Conditions:
         self._up = up
 
     def _watch_neighbours(self, over_s: float) -> None:
-        """Who fails much more than they do."""
+        """Who fails much more than they do. Of whom too few flows tell, what was told last is believed."""
         n = self._groups
         judged = np.vstack([self._storm_s[:n] <= 0, self._flood_s[:n] <= 0])
-        apart = np.where(judged, self._more_than_neighbours(), 0.0)
-        most = apart.max(axis=0)
-        self._apart_s = np.where(most >= _APART, self._apart_s + over_s, 0.0)
-        self._outright_s = np.where(most >= _OUTRIGHT, self._outright_s + over_s, 0.0)
-        self.fails_outright = np.asarray(self._outright_s >= _APART_S, dtype=np.bool_)
+        apart, tells = self._more_than_neighbours()
+        apart[~judged] = 0.0
+        most, told = apart.max(axis=0), tells.any(axis=0)
+        for lasted_s, least in ((self._apart_s, _APART), (self._outright_s, _OUTRIGHT)):
+            lasted_s[told] = np.where(most[told] >= least, lasted_s[told] + over_s, 0.0)
         for sign, more in zip(_FAILURES, apart, strict=True):
-            rows = np.flatnonzero((more >= _OUTRIGHT) & self.fails_outright)
-            self._baseline.convict(sign, rows)
+            self._baseline.convict(sign, np.flatnonzero((more >= _OUTRIGHT) & (self._outright_s >= _APART_S)))
 
-    def _more_than_neighbours(self) -> Floats:
-        """(signs, groups) the share of new flows that fail beyond theirs; 0 where too few tell."""
+    def _more_than_neighbours(self) -> tuple[Floats, Flags]:
+        """(signs, groups) the share of new flows that fail beyond theirs, 0 where too few tell; and where
+        enough do."""
         services = len(self._services)
-        out = np.zeros((len(_FAILURES), self._groups))
+        more = np.zeros((len(_FAILURES), self._groups))
+        enough = np.zeros(more.shape, np.bool_)
         for row, sign in enumerate(_FAILURES):
             failed, of = self._baseline.recent_sums(sign, slice(self._groups))
             failed, of = np.nan_to_num(failed), np.nan_to_num(of)
             their_failed = np.bincount(self._service, failed, services)[self._service] - failed
             theirs = np.bincount(self._service, of, services)[self._service] - of
-            tells = (of >= _TELLING) & (theirs >= _TELLING)
+            enough[row] = (of >= _TELLING) & (theirs >= _TELLING)
             own, other = (
-                np.minimum(np.divide(one, whole, out=np.zeros(self._groups), where=tells), 1.0)
+                np.minimum(np.divide(one, whole, out=np.zeros(self._groups), where=enough[row]), 1.0)
                 for one, whole in ((failed, of), (their_failed, theirs))
             )
-            out[row] = own - other
-        return out
+            more[row] = own - other
+        return more, enough
 
     def _judge(self) -> None:
         scores, n = self._baseline.scores, self._groups
@@ -200,6 +199,8 @@ class Conditions:
         self.errors: Floats = scores[Count.RESETS : _TIMES].max(axis=0)
         self.latency: Floats = scores[_TIMES:].max(axis=0)
         trouble = np.maximum(self.errors, self.latency)[:n]
+        self.fails_outright: Flags = (self._outright_s >= _APART_S) & (self.errors[:n] >= REMARKABLE)
+        """(groups,) most of its new flows, while its neighbours' do not."""
         self.in_trouble: Flags = trouble >= REMARKABLE
         """(groups,) slow, or failing, as the next two."""
         has_flows = self._baseline.has_recent(Count.OFFERED)[:n]
@@ -323,7 +324,8 @@ class Conditions:
             (Count.ABORTED, "of requests are aborted"),
         ):
             if scores[count] >= least:
-                said.append(f"{now[count]:.1%} {what}, {normal[count]:.1%} is normal")
+                # What was begun before may end now.
+                said.append(f"{min(now[count], 1.0):.1%} {what}, {normal[count]:.1%} is normal")
         return ", ".join(said)
 
     # ---- what is kept ------------------------------------------------------------------------

@@ -512,7 +512,7 @@ class Fleet:
             given={s.name: self.shadow_rates[s.name][0] for s in own if s.name in self.shadow_rates},
             rate_deviation=scores.rate,
             latency_deviation=scores.latency,
-            error_deviation=scores.errors,
+            error_deviation=self._errors_of(unit, them),
             trouble=trouble.words,
             others_too=trouble.others_too,
             shadows_too=trouble.shadows_too,
@@ -532,6 +532,12 @@ class Fleet:
             saturated=bool(self.capacities.saturated[them].any()),
             proven=sum(self._proven(i, now_s) for i in them),
         )
+
+    def _errors_of(self, unit: Unit, them: Sequence[int]) -> float:
+        """The score of those that fail; in a pool without those that others make up for."""
+        conditions = self.loads.conditions
+        counted = [i for i in them if not (unit.is_pool and conditions.fails_outright[i])]
+        return float(conditions.errors[counted].max(initial=0.0))
 
     def _proven(self, i: int, now_s: float) -> float:
         """What a live endpoint has served alone, flows/s; as far as it was not too busy for it."""
@@ -578,7 +584,11 @@ class Fleet:
 
     def common_causes(self) -> dict[str, str]:
         """Of each service, what several groups have at once, slow answers or errors; empty: nothing."""
-        return {name: self.loads.conditions.common_cause(at) for at, name in enumerate(self.views)}
+        saturated = self.capacities.saturated
+        return {
+            name: "" if saturated[self.loads.groups(name)].any() else self.loads.conditions.common_cause(at)
+            for at, name in enumerate(self.views)
+        }
 
 
 def _capacities(config: model.Config) -> Capacities:

@@ -53,7 +53,7 @@ class Steered:
 def services(
     fleet: Fleet, roster: Roster, steered: Steered, now_s: float, now_unix_s: float
 ) -> tuple[ServiceStatus, ...]:
-    lives_s = fleet.lives_s()
+    lives_s, causes = fleet.lives_s(), fleet.common_causes()
     installed, out = steered.installed, []
     for at, (name, view) in enumerate(fleet.views.items()):
         service, condition = view.service, fleet.loads.conditions.service(at)
@@ -89,7 +89,7 @@ def services(
                 error_deviation=round(condition.errors, 3),
                 deviation_reason=condition.reason,
                 failing=condition.failing,
-                common_cause=fleet.loads.conditions.common_cause(at),
+                common_cause=causes[name],
                 groups=groups,
                 pool=pool,
                 novelty=_novelty_status(fleet.novelties.of(name), now_unix_s),

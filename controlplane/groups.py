@@ -209,7 +209,7 @@ class Group:
     bound: frozenset[str] = frozenset()
     """Of a pool: shadows that serve for a live endpoint that is down."""
     relieved: bool = False
-    """It had too few members until a moment ago: what is seen coming is told by few readings."""
+    """It had too few members until a moment ago, or is new: what is seen coming is told by few readings."""
     saturated: bool = False
     """Clearly slower than it was, and what it does no longer follows what it is asked for."""
     proven: float = 0.0

@@ -32,6 +32,8 @@ from controlplane.groups import (
 )
 from controlplane.model import Shadow, ShadowSettings, ShadowState
 
+_HELPED_S = 30.0
+"""Who has had one more member for so long would be seen to be relieved by it."""
 _NEAR = 0.85
 """A rate that deviates from normal adds the first shadow already at this part of the threshold."""
 _AT_ONCE = 3
@@ -118,15 +120,16 @@ def _more(
 def _without_capacity(
     settings: ShadowSettings, group: Group, memory: Memory, members: int, now_unix_s: float
 ) -> tuple[tuple[Verdict, ...], Memory]:
-    """Reactive: one shadow for who is saturated, until it is known how many are needed. It goes when demand
-    is what the live endpoint has served alone."""
+    """Reactive: one shadow for who is saturated, and one more when that has not helped, until it is known how
+    many are needed. They go when demand is what the live endpoint has served alone."""
     usable = group.proven * (1.0 - settings.headroom)
     need = max(group.high, group.level) if math.isfinite(group.level) else group.high
     memory = memory.learn(need, usable, group.endpoints + len(group.shadows) + 1, group.fresh, now_unix_s)
     more: tuple[Verdict, ...] = ()
-    if group.saturated and group.fresh and group.live_up and not counted(group, now_unix_s):
+    if group.saturated and group.fresh and group.live_up and _is_not_enough(group, now_unix_s):
+        needed = 2 + len(counted(group, now_unix_s))
         cause = f"its capacity is not known, and at {need:.0f}/s it is saturated"
-        more = _grow(settings, group, cause, 2, now_unix_s, kept=_kept(group, cause, 2, 1))
+        more = _grow(settings, group, cause, needed, now_unix_s, kept=_kept(group, cause, needed, 1))
     going = _go_on(settings, group, members, usable * members - need, now_unix_s, halted=bool(more))
     if not more:
         going += _shrink(settings, group, memory, need, usable, now_unix_s)
@@ -137,6 +140,19 @@ def _without_capacity(
             said += f", or demand, {need:.0f}/s, is below {usable:.0f}/s, by what it served alone"
         held = Verdict(Act.HOLD, said, None, members)
     return more + going or (held,), memory
+
+
+def _is_not_enough(group: Group, now_unix_s: float) -> bool:
+    """Help that is there for long has not relieved who is saturated, and more is asked for than usual: else
+    it may be slow by what no more members help against."""
+    there = counted(group, now_unix_s)
+    if not there:
+        return True
+    helping = all(
+        one.state is ShadowState.READY and now_unix_s - (one.ready_unix_s or one.changed_unix_s) >= _HELPED_S
+        for one in there
+    )
+    return helping and (group.rate_deviation >= REMARKABLE or not _has_common_cause(group))
 
 
 def _cause(settings: ShadowSettings, group: Group, members: int, usable: float, need: float) -> str | None:

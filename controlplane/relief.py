@@ -21,6 +21,8 @@ _LACKING = 0.1
 """Part of what is offered that is not completed; and more than chance makes it."""
 _LASTS_S = 10.0
 """Then those who were refused have come again."""
+_NEW_S = 20.0
+"""The first readings of all tell as little."""
 
 
 class Relief:
@@ -29,13 +31,15 @@ class Relief:
     def __init__(self, n: int) -> None:
         self._offered, self._completed = np.zeros(n), np.zeros(n)
         """Flows of the last seconds."""
-        self._at_s = np.full(n, -np.inf)
+        self._at_s = np.full(n, np.nan)
+        """When they were relieved; at first as if they had been, for few readings tell then, too."""
 
     def take(self, offered: Floats, completed: Floats, helped: Flags, over_s: float, now_s: float) -> Flags:
         """Who is relieved in the time that this reading is of.
 
         :param offered: new flows in it. ``helped``: who got one more member before it."""
         relieved = helped & (self._lacking > 0.0)
+        self._at_s[np.isnan(self._at_s)] = now_s + _NEW_S - _LASTS_S
         self._at_s[relieved] = now_s
         left = math.exp(-over_s / _RECENT_S)
         self._offered = left * self._offered + np.nan_to_num(offered)

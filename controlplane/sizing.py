@@ -114,7 +114,8 @@ class Sizing:
             self._majority.after(need, usual_then)
             self._climb.after(need)
             wanted, reason = self._voted(self._majority, strain)
-            exact = float(wanted) if wanted > 1 else need
+            # Rules tell whole members: a group with a little more of the demand does not need one more.
+            exact = wanted - 0.5 if wanted > 1 else need
         else:
             wanted, exact, reason = self._foreseen(need, strain)
         # HPA starts for what a season brings, too, only later.

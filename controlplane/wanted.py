@@ -419,6 +419,6 @@ def _ring(
     if frozen:
         return current
     if weights.ring_is_due(current, wanted, changed_s, now_s):
-        current = weights.step_ring(current, wanted)
+        current = weights.step_ring(current, wanted, [name for name in fleet.kept if slots.get(name)])
     # A group that can serve less than a moment ago waits for no pause, and goes by no steps.
     return weights.reduce_ring(current, wanted, losing.union(fleet.newly_penalised) & wanted.keys())

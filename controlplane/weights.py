@@ -182,10 +182,16 @@ def fit_weight(weight: float, fitness: float, installed: float | None) -> float:
     return installed if installed is not None and abs(fit - installed) < _FIT_BAND else fit
 
 
-def step_ring(installed: Mapping[str, float], wanted: Mapping[str, float]) -> dict[str, float]:
-    """Towards the wanted weights, none more than doubled or halved at once."""
+def step_ring(
+    installed: Mapping[str, float], wanted: Mapping[str, float], helped: Collection[str] = ()
+) -> dict[str, float]:
+    """Towards the wanted weights, none more than doubled or halved at once.
+
+    :param helped: those that lost weight as they are ill, and have got shadows that take it."""
     return {
-        name: min(max(weight, installed[name] / _RING_STEP), installed[name] * _RING_STEP)
+        name: weight
+        if name in helped
+        else min(max(weight, installed[name] / _RING_STEP), installed[name] * _RING_STEP)
         for name, weight in wanted.items()
     }
 

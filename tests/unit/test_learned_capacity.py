@@ -177,6 +177,15 @@ def test_unknown_and_saturated_one_shadow_is_ordered_and_no_more_until_it_is_kno
     assert "until it is" in group(world)["reason"]
 
 
+def test_unknown_and_still_saturated_with_help_that_is_there_for_long_one_more_is_ordered():
+    world = unknown(POOL)
+    world.ticks(90, 60.0)
+    world.ticks(25, 400.0)
+    assert world.orders() == ["web-1-s1"]
+    world.ticks(30, 400.0)
+    assert len(world.orders()) >= 2
+
+
 def test_negative_control_nobody_reacts_where_saturation_is_not_told(monkeypatch):
     monkeypatch.setattr(saturation, "_SLOW", 1e9)
     assert saturated_pool().orders() == []

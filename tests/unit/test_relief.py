@@ -16,7 +16,7 @@ from controlplane.relief import Relief
 )
 def test_who_could_not_complete_what_was_offered_is_relieved_by_help(completed, helped, relieved):
     relief = Relief(1)
-    for second in range(10):
+    for second in range(-30, 10):
         relief.take(np.array([100.0]), np.array([completed]), np.array([False]), 1.0, float(second))
     got = relief.take(np.array([100.0]), np.array([100.0]), np.array([helped]), 1.0, 10.0)
     assert got.tolist() == [relieved]

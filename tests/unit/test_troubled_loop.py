@@ -210,6 +210,28 @@ def test_a_pool_makes_up_for_who_fails_outright(learned):
     world.ticks(2 * FOUND, 2.1 * DEMAND)
     assert world.states().count(model.ShadowState.READY) >= 1
     assert share_of(world, "web-2") < 0.06
+    members = len(world.states()) + 2
+    assert world.controller.status().services[0].pool.capacity == pytest.approx(100.0 * members)
+
+
+def test_shadows_go_while_one_fails_outright_and_the_others_do_not(learned):
+    world = copy.deepcopy(learned)
+    world.config = replace(
+        world.config,
+        services={
+            name: replace(one, shadows=replace(one.shadows, idle_s=30.0))
+            for name, one in world.config.services.items()
+        },
+    )
+    world.restart()
+    world.ticks(90, DEMAND)
+    world.dataplane.unanswered["web-2"] = 1.0
+    world.ticks(90, 2.6 * DEMAND)
+    before = world.states().count(model.ShadowState.READY)
+    assert before >= 2
+    world.ticks(240, 0.9 * DEMAND)
+    assert world.states().count(model.ShadowState.READY) < before
+    assert world.controller._fleet.loads.conditions.fails_outright.tolist() == [False, True, False]
 
 
 def test_of_no_flows_nothing_is_told_for_ever(learned):
