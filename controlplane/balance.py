@@ -149,11 +149,14 @@ class Balance:
             if row is None or then.counters.rows.get(one.member) != row:
                 continue
             over_s, flows = now.at_s - then.at_s, _grown(then.counters.flows, now.counters.flows, row)
-            if flows > 0.0:
-                self._learn(one, flows, _completing(then, now, row, flows), over_s, used)
             each = flows_each(one.member)
             answered = _grown(then.counters.answered, now.counters.answered, row)
             done = flows if each is None else answered * each
+            if flows > 0.0:
+                completing = _completing(then, now, row, flows)
+                # Whose requests are told is as strong as it answers, not as it accepts connections.
+                work = flows * completing if each is None or math.isnan(each) else done
+                self._learn(one, work, completing, over_s, used)
             if not done >= 0.0 or used < _USED_LEAST or one.member in self.failing:
                 continue
             self._gather(one.member, flows, done, over_s, used, one.at_s)
@@ -181,8 +184,7 @@ class Balance:
         if full is None:
             self._able[member] = done / over_s / used, at_s
         elif at_s > full.first_s:
-            more = max(flows, done)  # in a collapse less is done than can be
-            self._full[member] = replace(full, flows=full.flows + more, over_s=full.over_s + over_s)
+            self._full[member] = replace(full, flows=full.flows + done, over_s=full.over_s + over_s)
         if full is None and used >= _TELLS_MOST:
             busy_s, last = used * over_s, self._used.get(member, _Used())
             left = math.exp(-busy_s / _BUSY_MOST_S) if at_s - last.at_s <= GOOD_S else 0.0
@@ -202,17 +204,16 @@ class Balance:
         last = max(_nearest(times, until_s), first + 1)
         return self._counted[first], self._counted[last]
 
-    def _learn(self, one: Usage, flows: float, completing: float, over_s: float, used: float) -> None:
-        """:param completing: the part of these new flows that does."""
+    def _learn(self, one: Usage, work: float, completing: float, over_s: float, used: float) -> None:
+        """:param work: in new flows. ``completing``: the part of those that it was given that does."""
         known = self._strengths.setdefault(one.member, Strength())
         self.failing.discard(one.member)
         if completing < _COMPLETING:
             self.failing.add(one.member)
             known.keep(one.at_s)
-        work = flows * completing
         if used >= _USED_UP and work > 0.0:
             known.bound(work, over_s, one.at_s)
-        elif completing >= _COMPLETING and used >= _USED_LEAST:
+        elif completing >= _COMPLETING and used >= _USED_LEAST and work > 0.0:
             known.take(work, used * over_s, over_s, one.at_s)
 
     def _ceiling(

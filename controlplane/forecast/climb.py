@@ -27,6 +27,8 @@ class Climb:
         self._stays = self._line + round(_STAYS_S / interval_s)
         self._needs: list[float] = []
         self._highest, self._steps = 0.0, 0
+        self._was_idle = False
+        """There was no demand yet: the step in which it begins tells of a part of it."""
 
     @property
     def need(self) -> float:
@@ -39,6 +41,9 @@ class Climb:
         return self._steps <= self._stays
 
     def after(self, need: float) -> None:
+        if not self._needs and (need == 0.0 or self._was_idle):
+            self._was_idle = need == 0.0
+            return
         self._steps += 1
         if self._steps > self._line:
             return

@@ -147,7 +147,11 @@ class Forecaster:
         values = np.where(np.isfinite(values) & (values >= 0), values, np.nan)
         read = ~np.isnan(values)
         gap_s = now_s - self._seen_s
-        fresh = read & (np.isnan(self._level) | (gap_s > _FORGET_S))
+        # Who had no demand yet begins with the first one: that is no climb from nought.
+        begins = read & (self._level == 0.0) & (values > 0.0)
+        if begins.any():
+            self._onset.rescale(begins, np.full(int(begins.sum()), np.nan))
+        fresh = read & (np.isnan(self._level) | (gap_s > _FORGET_S) | begins)
         self._level[fresh] = values[fresh]
         self._trend[fresh] = 0.0
         self._count[fresh] = 0.0

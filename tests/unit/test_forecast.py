@@ -114,6 +114,29 @@ def test_a_fall_is_seen_within_a_few_readings():
     assert (high < 60).mean() > 0.95
 
 
+def after_idleness() -> float:
+    """The highest forecast of all seeds in the first minute of demand, after ten seconds without any."""
+    random = np.random.default_rng(7)
+    own = Forecaster(ForecastMethod.AUTO, QUANTILE, [str(k) for k in range(SEEDS)])
+    most = np.zeros(SEEDS)
+    for second in range(70):
+        own.update(random.poisson(0.0 if second < 10 else 33.0, SEEDS).astype(float), float(second))
+        most = np.fmax(most, own.predict(7.0, float(second)).high)
+    return float(np.median(most))
+
+
+def test_the_first_demand_is_no_climb_from_nought():
+    assert after_idleness() < 1.3 * 33.0
+
+
+def test_negative_control_readings_without_demand_count(monkeypatch):
+    update = Forecaster.update
+    monkeypatch.setattr(
+        Forecaster, "update", lambda self, values, now_s: update(self, np.fmax(values, 1e-6), now_s)
+    )
+    assert after_idleness() > 1.5 * 33.0
+
+
 def least_after_a_fall() -> float:
     """The median seed's least forecast from 20 s after demand fell to a tenth, in which it stays."""
     random = np.random.default_rng(7)
@@ -134,7 +157,7 @@ def test_after_a_fall_demand_is_not_foreseen_to_vanish():
 
 def test_negative_control_the_trend_of_the_fall_would_go_on(monkeypatch):
     monkeypatch.setattr(forecaster, "READINGS", 1000)
-    assert least_after_a_fall() < 7.0
+    assert least_after_a_fall() < 8.0
 
 
 def test_negative_control_present_demand_alone_is_late_for_the_same_ramp():
@@ -194,4 +217,5 @@ def high_after_step(rescaled: float | None, before: float) -> np.ndarray:
 @pytest.mark.parametrize(("before", "factor"), [(30.0, 5.0 / 3.0), (0.0, np.nan)])
 def test_what_the_ring_moves_to_a_group_is_no_rise_of_its_demand(before, factor):
     assert high_after_step(factor, before).max() < 80.0
-    assert high_after_step(None, before).max() > 90.0, "if it is not told"
+    if before:
+        assert high_after_step(None, before).max() > 90.0, "if it is not told"
