@@ -584,11 +584,9 @@ class Fleet:
 
     def common_causes(self) -> dict[str, str]:
         """Of each service, what several groups have at once, slow answers or errors; empty: nothing."""
+        told = {name: self.loads.conditions.common_cause(at) for at, name in enumerate(self.views)}
         saturated = self.capacities.saturated
-        return {
-            name: "" if saturated[self.loads.groups(name)].any() else self.loads.conditions.common_cause(at)
-            for at, name in enumerate(self.views)
-        }
+        return {n: "" if why and saturated[self.loads.groups(n)].any() else why for n, why in told.items()}
 
 
 def _capacities(config: model.Config) -> Capacities:

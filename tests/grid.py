@@ -23,7 +23,7 @@ DEMANDS = (0.5, 0.75, 0.95, 1.0, 1.1, 1.25, 1.5)
 OLD = (0.0, 0.5, 0.95)
 LATE_S = (0, 5)
 SETTLED, STEADY = 300, 1800
-SERVERS = 4
+SERVERS, LEAD_S = 4, 8.0
 USAGE = model.UsageSource(model.UsageKind.NODE_EXPORTER, "http://{address}:9100/metrics")
 
 
@@ -70,7 +70,8 @@ class Course:
         )
 
 
-def _world(cell: Cell) -> World:
+def world(cell: Cell) -> World:
+    """A pool, or one endpoint, that answers slower the more it has to do."""
     whole = config(
         endpoints=cell.endpoints,
         headroom=0.0,
@@ -84,47 +85,47 @@ def _world(cell: Cell) -> World:
     endpoints = tuple(replace(one, capacity=CAPACITY * cell.given) for one in web.endpoints)
     requests = model.Requests.HTTP1 if cell.old else model.Requests.OFF
     web = replace(web, endpoints=endpoints, requests=requests, usage=USAGE if cell.usage else None)
-    world = World(replace(whole, services={"web": web}), seed=round(100 * cell.demand))
-    world.dataplane = QueueingDataplane(world.clock, CAPACITY, SERVERS)
+    made = World(replace(whole, services={"web": web}), seed=round(100 * cell.demand))
+    made.dataplane = QueueingDataplane(made.clock, CAPACITY, SERVERS)
     if cell.old:
         demand = cell.demand * CAPACITY
-        world.dataplane = KeepingDataplane(world.clock, CAPACITY, SERVERS, cell.old, demand)
-    world.provisioner.lead_s = 8.0
-    world.controller = world._controller()
+        made.dataplane = KeepingDataplane(made.clock, CAPACITY, SERVERS, cell.old, demand)
+    made.controller = made._controller()
     if cell.late_s:
-        read, seen = world.dataplane.counters, []
+        read, seen = made.dataplane.counters, []
 
         def counters() -> Counters:
             seen.append(read())
             return seen[max(0, len(seen) - 1 - cell.late_s)]
 
-        world.dataplane.counters = counters
-    return world
+        made.dataplane.counters = counters
+    return made
 
 
 def play(cell: Cell) -> Course:
     logging.disable(logging.CRITICAL)
-    world = _world(cell)
-    plane, names = world.dataplane, [one.name for one in world.config.services["web"].endpoints]
+    made = world(cell)
+    made.provisioner.lead_s = LEAD_S
+    plane, names = made.dataplane, [one.name for one in world.config.services["web"].endpoints]
     spill, full_s = np.zeros((STEADY, len(names))), 0
     orders = rows = 0
     for tick in range(SETTLED + STEADY):
         if cell.usage and tick % 5 == 0:
             for name, done in plane.served.items():
-                world.load_source.tell(name, cpu=min(done / CAPACITY, 1.0))
-        world.tick(cell.demand * CAPACITY * len(names))
+                made.load_source.tell(name, cpu=min(done / CAPACITY, 1.0))
+        made.tick(cell.demand * CAPACITY * len(names))
         if tick >= SETTLED:
             spill[tick - SETTLED] = [plane.members[name].spill for name in names]
             full_s += max(plane.served.values()) >= CAPACITY
         else:
-            orders, rows = len(world.provisioner.orders), len(world.store.rows)
-    status = world.controller.status()
+            orders, rows = len(made.provisioner.orders), len(made.store.rows)
+    status = made.controller.status()
     return Course(
         cell,
         float(spill.std(axis=0).max()),
-        tuple(f"{kind} {name}" for kind, name in world.provisioner.orders[orders:]),
-        sum(row.action == "keep" for row in world.store.rows[rows:]),
-        len(names) + len(world.store.records),
+        tuple(f"{kind} {name}" for kind, name in made.provisioner.orders[orders:]),
+        sum(row.action == "keep" for row in made.store.rows[rows:]),
+        len(names) + len(made.store.records),
         full_s,
         tuple(status.troubles) if status else ("no status",),
     )

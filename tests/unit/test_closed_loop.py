@@ -13,7 +13,7 @@ from controlplane.capacity import Capacities
 from controlplane.fleet import Fleet
 from controlplane.loads import Loads
 from controlplane.ports import Counters
-from tests.queues import KeepingDataplane, QueueingDataplane
+from tests import grid
 from tests.world import CAPACITY, World, config
 
 SETTLED, STEADY = 1200, 1800
@@ -97,17 +97,7 @@ def saturating(given: float, share: float, old: float) -> np.ndarray:
 
     :param given: as ``share``, a part of what it can serve. ``old``: part of the requests on old connections.
     """
-    whole = config(headroom=0.0, lead_time_s=10.0, warm_up_s=2.0, min_life_s=60.0, idle_s=60.0, drain_s=30.0)
-    web = whole.services["web"]
-    told = tuple(replace(one, capacity=CAPACITY * given) for one in web.endpoints)
-    requests = model.Requests.HTTP1 if old else model.Requests.OFF
-    web = replace(web, endpoints=told, requests=requests)
-    world = World(replace(whole, services={"web": web}), seed=round(100 * share))
-    demand = share * CAPACITY
-    world.dataplane = QueueingDataplane(world.clock, CAPACITY, 4)
-    if old:
-        world.dataplane = KeepingDataplane(world.clock, CAPACITY, 4, old, demand)
-    world.controller = world._controller()
+    world, demand = grid.world(grid.Cell(given, share, old, late_s=0)), share * CAPACITY
     world.ticks(300, demand)
     before, spill = list(world.provisioner.orders), np.zeros(500)
     for tick in range(500):
@@ -134,11 +124,7 @@ def test_negative_control_what_was_seen_does_not_count(monkeypatch):
 def relieved(share: float) -> World:
     """What is given is right, half of the requests come on old connections, and more is asked for than one
     can serve: three minutes later."""
-    whole = config(headroom=0.0, lead_time_s=10.0, warm_up_s=2.0, min_life_s=60.0, idle_s=60.0, drain_s=30.0)
-    web = replace(whole.services["web"], requests=model.Requests.HTTP1)
-    world = World(replace(whole, services={"web": web}), seed=round(100 * share))
-    world.dataplane = KeepingDataplane(world.clock, CAPACITY, 4, 0.5, share * CAPACITY)
-    world.controller = world._controller()
+    world = grid.world(grid.Cell(1.0, share, old=0.5, late_s=0))
     world.ticks(180, share * CAPACITY)
     assert world.states()[0] is model.ShadowState.READY
     return world

@@ -85,6 +85,11 @@ ROWS = {
         group(500.0, capacity=None, saturated=True, live_up=False), Act.HOLD),
     "capacity not known, saturated, one is on order: hold": (
         group(500.0, shadow(1, ON_ORDER), capacity=None, saturated=True), Act.HOLD),
+    "capacity not known, saturated though a shadow has long been there: one more": (
+        group(500.0, shadow(1, READY, OLD), capacity=None, saturated=True), Act.ADD),
+    "capacity not known, saturated like all others, though a shadow has long been there: hold": (
+        group(500.0, shadow(1, READY, OLD), capacity=None, saturated=True, trouble=SLOW, others_too=True),
+        Act.HOLD),
     "capacity not known, saturated with a shadow: hold": (
         group(500.0, shadow(1, READY), capacity=None, saturated=True), Act.HOLD),
     "capacity not known, saturated again while it drains: it comes back": (
