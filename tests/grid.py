@@ -106,7 +106,7 @@ def play(cell: Cell) -> Course:
     logging.disable(logging.CRITICAL)
     made = world(cell)
     made.provisioner.lead_s = LEAD_S
-    plane, names = made.dataplane, [one.name for one in world.config.services["web"].endpoints]
+    plane, names = made.dataplane, [one.name for one in made.config.services["web"].endpoints]
     spill, full_s = np.zeros((STEADY, len(names))), 0
     orders = rows = 0
     for tick in range(SETTLED + STEADY):
