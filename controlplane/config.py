@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
-from controlplane import config_errors, config_text, model, usage_source
+from controlplane import config_errors, config_text, data_sync, model, usage_source
 from controlplane import config_values as values
 from controlplane.addresses import Address, Network
 
@@ -66,6 +66,28 @@ class _Usage(_Section):
         return usage_source.source(self.kind, self.given(), self.interval, self.timeout)
 
 
+class _Sync(_Section):
+    driver: model.SyncDriver
+    max_lag: values.MaxLagOf
+    on_lag: model.OnLag = model.OnLag.HOLD
+    interval: values.SyncInterval = 0.5
+    copy_timeout: values.Run = 600.0
+    primary: values.Place | None = None
+    variables: values.Variables = Field(default_factory=dict)
+
+    def to_model(self) -> model.Sync:
+        return model.Sync(
+            driver=self.driver,
+            max_lag_s=self.max_lag.seconds,
+            max_lag_bytes=self.max_lag.bytes,
+            on_lag=self.on_lag,
+            interval_s=self.interval,
+            copy_timeout_s=self.copy_timeout,
+            primary=self.primary,
+            variables=self.variables,
+        )
+
+
 class _Forecast(_Section):
     method: model.ForecastMethod | None = None
 
@@ -112,6 +134,8 @@ class _Service(_Section):
     shadows: _Shadows = _Shadows()
     requests: values.Requests = model.Requests.OFF
     request_sample: values.Sample = 16
+    access: model.Access | None = None
+    sync: _Sync | None = None
 
 
 class _Host(_Section):
@@ -230,12 +254,37 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
         )
     if service.usage is not None:
         yield from _in_usage(where, service.usage, service.endpoints)
+    yield from _in_data(where, root.tick, service)
     if service.requests is not model.Requests.OFF and service.protocol == "udp":
         yield f"{where}.requests: {service.requests.value} can't be told on a udp service; off is allowed"
     if service.ring_size < 100 * len(service.endpoints):
         yield (
             f"{where}.ring_size: {service.ring_size} is too small for {len(service.endpoints)} endpoints; "
             f"100 cells or more for each are allowed"
+        )
+
+
+def _in_data(where: str, tick_s: float, service: _Service) -> Iterable[str]:
+    if service.access is model.Access.WRITE and service.shadows.hosts:
+        yield (
+            f"{where}.shadows.hosts: {list(service.shadows.hosts)}: access: write, and what is written to a "
+            f"shadow would be lost; none is allowed. Give reads a service of their own: another vip or port "
+            f"with access: read"
+        )
+    sync = service.sync
+    if sync is None:
+        return
+    if service.access is not model.Access.READ:
+        yield f"{where}.sync: copies are only read; with access: read it is allowed"
+    if sync.on_lag is model.OnLag.EVICT and service.on_down is model.OnDown.KEEP:
+        yield f"{where}.sync.on_lag: evict moves flows that on_down: keep leaves; one of the two is allowed"
+    problems = data_sync.problems(sync.driver, sync.variables)
+    yield from (f"{where}.sync.variables.{key}: {problem}" for key, problem in problems)
+    least_s = data_sync.least_max_lag_s(sync.interval, tick_s)
+    if sync.max_lag.seconds is not None and sync.max_lag.seconds < least_s:
+        yield (
+            f"{where}.sync.max_lag: {sync.max_lag.seconds:g}s can't be kept with interval {sync.interval:g}s "
+            f"and tick {tick_s:g}s; {least_s:g}s or more is allowed (two intervals, a tick and half a second)"
         )
 
 
@@ -353,4 +402,6 @@ def _service(name: str, service: _Service) -> model.Service:
         shadows=model.ShadowSettings(**_given(service.shadows, _SHADOW_NAMES)),
         requests=service.requests,
         request_sample=service.request_sample,
+        access=service.access,
+        sync=None if service.sync is None else service.sync.to_model(),
     )

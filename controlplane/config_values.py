@@ -7,9 +7,9 @@ import json
 import math
 import re
 from collections.abc import Callable
-from ipaddress import IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyAddress, IPvAnyNetwork, Strict
 
@@ -24,7 +24,9 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)")
 _FLOWS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*flows/s")
 _ERRORS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*errors/s")
+_BYTES = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(B|KiB|MiB|GiB|TiB)")
 _URL_PATH = re.compile(r"/[!-~]*")
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _FLOWS_LEAST = 0.001
 _RATE = "a rate of new flows from 0.001 to 10^9 with its unit is allowed"
@@ -71,6 +73,37 @@ def _flows_per_s(value: object) -> float:
     if match is not None and (rate := float(match[1])) >= _FLOWS_LEAST:
         return rate
     raise ValueError(f'{_RATE}, e.g. "40 flows/s"')
+
+
+class MaxLag(NamedTuple):
+    """One of both is given."""
+
+    seconds: float | None
+    bytes: int | None
+
+
+def _max_lag(value: object) -> MaxLag:
+    match = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is not None and (size := round(float(match[1]) * _UNITS[match[2]])) >= 1:
+        return MaxLag(None, size)
+    try:
+        return MaxLag(_duration_s(0.1, _DAY_S)(value), None)
+    except ValueError:
+        raise ValueError(
+            "a duration from 100ms to 24h, or an amount of data, with its unit is allowed, e.g. 5s, 16MiB"
+        ) from None
+
+
+def _place(value: object) -> tuple[Address, int]:
+    """ADDRESS:PORT, as ``addresses.with_port`` writes it."""
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    try:
+        if port.isdecimal() and port.isascii() and 1 <= int(port) <= 65535:
+            is_v6 = host.startswith("[") and host.endswith("]")
+            return _host_address(IPv6Address(host[1:-1]) if is_v6 else IPv4Address(host)), int(port)
+    except ValueError:
+        pass
+    raise ValueError("ADDRESS:PORT of one host is allowed, e.g. 10.0.1.10:5432, [2001:db8::10]:5432")
 
 
 def _errors_per_s(value: object) -> float:
@@ -178,6 +211,9 @@ WarmUp = Annotated[float, BeforeValidator(_duration_s(0.0, _DAY_S))]
 Life = Annotated[float, BeforeValidator(_duration_s(0.0, _YEAR_S))]
 Run = Annotated[float, BeforeValidator(_duration_s(0.01, _DAY_S))]
 FlowIdle = Annotated[float, BeforeValidator(_duration_s(0.1, _YEAR_S))]
+SyncInterval = Annotated[float, BeforeValidator(_duration_s(0.05, 60.0))]
+MaxLagOf = Annotated[MaxLag, BeforeValidator(_max_lag)]
+Place = Annotated[tuple[IPvAnyAddress, int], BeforeValidator(_place)]
 Weight = Annotated[float, BeforeValidator(_number(0.001, 1000.0))]
 OverCost = Annotated[float, BeforeValidator(_number(0.001, 1e6))]
 Headroom = Annotated[float, BeforeValidator(_number(0.0, 1.0, below=True))]

@@ -100,6 +100,34 @@ class Operating(Enum):
     DOWN = "down"
 
 
+class Access(Enum):
+    """What clients of a stateful service do with its data."""
+
+    READ = "read"
+    """Shadows may serve it, from copies."""
+    WRITE = "write"
+    """Only the live endpoints serve it."""
+
+
+class SyncDriver(Enum):
+    """What keeps a shadow's copy of the data up to date, and tells how far behind it is."""
+
+    POSTGRES = "postgres"
+    """Logical replication."""
+    REDIS = "redis"
+    """REPLICAOF."""
+    COMMAND = "command"
+    """The user's own commands."""
+
+
+class OnLag(Enum):
+    """What becomes of established flows when a shadow's data is older than agreed."""
+
+    HOLD = "hold"
+    EVICT = "evict"
+    """They go to others, as new ones do."""
+
+
 class ForecastMethod(Enum):
     AUTO = "auto"
     """All that there are, weighed by what came."""
@@ -153,6 +181,29 @@ class UsageSource:
     def good_s(self) -> float:
         """How long a reading may be acted on."""
         return max(3.0 * self.interval_s, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """How the shadows of a service that is read get its data, and how old clients may see it."""
+
+    driver: SyncDriver
+    max_lag_s: float | None = None
+    """How old; one of this and the next is given."""
+    max_lag_bytes: int | None = None
+    """How much of what was written since it may lack, as of the last reading."""
+    on_lag: OnLag = OnLag.HOLD
+    interval_s: float = 0.5
+    """How often lag is read."""
+    copy_timeout_s: float = 600.0
+    """Time limit of the first copy."""
+    primary: tuple[Address, int] | None = None
+    """Who has the original data; None: the live endpoint that is cloned."""
+    variables: Mapping[str, object] = field(default_factory=dict)
+    """The driver's."""
+
+    def primary_of(self, parent: Endpoint) -> tuple[Address, int]:
+        return self.primary or (parent.address, parent.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +280,10 @@ class Service:
     requests: Requests = Requests.OFF
     request_sample: int = 16
     """One in so many requests is timed, a power of two; all are counted."""
+    access: Access | None = None
+    """None: it keeps no data, or none that differs between members."""
+    sync: Sync | None = None
+    """None: shadows need no copy of any data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,6 +517,8 @@ class Order:
     target: str
     timeout_s: float
     variables: Mapping[str, object] = field(default_factory=dict)
+    sync: Sync | None = None
+    """None: it needs no copy of any data."""
 
 
 class RunState(Enum):
@@ -534,6 +591,37 @@ class Usage:
     """Why it is down, as the agent has it."""
     good_s: float = 10.0
     """How long after ``at_s`` it may be acted on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LagTarget:
+    """A shadow whose lag is read, and where."""
+
+    shadow: str
+    instance: str
+    service: str
+    sync: Sync
+    address: Address
+    port: int
+    primary: tuple[Address, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a shadow's data is behind its primary's, read at ``at_s``: never later than it was so."""
+
+    shadow: str
+    service: str
+    at_s: float
+    lag_s: float | None = None
+    """Its data was the primary's so long before; None: not known, as the next one."""
+    lag_bytes: int | None = None
+    written_bytes_per_s: float = 0.0
+    """By so much the primary moves on."""
+    copied: bool = True
+    """The first copy is complete, and what comes after it is being taken."""
+    reason: str = ""
+    """Why it is not, in words."""
 
 
 @dataclass(frozen=True, slots=True)

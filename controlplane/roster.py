@@ -82,14 +82,31 @@ class Roster:
                 self._put(replace(shadow, attempts=1))  # what failed so often is not what is tried next
 
     def collisions(self, config: model.Config) -> list[str]:
-        """Shadows that another configuration would want, and has something else where they serve."""
+        """Shadows that another configuration would want, and has something else where they serve; and those
+        whose copies of data it would not know how to undo."""
         wanted = {endpoint.name for service in config.services.values() for endpoint in service.endpoints}
-        return [
+        copies = [
+            f"services.{shadow.service}.sync: shadow {shadow.name} has a copy by it, which is undone by it: "
+            f"penumbra shadow remove {shadow.name} first"
+            for shadow in self.shadows.values()
+            if self._copy_of(shadow, self._config) != self._copy_of(shadow, config)
+        ]
+        return copies + [
             f"{why} is where shadow {shadow.name} serves: penumbra shadow remove {shadow.name}"
             for shadow in self._steered_to()
             if shadow.parent in wanted
             and (why := placement.unusable(shadow, config.services, (), self._own_addresses)) is not None
         ]
+
+    @staticmethod
+    def _copy_of(shadow: Shadow, config: model.Config) -> object:
+        """What makes, and undoes, its copy of data."""
+        service = config.services.get(shadow.service)
+        endpoints = service.endpoints if service else ()
+        parent = next((one for one in endpoints if one.name == shadow.parent), None)
+        if service is None or service.sync is None or parent is None:
+            return None
+        return service.sync.driver, service.sync.primary_of(parent), service.sync.variables
 
     def _read_records(self) -> None:
         """What is known already stays, unless where it is was not known."""
@@ -451,6 +468,7 @@ class Roster:
             target=shadow.target,
             timeout_s=settings.timeout_s,
             variables=settings.variables,
+            sync=service.sync if service else None,
         )
 
     def _moved(self, before: Shadow, after: Shadow) -> None:

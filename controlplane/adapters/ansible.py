@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes and removes shadows by Ansible playbooks, in background threads.
 
-A playbook gets ``order`` (shadow, instance, service, protocol, target, parent, parent_host), the service's
-``variables`` and the host's; it hands back ``address`` and ``port`` with set_stats. So any two playbooks
-called provision.yml and deprovision.yml can take the place of the shipped ones.
+A playbook gets ``order`` (shadow, instance, service, protocol, target, parent, parent_host; sync, where the
+service has it), the service's ``variables`` and the host's; it hands back ``address`` and ``port`` with
+set_stats. So any two playbooks called provision.yml and deprovision.yml can take the place of the shipped
+ones.
 """
 
 from __future__ import annotations
@@ -251,7 +252,7 @@ class AnsibleProvisioner:
     def _playbook_run(self, order: model.Order, playbook: str) -> PlaybookRun:
         hosts = {order.host.name: _host_variables(order.host)}
         parent_host = self._hosts.get(order.parent.host or "")
-        asked = {
+        asked: dict[str, object] = {
             "shadow": order.shadow,
             "instance": order.instance,
             "service": order.service,
@@ -264,6 +265,8 @@ class AnsibleProvisioner:
             },
             "parent_host": dict(parent_host.variables) if parent_host else {},
         }
+        if order.sync is not None:
+            asked["sync"] = _sync(order.sync, order.parent)
         variables = {"run_dir": str(self._run_dir)} | dict(order.variables) | {"order": asked}
         return PlaybookRun(self._playbooks / playbook, hosts, variables)
 
@@ -271,6 +274,12 @@ class AnsibleProvisioner:
         with self._books.lock:
             self._books.count += 1
             return f"{self._owner}-{self._instance}-{self._books.count}"
+
+
+def _sync(sync: model.Sync, parent: model.Endpoint) -> dict[str, object]:
+    address, port = sync.primary_of(parent)
+    primary = {"address": str(address), "port": port}
+    return {"driver": sync.driver.value, "primary": primary, "variables": dict(sync.variables)}
 
 
 def _host_variables(host: model.Host) -> dict[str, object]:

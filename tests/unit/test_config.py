@@ -362,6 +362,7 @@ TAKEN = {
     "services.web.usage.address": {"2024-01-01", "999999999h", "1e-9s"},
     "services.web.usage.send": {"''", "2024-01-01", "1:30", "999999999h", "1e-9s", '"/\\n"'}
     | {"0.000000001 flows/s"},
+    "services.web.sync.variables": {"{}"},
     "services.web.shadows.hosts": {"[]"},
     "services.web.shadows.standing": {"true"},
     "services.web.shadows.over_cost": {"0.5"},
@@ -379,6 +380,9 @@ def test_nonsense_is_refused_in_a_line_with_its_path_and_what_is_allowed(path):
         here = here.setdefault(key, {})
     if path[-2:-1] == ("usage",):
         here |= {"kind": KINDS[path[-1]]} if path[-1] in KINDS else {"kind": "agent-check", "port": 1}
+    if path[-2:-1] == ("sync",):
+        root["services"]["web"]["access"] = "read"
+        here |= {"driver": "redis", "max_lag": "1m"}
     here[path[-1]] = "VALUE"
     text = yaml.safe_dump(root)
     for value in NONSENSE:
