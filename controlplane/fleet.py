@@ -14,6 +14,7 @@ from controlplane.capacity import WINDOW_S, Capacities, News
 from controlplane.fitness import Fitness
 from controlplane.health import MemberHealth
 from controlplane.keeping import PENALTIES, Keeping
+from controlplane.lag import Gates
 from controlplane.loads import Loads, with_capacities
 from controlplane.novelty import Novel, Novelties
 from controlplane.observe import Rates, Rows, growth, rates, work
@@ -49,6 +50,8 @@ class Fleet:
         """Live endpoints that are not known to be up, or came back and may still warm up."""
         self.health: dict[str, MemberHealth] = {}
         self.use = Fitness()
+        self.lag = Gates()
+        """Of shadows that serve copies of data."""
         self._set_up(config)
         self._memories: dict[str, groups.Memory] = {}
         self.verdicts: dict[str, groups.Verdict] = {}
@@ -93,6 +96,7 @@ class Fleet:
             for endpoint in service.endpoints
         }
         self.use.set_up(config.services.values())
+        self.lag.set_up(config.services.values(), config.tick_s)
         self._ended = {name: None for name in self._ended if name in self.views}
         ending = sum(config.tick_s / view.step_s for view in self.views.values())
         self._later = max(0, math.ceil(_CONCLUDED_SHARE * ending) - _CONCLUDED)
@@ -164,11 +168,20 @@ class Fleet:
             new = sum(float(np.nansum(one.flows) - np.nansum(one.unremembered)) for one in both)
             demand = self.loads.take(reading, self._down(), after.at_s, now_unix_s, new / reading.over_s)
             self._turnover.take(demand, reading.over_s)
-            least = least_kept(self.loads, lambda name: self.views[name].units, roster, self.is_up, self.kept)
+            least = least_kept(
+                self.loads,
+                lambda name: self.views[name].units,
+                roster,
+                lambda name, default: self._helps(name, default, roster, after.at_s),
+                self.kept,
+            )
             self.penalties.take(self.loads.conditions, least, reading.over_s, after.at_s)
             self._foresee(demand, reading.over_s, now_unix_s)
             self._learn_capacities(reading, before, after, roster)
         return True
+
+    def _helps(self, name: str, default: bool, roster: Members, now_s: float) -> bool:
+        return self.serves(name, roster, now_s) if name in roster.shadows else self.is_up(name, default)
 
     def _learn_capacities(
         self, reading: Rates, before: Counters | None, after: Counters, roster: Members
@@ -320,6 +333,11 @@ class Fleet:
         """Takes readings of what members use. Whose agent asks for something else now, and a sentence."""
         return self.use.observe(usages, roster, self.loads.index, self.capacities)
 
+    def observe_lags(self, lags: Sequence[model.Lag], now_s: float) -> list[tuple[str, str]]:
+        """Takes readings of how old shadows' data is. Who gets new flows again, or no longer, and a
+        sentence."""
+        return self.lag.take(lags, now_s)
+
     def fitness(self, endpoints: Mapping[str, model.Endpoint], now_s: float) -> Mapping[str, float] | None:
         return self.use.of(endpoints, now_s)
 
@@ -376,6 +394,17 @@ class Fleet:
         health = self.health.get(name)
         return default if health is None or health.up is None else health.up
 
+    def serves(self, name: str, roster: Members, now_s: float) -> bool:
+        """A shadow that is up, and whose data is new enough."""
+        shadow = roster.shadows.get(name)
+        return shadow is not None and self.is_up(name, False) and self.lag.serves(shadow, now_s)
+
+    def copy_of(self, shadow: model.Shadow, now_s: float) -> shadows.Copy:
+        """Of the data that it serves."""
+        sync = self.views[shadow.service].service.sync if shadow.service in self.views else None
+        is_made = sync is not None and self.lag.is_copying(shadow, now_s)
+        return shadows.Copy(self.lag.waits(shadow), sync.copy_timeout_s if sync and is_made else 0.0)
+
     def fails_outright(self, name: str) -> bool:
         """A live endpoint most of whose new flows fail, while its neighbours' do not."""
         i = self.loads.index.get(name)
@@ -394,6 +423,7 @@ class Fleet:
         """Health of the shadows that are probed; what is known of others is forgotten, what they use too: a
         shadow made again under its name starts unknown."""
         self.use.keep(roster)
+        self.lag.keep(roster.shadows)
         probed = {name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED}
         for name in self.health.keys() - probed - roster.endpoints.keys():
             del self.health[name]
@@ -480,7 +510,9 @@ class Fleet:
         names = [endpoint.name for endpoint in unit.endpoints]
         them = [loads.index[name] for name in names]
         own = tuple(shadow for name in names for shadow in roster.of(name))
-        up = frozenset(s.name for s in own if self.is_up(s.name, False) and s.name not in drained)
+        well = [s for s in own if self.is_up(s.name, False) and s.name not in drained]
+        up = frozenset(s.name for s in well if self.lag.serves(s, now_s))
+        lagging = {s.name: self.lag.why(s, now_s) for s in well if self._lags(s, now_s)}
         lives = [name for name in names if self.is_up(name, True)]
         if unit.is_pool:
             staying = [name for name in lives if name not in drained]
@@ -531,7 +563,13 @@ class Fleet:
             bound=self._bound(own, up) if unit.is_pool else frozenset(),
             saturated=bool(self.capacities.saturated[them].any()),
             proven=sum(self._proven(i, now_s) for i in them),
+            lagging=lagging,
+            copying=frozenset(s.name for s in own if self.lag.is_copying(s, now_s)),
         )
+
+    def _lags(self, shadow: model.Shadow, now_s: float) -> bool:
+        """It had its data, and that is too old now."""
+        return shadow.state in _SERVING and not self.lag.serves(shadow, now_s)
 
     def _errors_of(self, unit: Unit, them: Sequence[int]) -> float:
         """The score of those that fail; in a pool without those that others make up for."""

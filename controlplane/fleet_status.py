@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controlplane import groups, model, usage, weights
+from controlplane import groups, lag, model, usage, weights
 from controlplane.fleet import Fleet
 from controlplane.health import MemberHealth
 from controlplane.novelty import Novelty
@@ -17,6 +17,7 @@ from controlplane.roster import Roster
 from controlplane.shadows import Members
 from controlplane.status import (
     GroupStatus,
+    LagStatus,
     NoveltyStatus,
     PoolStatus,
     ServiceStatus,
@@ -58,7 +59,7 @@ def services(
     for at, (name, view) in enumerate(fleet.views.items()):
         service, condition = view.service, fleet.loads.conditions.service(at)
         ring = installed.services[name].ring if name in installed.services else {}
-        pool = _pool_status(fleet, view, roster, steered.drained) if view.is_pool else None
+        pool = _pool_status(fleet, view, roster, steered.drained, now_s) if view.is_pool else None
         groups = tuple(
             _group_status(
                 fleet,
@@ -111,7 +112,9 @@ def _novelty_status(novelty: Novelty | None, now_unix_s: float) -> NoveltyStatus
     )
 
 
-def _pool_status(fleet: Fleet, view: Outlook, roster: Members, drained: Collection[str]) -> PoolStatus:
+def _pool_status(
+    fleet: Fleet, view: Outlook, roster: Members, drained: Collection[str], now_s: float
+) -> PoolStatus:
     loads, unit = fleet.loads, view.units[0]
     demand = float(loads.demand[[loads.index[name] for name in view.names]].sum())
     sized, seen = view.sized_together(demand), loads.pools.seen(view.service.name)
@@ -121,7 +124,7 @@ def _pool_status(fleet: Fleet, view: Outlook, roster: Members, drained: Collecti
     return PoolStatus(
         demand=known(demand),
         high=known(high),
-        capacity=round((unit.capacity or 0.0) * _members_up(fleet, view, roster, drained), 3),
+        capacity=round((unit.capacity or 0.0) * _members_up(fleet, view, roster, drained, now_s), 3),
         p50=known(sized.p50),
         p90=known(sized.p90),
         sized=sized.wanted,
@@ -132,10 +135,11 @@ def _pool_status(fleet: Fleet, view: Outlook, roster: Members, drained: Collecti
     )
 
 
-def _members_up(fleet: Fleet, view: Outlook, roster: Members, drained: Collection[str]) -> int:
+def _members_up(fleet: Fleet, view: Outlook, roster: Members, drained: Collection[str], now_s: float) -> int:
     """Of a pool, those that serve new flows: all that are up, where all are drained."""
-    ready = [s.name for n in view.names for s in roster.of(n) if s.state is model.ShadowState.READY]
-    up = [name for name in (*view.names, *ready) if fleet.is_up(name, name in fleet.loads.index)]
+    own = [s.name for n in view.names for s in roster.of(n) if s.state is model.ShadowState.READY]
+    up = [name for name in view.names if fleet.is_up(name, True)]
+    up += [name for name in own if fleet.serves(name, roster, now_s)]
     there = [name for name in up if name not in drained] or up
     return sum(not fleet.fails_outright(name) for name in there)
 
@@ -230,6 +234,9 @@ def _shadow_status(
     parent = steered.installed.members.get(shadow.parent)
     waits = up and shadow.state in _SERVES and not (parent and shadow.name in parent.slots)
     held = f"; no new flows go to it: {steered.held}" if steered.held and waits else ""
+    part = fleet.lag.part(shadow, view.service.shadows.warm_up_s, now_s)
+    if up and shadow.state is model.ShadowState.READY and not part:
+        held = f"; no new flows go to it: {fleet.lag.why(shadow, now_s)}"
     return ShadowStatus(
         name=shadow.name,
         state=shadow.state.value,
@@ -241,11 +248,29 @@ def _shadow_status(
         age_s=round(now_unix_s - shadow.requested_unix_s, 1),
         attempts=shadow.attempts,
         reason=shadow.reason + held,
-        weight=weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s),
+        weight=min(part, weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s)),
         evicted=shadow.evicted,
         served=known(fleet.shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),
         requests=fleet.responses.status(shadow.name),
         usage=_usage_status(fleet, shadow.name, now_s),
+        lag=_lag_status(fleet.lag, shadow, now_s),
+    )
+
+
+def _lag_status(gates: lag.Gates, shadow: model.Shadow, now_s: float) -> LagStatus | None:
+    found = gates.of(shadow.name)
+    if found is None:
+        return None
+    sync, gate = found
+    return LagStatus(
+        seconds=known(lag.oldest_s(gate.last, now_s)) if gate.last else None,
+        bytes=gate.last.lag_bytes if gate.last else None,
+        max_seconds=sync.max_lag_s,
+        max_bytes=sync.max_lag_bytes,
+        on_lag=sync.on_lag.value,
+        is_open=gates.serves(shadow, now_s),
+        reason=gates.why(shadow, now_s),
+        age_s=round(now_s - gate.last.at_s, 1) if gate.last else None,
     )
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -214,6 +214,10 @@ class Group:
     """Clearly slower than it was, and what it does no longer follows what it is asked for."""
     proven: float = 0.0
     """Demand that the live one has served without slowing down much."""
+    lagging: Mapping[str, str] = field(default_factory=dict)
+    """Healthy shadows whose data is too old to be served, and why."""
+    copying: frozenset[str] = frozenset()
+    """Shadows whose first copy of data is being made, however long that takes."""
 
     @property
     def lives_up(self) -> int:
@@ -247,6 +251,7 @@ class Group:
             "relieved": float(self.relieved),
             "saturated": float(self.saturated),
             "proven": self.proven,
+            "lagging": float(len(self.lagging)),
         }
         return {name: round(value, 4) for name, value in numbers.items() if math.isfinite(value)}
 
@@ -291,6 +296,8 @@ def is_due(settings: ShadowSettings, failed: Shadow, now_unix_s: float) -> bool:
 
 
 def is_late(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
+    if shadow.name in group.copying:
+        return False
     usual_s = group.horizon_s if group.usual_s is None else group.usual_s
     return shadow.state in ORDERED and now_unix_s - shadow.requested_unix_s > _LATE * usual_s
 

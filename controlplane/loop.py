@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from controlplane import fleet_status, groups, model, novelty, requests, shadows, usage_source
+from controlplane import data_sync, fleet_status, groups, model, novelty, requests, shadows, usage_source
 from controlplane.addresses import Address, Network
 from controlplane.announcements import Announcements
 from controlplane.fleet import Fleet
@@ -25,6 +25,8 @@ from controlplane.ports import (
     Counters,
     Dataplane,
     DataplaneError,
+    LagError,
+    LagSource,
     LoadSource,
     Metrics,
     Prober,
@@ -41,7 +43,7 @@ from controlplane.wanted import wanted_steering
 _log = logging.getLogger("penumbra")
 _T = TypeVar("_T")
 
-_OURS = (DataplaneError, StoreError, UsageError)
+_OURS = (DataplaneError, LagError, StoreError, UsageError)
 """Whose messages are made for people."""
 _STALE_TICKS = 3.0
 _DIRECT_S = 30.0
@@ -68,11 +70,13 @@ class Controller:
         load_config: Callable[[], model.Config] | None = None,
         recorder: Recorder | None = None,
         load_source: LoadSource | None = None,
+        lag_source: LagSource | None = None,
     ) -> None:
         """:param show: takes every tick's status, as JSON; may raise ``OSError``.
         :param load_config: reads the configuration again; raises ``ValueError`` with every fault.
         :param recorder: takes what is read and decided.
-        :param load_source: reads what members use."""
+        :param load_source: reads what members use.
+        :param lag_source: reads how old the data of shadows is that serve copies."""
         self._config = config
         self._dataplane = dataplane
         self._prober = prober
@@ -82,6 +86,7 @@ class Controller:
         self._show = show
         self._load_config = load_config
         self._load_source = load_source
+        self._lag_source = lag_source
         self._used = usage_source.of_endpoints(config)
         self._journal = Journal(store, clock)
         self._roster = Roster(config, provisioner, store, clock, self._journal)
@@ -179,6 +184,7 @@ class Controller:
         self._guarded("requests", self._take_requests)
         self._guarded("observe", self._observe)
         self._guarded("usage", self._observe_usage)
+        self._guarded("lag", self._observe_lags)
         self._guarded("counters", self._reconcile)
         self._guarded("steering", self._look_at_interfaces)
         self._guarded("events", self._take_events)
@@ -189,6 +195,7 @@ class Controller:
         self._guarded("provisioning", lambda: self._roster.start_runs(self._installed.members))
         self._guarded("probes", self._watch)
         self._guarded("usage sources", self._watch_usage)
+        self._guarded("lag sources", self._watch_lags)
         self._guarded("learned", self._keep)
         self._journal.catch_up()
         self._guarded("say", lambda: self._publish(self._clock.now_s() - started_s))
@@ -201,8 +208,9 @@ class Controller:
         self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
         # Parts of their own: that these work says nothing of a tick's.
         changed = self._guarded("answers", self._take_answers)
+        moved = self._guarded("lag readings", self._take_lags)
         self._guarded("shadows' health", self._take_shadow_health)
-        if changed or before != self._roster.shadows:
+        if changed or moved or before != self._roster.shadows:
             self._guarded("apply", self._apply)
             self._guarded("probes", self._watch)
 
@@ -346,6 +354,29 @@ class Controller:
             others = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
             raise UsageError(f"{name}: {why}{others}")
 
+    def _observe_lags(self) -> None:
+        if self._lag_source is None or not self._fleet.lag.applies:
+            return
+        now_s = self._clock.now_s()
+        self._fleet.lag.look(self._roster.shadows, now_s)
+        self._record(lambda recorder: recorder.looked(now_s))
+        self._take_lags()
+        if troubles := self._lag_source.troubles():
+            name, why = min(troubles.items())
+            others = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
+            raise LagError(f"{name}: {why}{others}")
+
+    def _take_lags(self) -> bool:
+        """True if somebody gets new flows again, or no longer."""
+        if self._lag_source is None or not self._fleet.lag.applies:
+            return False
+        lags, now_s = self._lag_source.lags(), self._clock.now_s()
+        self._record(lambda recorder: recorder.lagged(lags, now_s))
+        changed = self._fleet.observe_lags(lags, now_s)
+        for name, said in changed:
+            self._journal.say(name, "lag", said)
+        return bool(changed)
+
     # ---- decide -------------------------------------------------------------------------
 
     @property
@@ -376,7 +407,8 @@ class Controller:
 
     def _take_shadow_health(self) -> None:
         for name, up in self._fleet.shadow_health(self._roster).items():
-            self._roster.take_health(name, up)
+            copy = self._fleet.copy_of(self._roster.shadows[name], self._clock.now_s())
+            self._roster.take_health(name, up, copy)
 
     def _decide(self) -> None:
         self._record(lambda recorder: recorder.probed(self._roster.shadows))
@@ -517,6 +549,19 @@ class Controller:
                 if source is not None:
                     targets[shadow.name] = source
         self._load_source.watch(targets)
+
+    def _watch_lags(self) -> None:
+        if self._lag_source is None:
+            return
+        targets = {}
+        for shadow in self._roster.shadows.values():
+            service = self._config.services.get(shadow.service)
+            parent = self._roster.endpoints.get(shadow.parent)
+            if shadow.state in shadows.INSTALLED and service is not None and parent is not None:
+                target = data_sync.target(self._config.instance, service, parent, shadow)
+                if target is not None:
+                    targets[shadow.name] = target
+        self._lag_source.watch(targets)
 
     def _publish(self, took_s: float) -> None:
         self._status = Status(

@@ -144,6 +144,21 @@ HELP: Mapping[str, str] = {
     "shadow_failed_attempts": (
         "Failed tries to make this shadow, by the reason of the last one; absent: it has not failed."
     ),
+    "shadow_lag_seconds": (
+        "So old may the data be that this shadow's clients see now, in seconds; absent: it is not known."
+    ),
+    "shadow_lag_bytes": (
+        "What was written and this shadow lacked when it was last read, in bytes; absent: it is not told."
+    ),
+    "shadow_max_lag_seconds": (
+        "How old this shadow's data may be seen (sync.max_lag), in seconds; absent: it is agreed in bytes."
+    ),
+    "shadow_max_lag_bytes": (
+        "How much this shadow's data may lack (sync.max_lag), in bytes; absent: it is agreed in seconds."
+    ),
+    "shadow_lag_ok": (
+        "1 while this shadow's data is new enough for new flows, else 0; absent: it serves no copy."
+    ),
     # by endpoint: live ones alone, then shadows too
     "rtt_seconds": (
         "Mean handshake time of the live endpoint's new flows, seen at the access point, in seconds; TCP "

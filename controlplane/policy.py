@@ -229,6 +229,8 @@ def _grow(
     missing -= len(kept)
     if missing <= 0:
         return kept
+    if held := _held_by_lag(group, cause):
+        return kept or (Verdict(Act.HOLD, held, None, needed),)
     silent = [s.name for s in group.shadows if _is_silent(group, s, now_unix_s)]
     if not group.live_up and silent:
         reason = f"{group.name}: {cause}, and {', '.join(silent)} does not answer either: a common cause"
@@ -245,9 +247,21 @@ def _grow(
             left = min(pause_s(settings, s.attempts) - (now_unix_s - s.changed_unix_s) for s in failed)
             reason += f", {failed[0].name} failed ({failed[0].reason}), next try in {left:.0f} s"
         return kept or (Verdict(Act.HOLD, reason, None, needed),)
-    count = min(missing, most - len(group.shadows))
+    count = min(missing, most - len(group.shadows), 1 if group.lagging else missing)
     reason = f"shadow {group.name} +{count}: {cause}{_earlier(group)}"
     return *kept, Verdict(Act.ADD, reason, None, needed, count)
+
+
+def _held_by_lag(group: Group, cause: str) -> str:
+    """Why no more are ordered while shadows lag; empty: one more may be. A copy more is more work for whoever
+    has the original, and would lag by the same cause."""
+    if not group.lagging:
+        return ""
+    name, why = next(iter(group.lagging.items()))
+    if group.live_up and len(group.lagging) == 1 and not any(s.state in ORDERED for s in group.shadows):
+        return ""
+    others = f" and {len(group.lagging) - 1} more" if len(group.lagging) > 1 else ""
+    return f"{group.name}: {cause}, but {name}{others} must not serve ({why}): a common cause"
 
 
 def _earlier(group: Group) -> str:
@@ -260,7 +274,7 @@ def _earlier(group: Group) -> str:
 
 def _is_silent(group: Group, shadow: Shadow, now_unix_s: float) -> bool:
     """There, but not healthy when it should be."""
-    if shadow.name in group.up or shadow.address is None:
+    if shadow.name in group.up or shadow.name in group.lagging or shadow.address is None:
         return False
     return shadow.state is ShadowState.READY or (
         shadow.state is ShadowState.WARMING and is_late(group, shadow, now_unix_s)
@@ -305,6 +319,8 @@ def _stands_in(group: Group, members: int) -> str:
         return "its shadows take over"
     if group.neighbour_up:
         return "its neighbours take over"
+    if group.lagging:
+        return "and its shadows' data is too old to take over"
     return "and a shadow for it is on order" if members else "and nobody takes over"
 
 
@@ -338,6 +354,8 @@ def _shrink(
         and now_unix_s - (shadow.ready_unix_s or shadow.changed_unix_s) >= least_s
     ]
     able.sort(key=lambda shadow: (shadow.ready_unix_s or shadow.changed_unix_s, shadow.name), reverse=True)
+    if useless := _useless(settings, group, memory, serving, now_unix_s):
+        return failed + useless
     unwanted = min(serving - group.sized, len(able))
     most = max(1, serving // _AT_ONCE)
     idle_s = drains.begins_s(settings, settings.idle_s)
@@ -353,6 +371,30 @@ def _shrink(
             for one in able[:count]
         )
     return failed
+
+
+def _useless(
+    settings: ShadowSettings, group: Group, memory: Memory, serving: int, now_unix_s: float
+) -> tuple[Verdict, ...]:
+    """Who lags is no reason to go; but who lags and would be unwanted if it did not, goes first."""
+    held_s = lasted_s(memory.fits_since, serving, now_unix_s)
+    if group.sized > serving or held_s is None or held_s < drains.begins_s(settings, settings.idle_s):
+        return ()
+    least_s = drains.begins_s(settings, settings.min_life_s)
+    return tuple(
+        Verdict(
+            Act.DRAIN,
+            f"shadow {s.name} drains: not needed for {held_s:.0f} s, and {group.lagging[s.name]}",
+            s.name,
+            serving,
+            share=0.0,
+        )
+        for s in group.shadows
+        if s.name in group.lagging
+        and s.state is ShadowState.READY
+        and not s.by_hand
+        and now_unix_s - (s.ready_unix_s or s.changed_unix_s) >= least_s
+    )[:1]
 
 
 def _last_ones(group: Group) -> tuple[Verdict, ...]:

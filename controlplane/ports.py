@@ -164,6 +164,21 @@ class LoadSource(Protocol):
     def close(self) -> None: ...
 
 
+class LagSource(Protocol):
+    """Reads in the background how old shadows' data is, never blocking the loop."""
+
+    def watch(self, targets: Mapping[str, model.LagTarget]) -> None:
+        """Shadow's name -> where it is read: from now on exactly these are."""
+
+    def lags(self) -> Sequence[model.Lag]:
+        """Readings since the last call, oldest first."""
+
+    def troubles(self) -> Mapping[str, str]:
+        """Shadows, and addresses of primaries, that could not be read when they were last tried, and why."""
+
+    def close(self) -> None: ...
+
+
 class Provisioner(Protocol):
     """Makes and removes shadows in the background. One run per shadow at a time."""
 
@@ -246,6 +261,10 @@ class DataplaneError(RuntimeError):
 
 class UsageError(RuntimeError):
     """What some members use can't be read; the message says whose, and why."""
+
+
+class LagError(RuntimeError):
+    """How old some shadows' data is can't be read; the message says whose, and why."""
 
 
 class StoreError(RuntimeError):

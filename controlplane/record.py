@@ -88,6 +88,15 @@ class Recorder:
     def used(self, usages: Iterable[model.Usage]) -> None:
         self._tick["usages"] = [*self._tick.get("usages", ()), *map(_used, usages)]
 
+    def looked(self, now_s: float) -> None:
+        """At the data of shadows, those that are observed with the counters."""
+        self._tick.setdefault("lags", []).append([now_s, None])
+
+    def lagged(self, lags: Iterable[model.Lag], now_s: float) -> None:
+        """Of a tick, and between ticks; without readings too, for the time that goes by tells as well."""
+        told = [[getattr(one, field.name) for field in fields(one)] for one in lags]
+        self._tick.setdefault("lags", []).append([now_s, told])
+
     def observed(self, counters: Counters, shadows: Mapping[str, model.Shadow], now_unix_s: float) -> None:
         self._end_undecided()
         self._tick |= {"at_s": counters.at_s, "observed_unix_s": now_unix_s}
@@ -320,11 +329,15 @@ class _Replay:
         for name, down in raw.get("down", {}).items():
             fleet.health.setdefault(name, MemberHealth(up=not down))
         fleet.observe_health([model.Health(*answer) for answer in raw.get("answers", ())], roster)
+        looks = raw.get("lags", [])
+        first = next((k for k, (_, told) in enumerate(looks) if told is None), len(looks))
+        self._look(looks[:first])  # between ticks
         if "counters" in raw:
             counters = _counters(raw["at_s"], raw["counters"], raw["requests_read"])
             fleet.observe_counters(self._counters, counters, roster, raw["observed_unix_s"])
             self._counters = counters
         fleet.observe_usage([_usage(told) for told in raw.get("usages", ())], roster)
+        self._look(looks[first:])
         self._set_shadows(raw.get("probed_shadows"))
         fleet.shadow_health(roster)
         self._set_shadows(raw.get("shadows"))
@@ -332,6 +345,13 @@ class _Replay:
             yield from self._decide(raw)
         fleet.learn()
         self._novel += fleet.judge_steps()
+
+    def _look(self, looks: Iterable[tuple[float, list[list[Any]] | None]]) -> None:
+        for now_s, told in looks:
+            if told is None:
+                self._fleet.lag.look(self._roster.shadows, now_s)
+            else:
+                self._fleet.observe_lags([model.Lag(*one) for one in told], now_s)
 
     def _told_novelties(self, told: Iterable[tuple[str, float, str]]) -> Iterator[Redone]:
         recorded: dict[tuple[str, float], str] = {(service, until_s): said for service, until_s, said in told}

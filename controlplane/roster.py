@@ -310,12 +310,12 @@ class Roster:
     def _unusable(self, shadow: Shadow, others: Iterable[Shadow]) -> str | None:
         return placement.unusable(shadow, self._config.services, others, self._own_addresses)
 
-    def take_health(self, name: str, up: bool) -> None:
+    def take_health(self, name: str, up: bool, copy: shadows.Copy) -> None:
         shadow = self.shadows[name]
         if shadow.parent not in self.endpoints:
             return
         settings = self._config.services[shadow.service].shadows
-        after = shadows.after_probe(shadow, up, settings, self._clock.record_s())
+        after = shadows.after_probe(shadow, up, settings, self._clock.record_s(), copy)
         self._moved(shadow, after)
         if shadow.state is ShadowState.WARMING and after.state is ShadowState.READY:
             if not shadow.attempts and name not in self._adopted:

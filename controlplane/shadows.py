@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from controlplane.model import Endpoint, RunResult, RunState, Shadow, ShadowSettings, ShadowState
@@ -28,6 +28,19 @@ class Members(Protocol):
     def of(self, parent: str) -> tuple[Shadow, ...]: ...
 
     def usual_lead_time_s(self, service: str) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Of the data that a shadow serves."""
+
+    waits: str = ""
+    """Why it is not there yet; empty: it is, or none is needed."""
+    limit_s: float = 0.0
+    """So long it may take, as it is being made; 0: it is not seen to be."""
+
+
+_NO_COPY = Copy()
 
 
 def entered(shadow: Shadow, state: ShadowState, now_unix_s: float, reason: str = "") -> Shadow:
@@ -109,9 +122,15 @@ def after_run(shadow: Shadow, result: RunResult, now_unix_s: float) -> Shadow | 
     return replace(warming, address=result.address, port=result.port)
 
 
-def after_probe(shadow: Shadow, up: bool, settings: ShadowSettings, now_unix_s: float) -> Shadow:
-    """Health moves a shadow on: warming to ready after the warm-up, to failed when it is not healthy."""
+def after_probe(
+    shadow: Shadow, up: bool, settings: ShadowSettings, now_unix_s: float, copy: Copy = _NO_COPY
+) -> Shadow:
+    """Health moves a shadow on: warming to ready after the warm-up, to failed when it is not healthy.
+
+    :param copy: of data: until it is there, it is not healthy either, and has more time while it is made."""
     if shadow.state is ShadowState.WARMING:
+        if copy.waits:
+            return _waiting(shadow, settings, now_unix_s, copy)
         if not up:
             if now_unix_s - shadow.changed_unix_s > settings.timeout_s:
                 return failed(shadow, now_unix_s, f"not healthy within {settings.timeout_s:.0f} s")
@@ -131,3 +150,10 @@ def after_probe(shadow: Shadow, up: bool, settings: ShadowSettings, now_unix_s: 
         if now_unix_s - shadow.changed_unix_s > _UNHEALTHY_S:
             return failed(shadow, now_unix_s, f"unhealthy for {_UNHEALTHY_S:.0f} s")
     return shadow
+
+
+def _waiting(shadow: Shadow, settings: ShadowSettings, now_unix_s: float, copy: Copy) -> Shadow:
+    limit_s = max(copy.limit_s, settings.timeout_s)
+    if now_unix_s - shadow.changed_unix_s > limit_s:
+        return failed(shadow, now_unix_s, f"its data was not there within {limit_s:.0f} s: {copy.waits}")
+    return replace(shadow, healthy_unix_s=None, reason=f"waits for its data: {copy.waits}")

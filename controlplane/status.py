@@ -54,6 +54,26 @@ class UsageStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LagStatus:
+    """Of one shadow's data. None: not known."""
+
+    seconds: float | None
+    """So old may it be now."""
+    bytes: int | None
+    """So much did it lack when that was read last."""
+    max_seconds: float | None
+    """What is agreed; None: it is agreed in bytes."""
+    max_bytes: int | None
+    on_lag: str
+    is_open: bool
+    """New flows may go to it, as far as its data goes."""
+    reason: str
+    """Why not; empty: they may."""
+    age_s: float | None
+    """Of the last reading."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowStatus:
     name: str
     state: str
@@ -76,6 +96,8 @@ class ShadowStatus:
     """None: off."""
     usage: UsageStatus | None = None
     """None: it was not read."""
+    lag: LagStatus | None = None
+    """None: it serves no copy of data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,9 +394,22 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
         if usage is not None:
             yield from _usage_samples(usage, labels | {"endpoint": name})
     for shadow in group.shadows:
+        if shadow.lag is not None:
+            yield from _lag_samples(shadow.lag, labels | {"shadow": shadow.name})
         if shadow.state == ShadowState.FAILED.value:
             why = {"shadow": shadow.name, "reason": shadow.reason}
             yield Sample("shadow_failed_attempts", labels | why, float(shadow.attempts))
+
+
+def _lag_samples(lag: LagStatus, labels: dict[str, str]) -> Iterator[Sample]:
+    values = {
+        "shadow_lag_seconds": lag.seconds,
+        "shadow_lag_bytes": lag.bytes,
+        "shadow_max_lag_seconds": lag.max_seconds,
+        "shadow_max_lag_bytes": lag.max_bytes,
+        "shadow_lag_ok": float(lag.is_open),
+    }
+    yield from (Sample(name, labels, float(value)) for name, value in values.items() if value is not None)
 
 
 def _request_samples(requests: RequestStatus, labels: dict[str, str]) -> Iterator[Sample]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from controlplane import drains, model, shadows, weights
+from controlplane.lag import Gates
 from controlplane.model import Member, Role, Shadow, ShadowState
 
 _BLIND_S = 180.0
@@ -41,6 +42,10 @@ class Knowledge(Protocol):
     def shadow_fitness(self, shadow: Shadow, now_s: float) -> float: ...
 
     def is_in_trouble(self, name: str) -> bool: ...
+
+    @property
+    def lag(self) -> Gates:
+        """Whose data is new enough."""
 
     @property
     def kept(self) -> Mapping[str, float]:
@@ -125,7 +130,7 @@ def wanted_steering(
                 if _installable(shadow):
                     warm = weights.shadow_part(shadow, service.shadows.warm_up_s, now_unix_s)
                     limit = _limit(installed, service, endpoint, shadow.name, warm, frozen)
-                    members[shadow.name] = _shadow(fleet, shadow, limit, drained)
+                    members[shadow.name] = _shadow(fleet, shadow, limit, drained, now_s)
         members |= _helped(service, members, parts)
         healthy = any(usable.values())
         fleet.fail_open[service.name] = not healthy
@@ -209,7 +214,7 @@ def _limit(
     return weights.window_limit(endpoint, part)
 
 
-def _shadow(fleet: Knowledge, shadow: Shadow, limit: int, drained: frozenset[str]) -> Member:
+def _shadow(fleet: Knowledge, shadow: Shadow, limit: int, drained: frozenset[str], now_s: float) -> Member:
     if shadow.address is None or shadow.port is None:
         raise ValueError(f"shadow {shadow.name} has no address yet")
     return Member(
@@ -219,7 +224,7 @@ def _shadow(fleet: Knowledge, shadow: Shadow, limit: int, drained: frozenset[str
         port=shadow.port,
         role=Role.SHADOW,
         parent=shadow.parent,
-        down=not fleet.is_up(shadow.name, False),
+        down=not fleet.is_up(shadow.name, False) or fleet.lag.is_evicted(shadow, now_s),
         draining=(shadow.state is ShadowState.DRAINING and drains.share(shadow) == 0.0)
         or shadow.name in drained,
         limit=limit,
@@ -242,12 +247,14 @@ def _slots(
     for shadow in own:
         healthy = fleet.is_up(shadow.name, False) and _installable(shadow) and shadow.name not in drained
         weight = weights.shadow_weight(shadow, healthy, service.shadows.warm_up_s, now_unix_s)
+        weight = min(weight, fleet.lag.part(shadow, service.shadows.warm_up_s, now_s))
         if weight > 0:
             kept = before.slots.get(shadow.name) if before else None
             slots[shadow.name] = weights.fit_weight(weight, fleet.shadow_fitness(shadow, now_s), kept)
     if not slots and not fleet.is_up(endpoint.name, True):
-        # Better one that drains or just warms up than a dead one.
-        slots = {s.name: 1.0 for s in own if fleet.is_up(s.name, False) and _installable(s)}
+        # Better one that drains or just warms up than a dead one; but none with data older than agreed.
+        well = [s for s in own if fleet.is_up(s.name, False) and _installable(s)]
+        slots = {s.name: 1.0 for s in well if fleet.lag.serves(s, now_s)}
     return slots
 
 

@@ -335,6 +335,46 @@ class FakeLoadSource:
         pass
 
 
+class FakeLagSource:
+    """Shadows whose data is ``behind`` the primary's by so many seconds; those that are ``cut`` get no
+    more of it, and those that are ``unread`` tell nothing."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.targets: dict[str, model.LagTarget] = {}
+        self.behind: dict[str, float] = {}
+        self.cut: set[str] = set()
+        self.unread: set[str] = set()
+        self.copying: set[str] = set()
+        self.has_s: dict[str, float] = {}
+        """So new is a shadow's data."""
+        self.bytes: dict[str, int] = {}
+
+    def watch(self, targets: Mapping[str, model.LagTarget]) -> None:
+        self.targets = dict(targets)
+
+    def lags(self) -> Sequence[model.Lag]:
+        now = self.clock.now
+        found = []
+        for name, target in self.targets.items():
+            if name not in self.cut:
+                self.has_s[name] = max(now - self.behind.get(name, 0.2), self.has_s.get(name, 0.0))
+            if name in self.unread:
+                continue
+            is_copied = name not in self.copying
+            lag_s = now - self.has_s[name] if is_copied and name in self.has_s else None
+            reason = "" if is_copied else "1 of 2 tables are copied"
+            lacks = self.bytes.get(name)
+            found.append(model.Lag(name, target.service, now, lag_s, lacks, 0.0, is_copied, reason))
+        return found
+
+    def troubles(self) -> Mapping[str, str]:
+        return {name: "no answer within 1 s" for name in self.unread if name in self.targets}
+
+    def close(self) -> None:
+        pass
+
+
 class FakeProvisioner:
     """Runs take ``lead_s``; fails or hangs when told so. ``exists`` is what outlives a controller."""
 

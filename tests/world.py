@@ -15,6 +15,7 @@ from controlplane.record import Recorder
 from tests.fakes import (
     FakeClock,
     FakeDataplane,
+    FakeLagSource,
     FakeLoadSource,
     FakeMetrics,
     FakeProber,
@@ -68,6 +69,7 @@ class World:
         self.store = FakeStore()
         self.prober = FakeProber(self.clock)
         self.load_source = FakeLoadSource(self.clock)
+        self.lag_source = FakeLagSource(self.clock)
         self.provisioner = FakeProvisioner(self.clock)
         self.metrics = FakeMetrics()
         self.shown: list[str] = []
@@ -88,6 +90,7 @@ class World:
             load_config=lambda: self.config,
             recorder=self.recorder() if self.records else None,
             load_source=self.load_source,
+            lag_source=self.lag_source,
         )
 
     def recorder(self) -> Recorder:

@@ -24,6 +24,18 @@ NOVEL_S = 3600.0
 """What was new longer ago is left to ``penumbra explain``."""
 TRAFFIC = ("name", "received", "forwarded", "passed", "dropped", "sent", "lost", "refused", "error")
 USAGE = ("endpoint", "name", "cpu", "memory", "network", "weight", "asks", "strength", "age_s")
+LAG = (
+    "endpoint",
+    "name",
+    "is_open",
+    "seconds",
+    "max_seconds",
+    "bytes",
+    "max_bytes",
+    "on_lag",
+    "age_s",
+    "reason",
+)
 _MIB = 1 << 20
 
 
@@ -244,6 +256,13 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
     ]:
         say("")
         output.rows(USAGE, used, as_json=False)
+    if copies := [
+        {**shadow["lag"], "endpoint": shadow["endpoint"], "name": shadow["name"]}
+        for shadow in shadows
+        if shadow.get("lag")
+    ]:
+        say("")
+        output.rows(LAG, copies, as_json=False)
     if found.get("traffic"):
         say("")
         output.rows(TRAFFIC, found["traffic"], as_json=False)

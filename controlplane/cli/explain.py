@@ -121,6 +121,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         up = "healthy" if shadow["up"] else "not healthy"
         at = f"{shadow['name']} on {shadow['host']}"
         yield f"  shadow     {at}: {shadow['state']}, {up}: {shadow['reason']}"
+        if shadow.get("lag"):
+            yield f"  data       {_lag(shadow['name'], shadow['lag'])}"
 
 
 def _of_size(sized: Mapping[str, Any], of: str = "") -> Iterator[str]:
@@ -143,6 +145,18 @@ def _used(usage: Mapping[str, Any]) -> str:
     asked = usage["asks"] or ("" if usage["weight"] is None else f"{usage['weight']:.0%} of its weight")
     wish = [f"its agent: {asked}"] if asked else []
     return f"{', '.join(told + wish) or 'not known'} ({usage['age_s']:.0f} s ago)"
+
+
+def _lag(name: str, lag: Mapping[str, Any]) -> str:
+    """How old its data may be, against what is agreed."""
+    if lag["max_seconds"] is not None:
+        old = "of unknown age" if lag["seconds"] is None else f"{lag['seconds']:.1f} s old at most"
+        limit = f"{lag['max_seconds']:g} s"
+    else:
+        old = "of unknown age" if lag["bytes"] is None else f"{lag['bytes']} bytes behind"
+        limit = f"{lag['max_bytes']} bytes"
+    reason = f": no new flows: {lag['reason']}" if lag["reason"] else ""
+    return f"of {name} {old}, {limit} agreed (on_lag: {lag['on_lag']}){reason}"
 
 
 def _of_deviation(group: Mapping[str, Any]) -> Iterator[str]:

@@ -222,6 +222,7 @@ def _run(
     closing: list[Callable[[], None]],
 ) -> None:
     # Here, for only who runs needs them and aiohttp, which take a third of every other command's start.
+    from controlplane.adapters.lag_source import BackgroundLagSource
     from controlplane.adapters.load_source import BackgroundLoadSource
     from controlplane.adapters.probes import NetworkProber
     from controlplane.adapters.prometheus import PrometheusMetrics
@@ -248,6 +249,8 @@ def _run(
     closing.append(prober.close)
     load_source = BackgroundLoadSource()
     closing.append(load_source.close)
+    lag_source = BackgroundLagSource()
+    closing.append(lag_source.close)
 
     def again() -> model.Config:
         fresh = reread(instance)
@@ -265,7 +268,18 @@ def _run(
         closing.append(lines.close)
         recorder = Recorder(lines.write, lambda: instance.config.read_text(encoding="utf-8"))
     controller = Controller(
-        configured, dataplane, prober, provisioner, store, clock, metrics, show, again, recorder, load_source
+        configured,
+        dataplane,
+        prober,
+        provisioner,
+        store,
+        clock,
+        metrics,
+        show,
+        again,
+        recorder,
+        load_source,
+        lag_source,
     )
 
     ended_by: list[int] = []

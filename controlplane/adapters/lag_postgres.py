@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lag of logical replication, PostgreSQL 15 and later.
+
+The primary's row of ``penumbra.heartbeat`` is written each interval. What a shadow has of it tells by which
+moment it has everything, as a subscription applies transactions in the order of their commits (PostgreSQL
+15, section 31.1). Moments are this process's own: no clock of a server is trusted with them, and
+``replay_lag`` is not either, which tells milliseconds while a shadow is minutes behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from controlplane import model
+from controlplane.addresses import Address
+
+_BEATS_MOST = 100_000
+_CONNECT_S = 2
+_BEAT = """
+    INSERT INTO penumbra.heartbeat (instance, at) VALUES (%s, clock_timestamp())
+    ON CONFLICT (instance) DO UPDATE SET at = clock_timestamp() RETURNING extract(epoch FROM at)
+"""
+_POSITIONS = """
+    SELECT NULL, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint UNION ALL
+    SELECT slot_name::text, pg_wal_lsn_diff(confirmed_flush_lsn, '0/0')::bigint FROM pg_replication_slots
+    WHERE starts_with(slot_name::text, 'penumbra_')
+"""
+_COPIES = """
+    SELECT count(r.srrelid) FILTER (WHERE r.srsubstate = 'r'), count(r.srrelid), min(s.subslotname::text),
+        to_regclass('penumbra.heartbeat') IS NOT NULL
+    FROM pg_subscription s LEFT JOIN pg_subscription_rel r ON r.srsubid = s.oid
+    WHERE starts_with(s.subname::text, 'penumbra_')
+    AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+_SEEN = "SELECT extract(epoch FROM at) FROM penumbra.heartbeat WHERE instance = %s"
+
+_Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+class _Session:
+    """One connection, made again when it broke. Who was left waiting keeps the old one, and closes it."""
+
+    def __init__(self, place: tuple[Address, int], variables: Mapping[str, object]) -> None:
+        self._place, self._variables = place, variables
+        self._kept: _Connection | None = None
+
+    async def take(self) -> _Connection:
+        kept, self._kept = self._kept, None
+        return kept or await self._connect()
+
+    async def give_back(self, connection: _Connection) -> None:
+        if self._kept is None and not connection.closed:
+            self._kept = connection
+        else:
+            await connection.close()
+
+    async def close(self) -> None:
+        if self._kept is not None:
+            await self._kept.close()
+
+    async def _connect(self) -> _Connection:
+        given = self._variables
+        optional: dict[str, Any] = {key: str(given[key]) for key in ("sslmode",) if key in given}
+        if "password_file" in given:
+            optional["password"] = Path(str(given["password_file"])).read_text(encoding="utf-8").strip("\n")
+        address, port = self._place
+        return await psycopg.AsyncConnection.connect(
+            host=str(address),
+            port=port,
+            dbname=str(given["database"]),
+            user=str(given["user"]),
+            application_name="penumbra",
+            connect_timeout=_CONNECT_S,
+            tcp_user_timeout=_CONNECT_S * 1000,
+            autocommit=True,
+            **optional,
+        )
+
+
+class PostgresPrimary:
+    def __init__(self, target: model.LagTarget) -> None:
+        self._session = _Session(target.primary, target.sync.variables)
+        self._instance = target.instance
+        self._beats: dict[Decimal, float] = {}
+        """What was written -> when that was begun, in the order of time."""
+        self._positions: dict[str, int] = {}
+        """Slot -> up to where its subscriber has confirmed."""
+        self._written = (0, 0.0)
+        """Where the primary is, and when it was asked."""
+        self._written_bytes_per_s = 0.0
+
+    async def look(self) -> None:
+        connection = await self._session.take()
+        try:
+            began_s = asyncio.get_running_loop().time()
+            cursor = await connection.execute(_BEAT, (self._instance,))
+            row = await cursor.fetchone()
+            told = await (await connection.execute(_POSITIONS)).fetchall()
+        except BaseException:
+            with suppress(Exception):
+                await connection.close()
+            raise
+        await self._session.give_back(connection)
+        if row is not None:
+            self._beats[row[0]] = began_s
+        while len(self._beats) > _BEATS_MOST:
+            del self._beats[next(iter(self._beats))]
+        self._take_positions(dict(told), began_s)
+
+    def _take_positions(self, positions: dict[str | None, int | None], at_s: float) -> None:
+        written = positions.pop(None, None) or 0
+        before, before_s = self._written
+        if before_s and at_s > before_s:
+            self._written_bytes_per_s = max(written - before, 0) / (at_s - before_s)
+        self._written = (written, at_s)
+        self._positions = {name: at for name, at in positions.items() if name and at is not None}
+
+    def age_s(self, beat: Decimal, now_s: float) -> float | None:
+        """How long ago at most a shadow that has this beat had everything; None: not known.
+
+        One that was written before this process began is older than its first one; by how much, the
+        primary's clock tells."""
+        if beat in self._beats:
+            return now_s - self._beats[beat]
+        if not self._beats:
+            return None
+        first_s = next(iter(self._beats.values()))
+        newest, newest_s = next(reversed(self._beats.items()))
+        return max(now_s - first_s, float(newest - beat) + now_s - newest_s)
+
+    def lag_bytes(self, slot: str | None) -> tuple[int | None, float, float]:
+        """What its subscriber lacks, the rate that it grows by if it stops, and when that was read."""
+        written, at_s = self._written
+        at = self._positions.get(slot or "")
+        return (None if at is None else max(written - at, 0)), self._written_bytes_per_s, at_s
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+class PostgresReplica:
+    def __init__(self, target: model.LagTarget, primary: PostgresPrimary) -> None:
+        self._target, self._primary = target, primary
+        self._session = _Session((target.address, target.port), target.sync.variables)
+
+    async def read(self) -> model.Lag:
+        connection = await self._session.take()
+        try:
+            lag = await self._read(connection)
+        except BaseException:
+            with suppress(Exception):
+                await connection.close()
+            raise
+        await self._session.give_back(connection)
+        return lag
+
+    async def _read(self, connection: _Connection) -> model.Lag:
+        now_s = asyncio.get_running_loop().time()
+        row = await (await connection.execute(_COPIES)).fetchone()
+        done, tables, slot, has_beats = row or (0, 0, None, False)
+        if done < tables or not tables:
+            why = f"{done} of {tables} tables are copied" if slot else "there is no subscription yet"
+            return self._lag(now_s, copied=False, reason=why)
+        beat = None
+        if has_beats:
+            beat = await (await connection.execute(_SEEN, (self._target.instance,))).fetchone()
+        if beat is None:
+            return self._lag(now_s, copied=False, reason="it has no row of penumbra.heartbeat")
+        lag_s = self._primary.age_s(beat[0], now_s)
+        lag_bytes, rate, bytes_s = self._primary.lag_bytes(slot)
+        if self._target.sync.max_lag_bytes is not None and bytes_s:
+            now_s = min(now_s, bytes_s)
+        return self._lag(now_s, lag_s, lag_bytes, rate)
+
+    def _lag(
+        self,
+        at_s: float,
+        lag_s: float | None = None,
+        lag_bytes: int | None = None,
+        written_bytes_per_s: float = 0.0,
+        *,
+        copied: bool = True,
+        reason: str = "",
+    ) -> model.Lag:
+        name, service = self._target.shadow, self._target.service
+        return model.Lag(name, service, at_s, lag_s, lag_bytes, written_bytes_per_s, copied, reason)
+
+    async def close(self) -> None:
+        await self._session.close()

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads how far the data of shadows is behind, in a thread with an event loop of its own, as probes are.
+
+Each shadow is read on its own beat, and each primary once for all shadows that copy it; each reading has its
+own connection and time limit, so that who hangs delays nobody else. What a reading means is not decided here
+(``controlplane/lag.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from controlplane import model
+from controlplane.adapters import no_answer
+from controlplane.adapters.lag_command import Command
+from controlplane.adapters.lag_postgres import PostgresPrimary, PostgresReplica
+from controlplane.adapters.lag_redis import RedisPrimary, RedisReplica
+from controlplane.addresses import with_port
+from controlplane.model import SyncDriver
+
+READINGS_MOST = 100_000
+LIMIT_S = 2.0
+"""Of one reading, connecting included."""
+BACK_OFF_MOST_S = 5.0
+CLOSE_S = 1.0
+
+
+class _Read(Protocol):
+    async def close(self) -> None: ...
+
+
+class _Primary(_Read, Protocol):
+    async def look(self) -> None: ...
+
+
+class _Replica(_Read, Protocol):
+    async def read(self) -> model.Lag: ...
+
+
+class BackgroundLagSource:
+    """``ports.LagSource``."""
+
+    def __init__(self) -> None:
+        self._lags: deque[model.Lag] = deque(maxlen=READINGS_MOST)
+        self._troubles: dict[str, str] = {}
+        self._asked: Mapping[str, model.LagTarget] = {}
+        self._replicas: dict[str, tuple[model.LagTarget, asyncio.Task[None]]] = {}
+        self._primaries: dict[str, tuple[_Primary, asyncio.Task[None]]] = {}
+        self._abandoned: set[asyncio.Task[None]] = set()
+        """Readings past their limit, that have not noticed yet."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="lag", daemon=True)
+        self._thread.start()
+
+    def watch(self, targets: Mapping[str, model.LagTarget]) -> None:
+        if targets != self._asked:
+            self._asked = dict(targets)
+            self._loop.call_soon_threadsafe(self._watch, self._asked)
+
+    def lags(self) -> Sequence[model.Lag]:
+        found = []
+        while self._lags:
+            found.append(self._lags.popleft())
+        return found
+
+    def troubles(self) -> Mapping[str, str]:
+        """Of a copy, made at once: the thread goes on."""
+        return self._troubles.copy()
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._watch({})
+        others = [task for task in asyncio.all_tasks(self._loop) if task is not asyncio.current_task()]
+        if others:
+            await asyncio.wait(others, timeout=CLOSE_S)
+
+    def _watch(self, targets: Mapping[str, model.LagTarget]) -> None:
+        for name in [n for n, (target, _) in self._replicas.items() if targets.get(n) != target]:
+            self._replicas.pop(name)[1].cancel()
+            self._troubles.pop(name, None)
+        kept = {_primary_key(target) for target in targets.values()}
+        for key in self._primaries.keys() - kept:
+            self._primaries.pop(key)[1].cancel()
+        self._troubles = {n: why for n, why in self._troubles.items() if n in targets or n in self._named()}
+        for name, target in targets.items():
+            if name not in self._replicas:
+                replica = _replica(target, self._primary(target))
+                read = self._reading(replica)
+                self._replicas[name] = (target, self._repeat(name, target, replica, read))
+
+    def _named(self) -> set[str]:
+        return {key.partition(" ")[0] for key in self._primaries}
+
+    def _primary(self, target: model.LagTarget) -> _Primary | None:
+        """Of all shadows that copy it; None: it need not be asked."""
+        key = _primary_key(target)
+        if key not in self._primaries:
+            made = _new_primary(target)
+            if made is None:
+                return None
+            name = key.partition(" ")[0]
+            self._primaries[key] = (made, self._repeat(name, target, made, made.look))
+        return self._primaries[key][0]
+
+    def _reading(self, replica: _Replica) -> Callable[[], Awaitable[None]]:
+        async def read() -> None:
+            self._lags.append(await replica.read())
+
+        return read
+
+    def _repeat(
+        self, name: str, target: model.LagTarget, what: _Read, step: Callable[[], Awaitable[None]]
+    ) -> asyncio.Task[None]:
+        return self._loop.create_task(self._keep(name, target.sync.interval_s, what, step))
+
+    async def _keep(
+        self, name: str, interval_s: float, what: _Read, step: Callable[[], Awaitable[None]]
+    ) -> None:
+        pause_s, due_s = interval_s, self._loop.time()
+        try:
+            while True:
+                try:
+                    await self._within_limit(step)
+                except Exception as error:  # whatever went wrong, there is no reading
+                    self._troubles[name] = no_answer.why(error)
+                    pause_s = min(2.0 * pause_s, max(BACK_OFF_MOST_S, interval_s))
+                else:
+                    self._troubles.pop(name, None)
+                    pause_s = interval_s
+                due_s = max(due_s + pause_s, self._loop.time())
+                await asyncio.sleep(due_s - self._loop.time())
+        finally:
+            with suppress(Exception):
+                await what.close()
+
+    async def _within_limit(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Past it the step is left to itself: a driver may take its time to notice that it was cancelled."""
+        task = asyncio.ensure_future(_awaited(step))
+        try:
+            await asyncio.wait({task}, timeout=LIMIT_S)
+        finally:
+            if not task.done():
+                task.cancel()
+                self._abandoned.add(task)
+                task.add_done_callback(self._forget)
+        if not task.done():
+            raise TimeoutError(f"no answer within {LIMIT_S:g} s")
+        task.result()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody waits for it
+
+
+async def _awaited(step: Callable[[], Awaitable[None]]) -> None:
+    await step()
+
+
+def _primary_key(target: model.LagTarget) -> str:
+    """Where it is, and all else by which it is asked."""
+    sync = target.sync
+    told = (sync.driver.value, target.instance, sync.interval_s, sync.variables)
+    return f"{with_port(*target.primary)} {json.dumps(told, sort_keys=True)}"
+
+
+def _new_primary(target: model.LagTarget) -> _Primary | None:
+    if target.sync.driver is SyncDriver.POSTGRES:
+        return PostgresPrimary(target)
+    return RedisPrimary(target) if target.sync.driver is SyncDriver.REDIS else None
+
+
+def _replica(target: model.LagTarget, primary: _Primary | None) -> _Replica:
+    if isinstance(primary, PostgresPrimary):
+        return PostgresReplica(target, primary)
+    if isinstance(primary, RedisPrimary):
+        return RedisReplica(target, primary)
+    return Command(target)
