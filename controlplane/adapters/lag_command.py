@@ -40,6 +40,7 @@ class Command:
         finally:
             with suppress(ProcessLookupError):  # with all that it started
                 os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
         if process.returncode:
             return self._failed(process.returncode, said, began_s)
         lag_s, lag_bytes = parsed(out[:_OUTPUT_MOST].decode(errors="replace"))
