@@ -4,23 +4,26 @@
 
 The clone has the original's executable, arguments, environment, working directory, user, groups, umask
 and resource limits. Its arguments are rewritten where they name the parent's address, port or name.
+One that keeps data gets an empty directory of its own: two of them never write to the same files.
 Its labels are environment variables, so that /proc alone tells every shadow of an instance.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
+import itertools
 import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ansible.module_utils import penumbra_proc as proc
@@ -49,6 +52,16 @@ ARGUMENTS = {
     "start_timeout_s": {"type": "float"},
     "stop_timeout_s": {"type": "float"},
     "run_dir": {"required": True},
+    "data_dir": {"required": True},
+    "stateful": {"type": "bool", "default": False},
+    "fresh_directory": {
+        "type": "dict",
+        "options": {
+            "options": {"type": "list", "elements": "str", "default": []},
+            "prepare": {"type": "list", "elements": "str", "default": []},
+        },
+    },
+    "shared_paths": {"type": "list", "elements": "str", "default": []},
 }
 
 
@@ -92,8 +105,33 @@ def _host(address: str) -> str:
 
 
 def filled(text: str, new: dict[str, str]) -> str:
-    """``{name}``, ``{address}`` and ``{port}`` replaced; any other brace is left alone."""
-    return re.sub(r"\{(name|address|port)\}", lambda match: new[match[1]], text)
+    """``{name}``, ``{address}``, ``{port}`` and what else ``new`` has replaced; other braces stay."""
+    return re.sub(r"\{([a-z]+)\}", lambda match: new.get(match[1], match[0]), text)
+
+
+def directory_named(argv: list[str], options: list[str]) -> str | None:
+    """The value that follows one of these options (``-D PATH``, ``--dir=PATH``); the last one counts."""
+    found = None
+    for before, argument in itertools.pairwise(argv):
+        option, equals, value = argument.partition("=")
+        if before in options:
+            found = argument
+        elif equals and option in options:
+            found = value
+    return found
+
+
+def redirected(argv: list[str], options: list[str], directory: str) -> list[str]:
+    """The arguments with another value after these options."""
+    result = argv[:1]
+    for before, argument in itertools.pairwise(argv):
+        option, equals, _ = argument.partition("=")
+        if before in options:
+            argument = directory
+        elif equals and option in options:
+            argument = f"{option}={directory}"
+        result.append(argument)
+    return result
 
 
 def first_port(instance: str, name: str, low: int, high: int) -> int:
@@ -104,6 +142,43 @@ def first_port(instance: str, name: str, low: int, high: int) -> int:
 # ---- records ----------------------------------------------------------------------------
 
 
+class Home:
+    """What a shadow that keeps data has on disk: DATA_DIR/INSTANCE/NAME: record.json and its data/.
+
+    The record is there before the data is, so that whatever a run was ended at is found by ``listed``.
+    """
+
+    def __init__(self, data_dir: str, instance: str, name: str) -> None:
+        self._folder = Path(data_dir) / instance / name
+        self.data = self._folder / "data"
+
+    def make(self, record: dict, uid: int, gid: int) -> None:
+        """Empty, whatever was left there."""
+        self.remove()
+        before = os.umask(0o022)  # its user must get there
+        self._folder.mkdir(parents=True)
+        os.umask(before)
+        (self._folder / "record.json").write_text(json.dumps(record))
+        self.data.mkdir(mode=0o700)
+        os.chown(self.data, uid, gid)
+
+    def remove(self) -> bool:
+        there = self._folder.exists()
+        if there:
+            # The record goes last.
+            shutil.rmtree(self.data, ignore_errors=True)
+            shutil.rmtree(self._folder)
+            with contextlib.suppress(OSError):  # others are there
+                self._folder.parent.rmdir()
+        return there
+
+    @staticmethod
+    def records(data_dir: str, instance: str) -> Iterator[dict]:
+        for path in sorted((Path(data_dir) / instance).glob("*/record.json")):
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads(path.read_text())
+
+
 class Records:
     """One file per shadow: RUN_DIR/INSTANCE/shadows/NAME.json, and its log beside it."""
 
@@ -112,7 +187,7 @@ class Records:
         self._folder = self._root / instance / "shadows"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    @contextmanager
+    @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Held while a port is chosen and a process started or ended, over all instances of this machine."""
         with (self._root / "netns.lock").open("w") as lock:
@@ -238,7 +313,7 @@ def own_port(p: dict, address: str, taken: set[int]) -> int:
 def clone_command(p: dict, original: proc.Identity, new: dict[str, str]) -> list[str]:
     if p["command"]:
         return [filled(argument, new) for argument in p["command"]]
-    parent = p["parent"]
+    parent, fresh = p["parent"], p["fresh_directory"]
     old = {"name": parent["name"], "address": parent["address"], "port": str(parent["port"])}
     options = {what: p[f"{what}_options"] for what in ("name", "address", "port")}
     argv, found = rewritten(original.argv, old, new, options)
@@ -253,7 +328,74 @@ def clone_command(p: dict, original: proc.Identity, new: dict[str, str]) -> list
             "nowhere that the rule knows: add the option to address_options or port_options, or set command "
             "with {address} and {port}"
         )
-    return argv
+    return redirected(argv, fresh["options"], new["directory"]) if fresh else argv
+
+
+def original_directory(p: dict, original: proc.Identity) -> str | None:
+    """Where the original keeps its data, if the clone gets a directory in its place."""
+    fresh = p["fresh_directory"]
+    if not fresh:
+        return None
+    named = directory_named(original.argv, fresh["options"])
+    if named is None and not p["command"]:
+        raise RefusedError(
+            f"the command of {p['parent']['name']} (process {original.pid}) has none of "
+            f"{', '.join(fresh['options']) or 'the options'} (fresh_directory.options): add the one that "
+            "names its data directory, or set command with {directory}"
+        )
+    return named and str(Path(original.cwd) / named)
+
+
+def check_shares_nothing(p: dict, original: proc.Identity, directory: str | None) -> None:
+    """Raises RefusedError if the clone would write to files of the original."""
+    name = f"{p['parent']['name']} (process {original.pid})"
+    if p["stateful"] and not p["fresh_directory"]:
+        raise RefusedError(
+            f"{name} has its data copied (sync), so the clone needs a directory of its own: "
+            "set fresh_directory"
+        )
+    apart = [Path(one) for one in [*p["shared_paths"], *([directory] if directory else [])]]
+    shared = sorted(
+        path
+        for path in proc.written_files(original.pid)
+        if not any(
+            Path(path).is_relative_to(one) or Path(path).is_relative_to(one.resolve()) for one in apart
+        )
+    )
+    if shared:
+        raise RefusedError(
+            f"{name} has {shared[0]} open for writing"
+            + (f", and {len(shared) - 1} files more" if shared[1:] else "")
+            + ": two writers may destroy it. Set fresh_directory, "
+            "or, if both may write there, name it or its folder in shared_paths"
+        )
+
+
+def prepare(p: dict, original: proc.Identity, new: dict[str, str], env: dict[str, str], who: dict) -> None:
+    """Runs the command that fills the new directory, as the original's user. It ends with the run."""
+    argv = [filled(argument, new) for argument in p["fresh_directory"]["prepare"]]
+    if not argv:
+        return
+    run = {"PENUMBRA_RUN": os.environ["PENUMBRA_RUN"]} if "PENUMBRA_RUN" in os.environ else {}
+    try:
+        done = subprocess.run(
+            argv,
+            env=env | run,
+            cwd=new["directory"],
+            umask=original.umask,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            **who,
+        )
+    except OSError as error:
+        raise RefusedError(f"can't prepare the directory of {p['name']} with {argv[0]}: {error}") from None
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise RefusedError(
+            f"{argv[0]} ended with {done.returncode} preparing the directory of {p['name']}: {said[-1][:300]}"
+        )
 
 
 def copy_limits(original: proc.Identity, module: AnsibleModule) -> None:
@@ -266,12 +408,24 @@ def copy_limits(original: proc.Identity, module: AnsibleModule) -> None:
             module.warn(f"{name} of process {original.pid} is not copied: {error}")
 
 
-def start(p: dict, records: Records, new: dict[str, str], module: AnsibleModule) -> int:
+def start(p: dict, records: Records, record: dict, module: AnsibleModule) -> int:
     original = find_original(p)
+    new = {"name": p["name"], "address": record["address"], "port": str(record["port"])}
+    directory = original_directory(p, original)
+    check_shares_nothing(p, original, directory)
+    home = Home(p["data_dir"], p["instance"], p["name"])
+    if p["fresh_directory"]:
+        new |= {"directory": str(home.data), "original": directory or ""}
     argv = clone_command(p, original, new)
     drop = set(p["drop_environment"])
     env = {k: v for k, v in original.environment.items() if not k.startswith("PENUMBRA_") and k not in drop}
     env.update({key: filled(str(value), new) for key, value in p["environment"].items()})
+    who = {}
+    if (os.geteuid(), os.getegid()) != (original.uid, original.gid):
+        who = {"user": original.uid, "group": original.gid, "extra_groups": original.groups}
+    if p["fresh_directory"]:
+        home.make(record, original.uid, original.gid)
+        prepare(p, original, new, env, who)
     env.update(
         {
             proc.INSTANCE_LABEL: p["instance"],
@@ -284,9 +438,7 @@ def start(p: dict, records: Records, new: dict[str, str], module: AnsibleModule)
     )
     # argv[0] may be relative, or a link that the program looks at: run the very file that runs.
     executable = argv[0] if p["command"] else original.executable
-    privileges = {}
-    if (os.geteuid(), os.getegid()) != (original.uid, original.gid):
-        privileges = {"user": original.uid, "group": original.gid, "extra_groups": original.groups}
+    inside = directory is not None and Path(original.cwd).is_relative_to(Path(directory).resolve())
     copy_limits(original, module)
     with records.log(p["name"]).open("wb") as log:
         log_fd = log.fileno()
@@ -296,13 +448,13 @@ def start(p: dict, records: Records, new: dict[str, str], module: AnsibleModule)
                 argv,
                 executable=executable,
                 env=env,
-                cwd=original.cwd,
+                cwd=home.data if inside else original.cwd,
                 umask=original.umask,
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
                 stderr=log_fd,
                 start_new_session=True,
-                **privileges,
+                **who,
             )
         except OSError as error:
             raise RefusedError(f"can't start {executable} as {p['name']}: {error}") from None
@@ -377,8 +529,6 @@ def present(p: dict, records: Records, module: AnsibleModule) -> dict:
         if record is None:
             address = own_address(p)
             port = own_port(p, address, records.reserved(p["netns"] or ""))
-            new = {"name": p["name"], "address": address, "port": str(port)}
-            pid = start(p, records, new, module)
             record = {
                 "instance": p["instance"],
                 "shadow": p["name"],
@@ -387,9 +537,9 @@ def present(p: dict, records: Records, module: AnsibleModule) -> dict:
                 "netns": p["netns"] or "",
                 "address": address,
                 "port": port,
-                "pid": pid,
-                "start_ticks": proc.start_ticks(pid),
             }
+            pid = start(p, records, record, module)
+            record |= {"pid": pid, "start_ticks": proc.start_ticks(pid)}
         records.write(record)
     await_listening(p, records, record)
     return {"changed": changed, "shadow": record}
@@ -433,11 +583,12 @@ def absent(p: dict, records: Records) -> dict:
     ended = end(p, records)
     with records.locked():
         forgotten = records.forget(p["name"])
-    return {"changed": ended or forgotten}
+        removed = Home(p["data_dir"], p["instance"], p["name"]).remove()
+    return {"changed": ended or forgotten or removed}
 
 
 def listed(p: dict) -> dict:
-    """Shadows of the instance in this network namespace."""
+    """Shadows of the instance in this network namespace; those too of which only the directory is left."""
     netns = p["netns"] or ""
     inode = netns_inode(netns) if netns else Path("/proc/self/ns/net").stat().st_ino
     here = set(proc.network_namespaces().get(inode, []))
@@ -445,6 +596,9 @@ def listed(p: dict) -> dict:
     for process in proc.labelled(p["instance"]):
         if process.pid in here:
             shadows.setdefault(process.environment[proc.SHADOW_LABEL], record_of(process, netns))
+    for record in Home.records(p["data_dir"], p["instance"]):
+        if record["netns"] == netns:
+            shadows.setdefault(record["shadow"], record)
     return {"changed": False, "shadows": list(shadows.values())}
 
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import stat
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -193,6 +195,56 @@ def holders(candidates: Iterable[int], inodes: set[int]) -> list[int]:
         if not wanted.isdisjoint(_open_files(pid)):
             holding.add(pid)
     return sorted(pid for pid in holding if parent_pid(pid) not in holding)
+
+
+def descendants(pid: int) -> list[int]:
+    """A process, its children and theirs."""
+    children: dict[int | None, list[int]] = {}
+    for one in pids():
+        children.setdefault(parent_pid(one), []).append(one)
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def written_files(pid: int) -> set[str]:
+    """Files that a process or its children can change in place: open for writing, or mapped so.
+
+    Not what is only appended to (logs), standard streams, devices, and files that have no name any more.
+    """
+    found = set()
+    for one in descendants(pid):
+        found |= _open_for_writing(one) | _mapped_for_writing(one)
+    return {path for path in found if not path.startswith(("/dev/", "/proc/", "/sys/"))}
+
+
+def _open_for_writing(pid: int) -> set[str]:
+    found = set()
+    try:
+        descriptors = list((PROC / str(pid) / "fd").iterdir())
+    except OSError:
+        return found
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            info = (PROC / str(pid) / "fdinfo" / descriptor.name).read_text().split()
+            flags = int(info[info.index("flags:") + 1], 8)
+            path, status = str(descriptor.readlink()), descriptor.stat()
+            changes = flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_APPEND
+            if changes and int(descriptor.name) > 2 and stat.S_ISREG(status.st_mode) and status.st_nlink:
+                found.add(path)
+    return found
+
+
+def _mapped_for_writing(pid: int) -> set[str]:
+    try:
+        lines = (PROC / str(pid) / "maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return set()
+    fields = [line.split(maxsplit=5) for line in lines]
+    return {
+        one[5] for one in fields if len(one) == 6 and one[1] == "rw-s" and not one[5].endswith(" (deleted)")
+    }
 
 
 def serving(spaces: dict[int, list[int]], protocol: str, address: str, port: int) -> dict[int, list[int]]:

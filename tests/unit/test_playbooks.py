@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -203,3 +206,57 @@ def test_arguments_with_an_ipv6_address_are_rewritten(netns: ModuleType) -> None
         *("serve", "--listen", "[2001:db8::2]:8081", "--peer", "[2001:db8::11]:80", "--bind", "2001:db8::2")
     ]
     assert found == {"address", "port"}
+
+
+# ---- data ---------------------------------------------------------------------------------
+
+
+def test_a_data_directory_is_found_and_replaced_after_its_options(netns: ModuleType) -> None:
+    for argv, becomes in (
+        (["srv", "-D", "/a", "--log", "/a"], ["srv", "-D", "/b", "--log", "/a"]),
+        (["srv", "--dir=/a", "-x"], ["srv", "--dir=/b", "-x"]),
+    ):
+        assert netns.directory_named(argv, ["-D", "--dir"]) == "/a"
+        assert netns.redirected(argv, ["-D", "--dir"], "/b") == becomes
+    assert netns.directory_named(["-D", "x"][:1], ["-D"]) is None
+
+
+def test_what_a_process_and_its_children_write_in_place_is_known(tmp_path: Path) -> None:
+    proc = loaded("penumbra_proc_writes", PLAYBOOKS / "module_utils/penumbra_proc.py")
+    shell = 'exec 3<>"$0/data" 4>>"$0/log" 5<"$0/read"; (echo ready; sleep 9876 6>"$0/child" & wait); :'
+    (tmp_path / "read").touch()
+    with subprocess.Popen(
+        ["sh", "-c", shell, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as writer:
+        try:
+            assert writer.stdout.readline() == "ready\n"
+            deadline = time.monotonic() + 5
+            wanted = {str(tmp_path / "data"), str(tmp_path / "child")}
+            while (found := proc.written_files(writer.pid)) != wanted and time.monotonic() < deadline:
+                time.sleep(0.01)
+        finally:
+            os.killpg(writer.pid, signal.SIGKILL)
+    assert found == wanted
+
+
+def test_a_shadow_of_which_only_its_directory_is_left_is_listed_and_removed(
+    netns: ModuleType, tmp_path: Path
+) -> None:
+    record = {"instance": "i", "shadow": "db-1-s1", "service": "db", "parent": "db-1", "netns": ""}
+    home = netns.Home(str(tmp_path), "i", "db-1-s1")
+    home.make(record | {"address": "127.0.0.9", "port": 1}, os.getuid(), os.getgid())
+    (home.data / "file").touch()
+    asked = {
+        "instance": "i",
+        "name": "db-1-s1",
+        "netns": "",
+        "data_dir": str(tmp_path),
+        "stop_timeout_s": 1.0,
+    }
+    (found,) = netns.listed(asked)["shadows"]
+    assert (found["shadow"], found["port"]) == ("db-1-s1", 1)
+    records = netns.Records(str(tmp_path / "run"), "i")
+    assert netns.absent(asked, records) == {"changed": True}
+    assert not (tmp_path / "i").exists()
+    assert netns.listed(asked)["shadows"] == []
+    assert netns.absent(asked, records) == {"changed": False}
