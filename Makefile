@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 # Never pip install "bcc": on PyPI that is an unrelated crystal-lattice library.
 PYTHON := /usr/bin/python3
 # linux-libc-dev: the headers of packets and addresses that bpf/ includes; a kernel's own are not needed.
-PACKAGES := python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2 ethtool nftables iptables docker.io busybox-static util-linux procps curl
+PACKAGES := python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev iproute2 ethtool nftables iptables docker.io busybox-static util-linux procps curl postgresql-15 redis-tools
+# A package of PostgreSQL would make and start a server of its own; redis-tools has Redis without a service.
+NO_CLUSTER := /etc/postgresql-common/createcluster.d/penumbra.conf
 # What `make bench` compares with; nothing else needs it.
 BENCH_PACKAGES := haproxy
 # What test-kernel needs besides.
@@ -35,6 +37,8 @@ define install
 	if [ -n "$$missing" ]; then \
 		[ "$$(id -u)" = 0 ] || { echo "setup needs root to install:" $$missing >&2; exit 1; }; \
 		echo "setup: installing Debian packages:" $$missing; \
+		mkdir -p $(dir $(NO_CLUSTER)); echo "create_main_cluster = false" >$(NO_CLUSTER); \
+		trap 'rm -f $(NO_CLUSTER)' EXIT; \
 		apt-get update -qq; \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing \
 			>$@.log 2>&1 || { tail -20 $@.log >&2; exit 1; }; \
