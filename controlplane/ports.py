@@ -199,6 +199,9 @@ class Provisioner(Protocol):
     def surveyed(self) -> model.Survey | None:
         """The survey that ended since the last call."""
 
+    def trouble(self) -> str:
+        """What makes runs slower than they need be; empty: nothing."""
+
     def close(self) -> None:
         """Ends what is running, and everything it started."""
 

@@ -427,6 +427,10 @@ class Roster:
                     again = first and shadow.attempts > 0
                     self._runs[shadow.name] = Run.CLEAR if again else Run.PROVISION
                     self._start(shadow)
+        if trouble := self._provisioner.trouble():
+            self._journal.trouble("playbooks", trouble)
+        else:
+            self._journal.well("playbooks")
 
     def _start(self, shadow: Shadow) -> None:
         kind = self._runs[shadow.name]

@@ -383,6 +383,8 @@ class FakeProvisioner:
         self.lead_s = 3.0
         self.fail: set[str] | bool = set()
         self.hang = False
+        self.slow = ""
+        """Why its runs are slower than they need be."""
         self.answer: tuple[IPv4Address, int] | None = None
         """Where everything is said to serve; None: at places of their own."""
         self.exists: set[str] = exists if exists is not None else set()
@@ -445,6 +447,9 @@ class FakeProvisioner:
 
     def running(self) -> Collection[str]:
         return set(self.runs)
+
+    def trouble(self) -> str:
+        return self.slow
 
     def close(self) -> None:
         self.runs.clear()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import yaml
 
 from controlplane import model, ports
 from controlplane.adapters import ansible_processes
+from controlplane.adapters.ansible_forks import ForkServer
 from controlplane.adapters.ansible_run import Outcome, PlaybookRun, one_line
 
 PROVISION = "provision.yml"
@@ -111,6 +113,9 @@ class AnsibleProvisioner:
         self._books = _Books()
         self._pool = ThreadPoolExecutor(most_at_once, thread_name_prefix="ansible")
         ansible_processes.clear_stale(self._runs, instance)
+        servers = run_dir / instance / "servers"
+        ansible_processes.clear_stale(servers, instance)
+        self._server = ForkServer(servers / f"{self._owner}-{uuid.uuid4().hex[:8]}", clock.now_s)
 
     def provision(self, order: model.Order) -> None:
         self._ask(order, PROVISION)
@@ -127,6 +132,9 @@ class AnsibleProvisioner:
     def running(self) -> Collection[str]:
         with self._books.lock:
             return set(self._books.jobs)
+
+    def trouble(self) -> str:
+        return self._server.trouble
 
     def survey(self, places: Collection[tuple[str, str]]) -> None:
         with self._books.lock:
@@ -166,7 +174,7 @@ class AnsibleProvisioner:
             order = {"instance": self._instance, "target": target}
             variables = {"order": order, "run_dir": str(self._run_dir)}
             # The shipped one: a user's own playbooks need not know how to list.
-            run = PlaybookRun(shipped_playbooks() / EXISTING, hosts, variables)
+            run = PlaybookRun(shipped_playbooks() / EXISTING, hosts, variables, self._server)
             with self._books.lock:
                 self._books.survey_run = run
                 if self._books.closed:
@@ -189,6 +197,7 @@ class AnsibleProvisioner:
                 job.following = None
                 job.run.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._server.close()
         with self._books.lock:
             self._books.jobs.clear()
 
@@ -268,7 +277,7 @@ class AnsibleProvisioner:
         if order.sync is not None:
             asked["sync"] = _sync(order.sync, order.parent)
         variables = {"run_dir": str(self._run_dir)} | dict(order.variables) | {"order": asked}
-        return PlaybookRun(self._playbooks / playbook, hosts, variables)
+        return PlaybookRun(self._playbooks / playbook, hosts, variables, self._server)
 
     def _label(self) -> str:
         with self._books.lock:

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ansible_runner
 
 from controlplane.adapters import ansible_processes
+from controlplane.adapters.ansible_forks import PLAIN, PLAIN_VARIABLE, ForkServer
 
 _ENVIRONMENT = {
     "ANSIBLE_GATHERING": "explicit",
@@ -45,10 +47,16 @@ class PlaybookRun:
     """A run in a folder of its own (0700, removed after), with a label on every process it starts."""
 
     def __init__(
-        self, playbook: Path, hosts: Mapping[str, Mapping[str, object]], variables: Mapping[str, object]
+        self,
+        playbook: Path,
+        hosts: Mapping[str, Mapping[str, object]],
+        variables: Mapping[str, object],
+        server: ForkServer | None = None,
     ) -> None:
-        """:param hosts: name -> its variables."""
+        """:param hosts: name -> its variables.
+        :param server: has the run in a fork of a process that has Ansible imported."""
         self._playbook = playbook
+        self._server = server
         self._hosts = hosts
         self._variables = variables
         self._cancelled = threading.Event()
@@ -75,22 +83,10 @@ class PlaybookRun:
 
         try:
             runner = ansible_runner.run(
-                private_data_dir=str(folder),
-                project_dir=str(self._playbook.parent),
-                playbook=str(self._playbook),
+                **_asked(folder, self._playbook, temporary, label, self._commands()),
                 inventory={"all": {"hosts": self._inventory(temporary)}},
                 extravars=dict(self._variables),
-                envvars=_ENVIRONMENT
-                | {
-                    # The ansible-playbook that was installed with us, wherever PATH points.
-                    "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
-                    # A module that is killed leaves what it unpacked: here it goes with the run.
-                    "ANSIBLE_LOCAL_TEMP": str(temporary),
-                    "TMPDIR": str(temporary),
-                    ansible_processes.LABEL: label,
-                },
                 settings={"pexpect_timeout": 0.1},
-                quiet=True,
                 event_handler=self._event,
                 cancel_callback=should_end,
             )
@@ -106,6 +102,12 @@ class PlaybookRun:
         if not ended:
             self._outcome.reason += "; some of its processes could not be ended"
         return self._outcome
+
+    def _commands(self) -> Path:
+        """The folder that ansible-playbook is found in."""
+        if self._server is None:
+            return PLAIN.parent
+        return self._server.commands(lambda folder: _surroundings(folder, self._playbook))
 
     def _inventory(self, temporary: Path) -> dict[str, dict[str, object]]:
         """Modules on this machine keep their files in the run's folder; other hosts have no such folder."""
@@ -145,6 +147,35 @@ class PlaybookRun:
         elif kind == "playbook_on_stats":
             self._outcome.data = _mapping(data.get("artifact_data"))
         return False
+
+
+def _asked(folder: Path, playbook: Path, temporary: Path, label: str, commands: Path) -> dict[str, Any]:
+    """Of ansible-runner, what makes a run's environment and working folder."""
+    return {
+        "private_data_dir": str(folder),
+        "project_dir": str(playbook.parent),
+        "playbook": str(playbook),
+        "envvars": _ENVIRONMENT
+        | {
+            PLAIN_VARIABLE: str(PLAIN),
+            "PATH": f"{commands}:{PLAIN.parent}:/usr/sbin:/usr/bin:/sbin:/bin",
+            # A module that is killed leaves what it unpacked: here it goes with the run.
+            "ANSIBLE_LOCAL_TEMP": str(temporary),
+            "TMPDIR": str(temporary),
+            ansible_processes.LABEL: label,
+        },
+        "quiet": True,
+    }
+
+
+def _surroundings(folder: Path, playbook: Path) -> tuple[Mapping[str, str], str]:
+    """Environment and working folder of each run; made up here, and not run."""
+    temporary = folder / "tmp"
+    temporary.mkdir(mode=0o700)
+    with tempfile.TemporaryDirectory(dir=folder) as made_up:
+        asked = _asked(Path(made_up), playbook, temporary, "none", folder)
+        config = ansible_runner.interface.init_runner(**asked, cancel_callback=lambda: False).config
+    return {str(name): str(value) for name, value in config.env.items()}, os.fspath(config.cwd)
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -334,3 +334,15 @@ def test_negative_control_who_learns_of_a_storm_takes_it_for_normal(learned, mon
     world = stormed(copy.deepcopy(learned))
     assert max(learned_demand(world)) > 1.8 * DEMAND
     assert normal_resets(world) > 0.01
+
+
+def test_that_playbooks_run_slower_than_they_need_is_told_until_they_no_longer_do():
+    world = World(config())
+    world.ticks(2, 40.0)
+    assert "playbooks" not in world.controller.status().troubles
+    world.provisioner.slow = "playbooks run without the server: no memory"
+    world.ticks(1, 40.0)
+    assert "no memory" in world.controller.status().troubles["playbooks"]
+    world.provisioner.slow = ""
+    world.ticks(1, 40.0)
+    assert "playbooks" not in world.controller.status().troubles
