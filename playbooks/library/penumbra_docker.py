@@ -1,212 +1,219 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""Shadows that are containers: a clone of the running container that serves the parent's address.
+"""Shadows that are containers: a clone of the container that serves the parent's address.
 
-Everything comes from what the engine says of the original (GET /containers/ID/json) and goes back as it came,
-but for what this file's rules change. Nothing read from a container passes through Ansible's templates.
+What is asked of engines is here; which container a shadow becomes is in module_utils/penumbra_container.py.
+Nothing read from a container passes through Ansible's templates, nor into its messages.
 """
 
 from __future__ import annotations
 
-import copy
 import ipaddress
-import zlib
+import traceback
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
 
 import docker
+from ansible.module_utils import penumbra_container as rules
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.penumbra_container import RefusedError
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 ARGUMENTS = {
-    "state": {"choices": ["present", "absent", "listed"], "default": "present"},
+    "state": {"choices": ["present", "absent", "listed", "inspected", "planned"], "default": "present"},
     "instance": {"required": True},
     "name": {},
     "service": {},
     "parent": {"type": "dict"},
+    "parents": {"type": "list", "elements": "dict"},
     "protocol": {"choices": ["tcp", "udp"], "default": "tcp"},
+    "specification": {"no_log": True},
+    "synced": {"type": "bool", "default": False},
     "docker_host": {"default": "unix:///var/run/docker.sock"},
     "parent_docker_host": {},
+    "same_host": {"type": "bool", "default": True},
     "address": {},
     "container": {},
-    "shared_mounts": {"type": "list", "elements": "str"},
+    "shared_mounts": {"type": "list", "elements": "str", "default": []},
+    "fresh_mounts": {"type": "list", "elements": "str", "default": []},
+    # JSON in base64: what the user sets may be a secret, and is a template no more.
+    "texts": {"no_log": True},
     "port_range": {"type": "list", "elements": "int"},
     "stop_timeout_s": {"type": "int"},
 }
 
-# Labels by which other tools own a container: a shadow is not theirs.
-FOREIGN_LABELS = (
-    "com.docker.compose.",
-    "com.docker.stack.",
-    "com.docker.swarm.",
-    "io.kubernetes.",
-    "penumbra.",
-)
 ATTEMPTS = 16
+TIMEOUT_S = 60
+TRANSFER_TIMEOUT_S = 600
+KEPT_TIMEOUT_S = 3
+"""Of the original's engine, where a specification is kept that does without it."""
 
 
-class RefusedError(Exception):
-    """It can't be done; the message says why and what to do."""
+# ---- the original -----------------------------------------------------------------------
 
 
-# ---- the rules: (what the engine says of the original) -> what is created ----------------
+@dataclass
+class Engines:
+    """The shadow's engine and, if it can be reached from here, the original's."""
+
+    target: docker.APIClient
+    source: docker.APIClient | None
+    why: str = ""
+    """Why there is no source."""
+
+    @property
+    def remote(self) -> bool:
+        return self.source is not self.target
 
 
-def published(original: dict, protocol: str, address: str, port: int) -> str | None:
-    """The container's port (``80/tcp``) that is published as address:port of the host, if it is."""
-    for container_port, bindings in (original["NetworkSettings"]["Ports"] or {}).items():
-        for binding in bindings or []:
-            on_address = binding["HostIp"] in ("", "0.0.0.0", address)  # noqa: S104
-            if container_port.endswith("/" + protocol) and on_address and int(binding["HostPort"]) == port:
-                return container_port
-    return None
-
-
-def addressed(original: dict, address: str) -> str | None:
-    """The network in which the original has this address, if there is one."""
-    networks = original["NetworkSettings"]["Networks"]
-    return next((name for name, network in networks.items() if network["IPAddress"] == address), None)
-
-
-def refusals(original: dict, shared_mounts: list[str]) -> list[str]:
-    """Why this container can't be cloned, a sentence each."""
-    name = original["Name"].lstrip("/")
-    reasons = [
-        f"{name} has the writable mount {mount['Destination']} "
-        f"({mount['Type']} {mount.get('Name') or mount['Source']}): two writers may destroy its data; "
-        f"if they may share it, add {mount['Destination']} to shared_mounts"
-        for mount in original["Mounts"]
-        if mount["RW"] and mount["Type"] != "tmpfs" and mount["Destination"] not in shared_mounts
-    ]
-    mode = original["HostConfig"]["NetworkMode"]
-    if mode in ("host", "none") or mode.startswith("container:"):
-        reasons.append(
-            f"{name} runs with --network {mode}, so a clone could have no address or port of its own"
-        )
-    return reasons
-
-
-def clone_config(original: dict, name: str, labels: dict[str, str]) -> dict:
-    """The body that creates the shadow, without host ports and networks."""
-    config = copy.deepcopy(original["Config"])
-    host = copy.deepcopy(original["HostConfig"])
-    config["Image"] = original["Image"]
-    # A name or an id as host name was the original's; a chosen one is configuration, and stays.
-    if original["Id"].startswith(config.get("Hostname") or "-"):
-        config["Hostname"] = ""
-    elif config.get("Hostname") == original["Name"].lstrip("/"):
-        config["Hostname"] = name
-    config.pop("MacAddress", None)
-    kept = {k: v for k, v in (config.get("Labels") or {}).items() if not k.startswith(FOREIGN_LABELS)}
-    config["Labels"] = kept | labels
-    host["ContainerIDFile"] = ""
-    host["PublishAllPorts"] = False
-    host["Mounts"] = (host.get("Mounts") or []) + anonymous_mounts(original, host)
-    return {**config, "HostConfig": host}
-
-
-def anonymous_mounts(original: dict, host: dict) -> list[dict]:
-    """Volumes that only the running original names: those the image asked for, and --volumes-from."""
-    named = {bind.split(":")[1] for bind in host.get("Binds") or []}
-    named |= {mount["Target"] for mount in host.get("Mounts") or []}
-    inherited = bool(host.pop("VolumesFrom", None))
-    return [
-        {
-            "Type": mount["Type"],
-            "Source": mount.get("Name") if mount["Type"] == "volume" else mount["Source"],
-            "Target": mount["Destination"],
-            "ReadOnly": not mount["RW"],
-        }
-        for mount in original["Mounts"]
-        if mount["Destination"] not in named and (mount["Type"] == "volume" or inherited)
-    ]
-
-
-def clone_networks(original: dict) -> dict[str, dict]:
-    """Network -> how the shadow joins it: as the original, without its address, MAC and names."""
-    networks = {}
-    for network, settings in original["NetworkSettings"]["Networks"].items():
-        networks[network] = {
-            key: settings[key] for key in ("Links", "DriverOpts", "GwPriority") if settings.get(key)
-        }
-    return networks
-
-
-def clone_bindings(original: dict, first: int, p: dict) -> dict[str, list[dict]]:
-    """Published ports, each given the next host port from ``first`` on."""
-    wanted = original["HostConfig"].get("PortBindings") or {}
-    if original["HostConfig"].get("PublishAllPorts"):
-        wanted = {
-            port: bindings for port, bindings in original["NetworkSettings"]["Ports"].items() if bindings
-        }
-    low, high = p["port_range"]
-    bindings: dict[str, list[dict]] = {}
-    offset = 0
-    for container_port in sorted(wanted):
-        for binding in wanted[container_port] or []:
-            if ":" in binding.get("HostIp", ""):
-                continue
-            any_address = binding.get("HostIp", "") in ("", "0.0.0.0")  # noqa: S104
-            host_ip = binding.get("HostIp", "") if any_address else p["address"] or binding["HostIp"]
-            host_port = low + (first - low + offset) % (high - low + 1)
-            bindings.setdefault(container_port, []).append({"HostIp": host_ip, "HostPort": str(host_port)})
-            offset += 1
-    return bindings
-
-
-def first_port(instance: str, name: str, low: int, high: int) -> int:
-    """Where the search for free host ports starts: the same for the same shadow."""
-    return low + zlib.crc32(f"{instance}/{name}".encode()) % (high - low + 1)
-
-
-# ---- present ----------------------------------------------------------------------------
-
-
-def connect(url: str) -> docker.APIClient:
+def connect(url: str, timeout: int = TIMEOUT_S) -> docker.APIClient:
     try:
         return docker.APIClient(
-            base_url=url, version="auto", timeout=60, use_ssh_client=url.startswith("ssh://")
+            base_url=url, version="auto", timeout=timeout, use_ssh_client=url.startswith("ssh://")
         )
-    except DockerException as error:
+    except (DockerException, OSError) as error:
         raise RefusedError(f"no engine answers at {url} (variable docker_host): {error}") from None
 
 
-def find_original(p: dict, engine: docker.APIClient) -> dict:
-    """What the engine says of the container that serves the parent's address, or RefusedError."""
-    parent = p["parent"]
-    if p["container"]:
+def engines(p: dict) -> Engines:
+    target = connect(p["docker_host"])
+    if p["same_host"]:
+        return Engines(target, target)
+    url = p["parent_docker_host"] or ""
+    if not url:
+        return Engines(target, None, "its host has no docker_host that is reached from here")
+    try:
+        return Engines(target, connect(url, KEPT_TIMEOUT_S if p["specification"] else TIMEOUT_S))
+    except RefusedError as error:
+        return Engines(target, None, str(error))
+
+
+def serves(original: dict, p: dict, parent: dict) -> bool:
+    labels = original["Config"].get("Labels") or {}
+    at = parent["address"]
+    return "penumbra.shadow" not in labels and bool(
+        rules.published(original, p["protocol"], at, int(parent["port"])) or rules.addressed(original, at)
+    )
+
+
+def candidates(p: dict, engine: docker.APIClient) -> list[dict]:
+    """What the engine says of the running ones, or of the one that the variable container names."""
+    names = [p["container"]] if p["container"] else [row["Id"] for row in engine.containers()]
+    found = []
+    for name in names:
         try:
-            return engine.inspect_container(p["container"])
+            found.append(engine.inspect_container(name))
         except NotFound:
-            raise RefusedError(f"there is no container {p['container']} (variable container)") from None
-    for row in engine.containers():
-        original = engine.inspect_container(row["Id"])
-        if published(original, p["protocol"], parent["address"], parent["port"]) or addressed(
-            original, parent["address"]
-        ):
-            return original
+            if p["container"]:
+                raise RefusedError(f"there is no container {name} (variable container)") from None
+    return [one for one in found if one["State"]["Running"]]
+
+
+def find_original(p: dict, parent: dict, running: list[dict], engine: docker.APIClient) -> dict:
+    """What is kept of the container that serves the parent's address, or RefusedError."""
+    for found in running:
+        if p["container"] or serves(found, p, parent):
+            return kept_of(found, engine)
+    if p["container"]:
+        raise RefusedError(f"container {p['container']} does not run")
     raise RefusedError(
         f"no running container has or publishes {parent['address']}:{parent['port']} ({parent['name']}): "
         "set the variable container to its name"
     )
 
 
-def bring_image(image: str, source: docker.APIClient, target: docker.APIClient) -> None:
-    """Copies an image between engines if the target doesn't have it."""
+def kept_of(inspected: dict, engine: docker.APIClient) -> dict:
     try:
-        target.inspect_image(image)
+        digests = engine.inspect_image(inspected["Image"]).get("RepoDigests") or []
+    except ImageNotFound:  # removed by force, while it runs
+        digests = []
+    return rules.specification(inspected, sorted(digests))
+
+
+def read_original(p: dict, at: Engines) -> tuple[dict, str]:
+    """The running one, so that what changed a second ago counts; else what was kept of it."""
+    why = at.why
+    if at.source is not None:
+        try:
+            running = candidates(p, at.source)
+            return find_original(p, p["parent"], running, at.source), "live"
+        except RefusedError as error:
+            why = str(error)
+        except (DockerException, OSError) as error:
+            why = f"its engine does not answer: {error}"
+    if not p["specification"]:
+        raise RefusedError(f"{why}; and no specification of {p['parent']['name']} is kept")
+    return rules.decoded(p["specification"]), "kept"
+
+
+# ---- images, volumes, networks ----------------------------------------------------------
+
+
+def has_image(image: str, engine: docker.APIClient) -> bool:
+    try:
+        engine.inspect_image(image)
     except ImageNotFound:
-        target.load_image(source.get_image(image))
+        return False
+    return True
 
 
-def check_volumes(original: dict, target: docker.APIClient) -> None:
-    """For another engine than the original's: a volume that is missing there would be made, empty."""
+def bring_image(p: dict, original: dict, at: Engines) -> None:
+    """To the shadow's engine if it is not there: from the original's in pieces, else from a registry."""
+    image = original["Image"]
+    if has_image(image, at.target):
+        return
+    tried = []
+    if at.source is None or not at.remote:
+        tried.append(f"the original's host can't give it ({at.why or 'it is the same'})")
+    else:
+        try:
+            transfer(image, p["parent_docker_host"], p["docker_host"])
+        except (DockerException, OSError) as error:
+            tried.append(f"its transfer from the original's host failed ({error})")
+    for digest in original["RepoDigests"]:
+        if has_image(image, at.target):
+            return
+        try:
+            at.target.pull(digest)
+        except (DockerException, OSError) as error:
+            tried.append(f"no registry gives {digest} ({error})")
+    if not has_image(image, at.target):
+        raise RefusedError(
+            f"image {image} of {original['Name'].lstrip('/')} is not on the shadow's host: "
+            f"{'; '.join(tried)}; load it there (docker save, docker load)"
+        )
+
+
+def transfer(image: str, source: str, target: str) -> None:
+    """The engine registers an image when all of it has come: what is cut off leaves none."""
+    # By connections of their own: packing a large image takes longer than any other answer.
+    pieces = connect(source, TRANSFER_TIMEOUT_S).get_image(image)
+    for told in connect(target, TRANSFER_TIMEOUT_S).load_image(pieces):
+        if "error" in told:
+            raise DockerException(told["error"])
+
+
+def missing_there(original: dict, clone: rules.Clone, target: docker.APIClient) -> list[str]:
+    """Volumes and networks of another engine that the target lacks: it would make volumes, empty."""
+    lacking = []
+    fresh = set(clone.fresh_volumes.values())
     for mount in original["Mounts"]:
-        if mount["Type"] == "volume":
+        if mount["Type"] == "volume" and mount["Destination"] not in fresh:
             try:
                 target.inspect_volume(mount["Name"])
             except NotFound:
-                raise RefusedError(
-                    f"volume {mount['Name']} ({mount['Destination']}) is not on the shadow's host"
-                ) from None
+                lacking.append(f"volume {mount['Name']} ({mount['Destination']})")
+    for network in clone.networks:
+        try:
+            target.inspect_network(network)
+        except NotFound:
+            lacking.append(f"network {network}")
+    return [f"{one} is not on the shadow's host: make it there, or choose another host" for one in lacking]
+
+
+# ---- present ----------------------------------------------------------------------------
 
 
 def container_name(p: dict) -> str:
@@ -227,169 +234,266 @@ def own(p: dict, engine: docker.APIClient) -> dict | None:
     return found
 
 
-def create(p: dict, original: dict, engine: docker.APIClient) -> None:
-    """Creates and starts the shadow; a host port that is taken is passed over."""
+def wishes_of(p: dict, original: dict, remote: bool, attempt: int = 0) -> rules.Wishes:
     low, high = p["port_range"]
-    labels = {
+    parent, texts = p["parent"], rules.texts_of(p["texts"])
+    first = rules.first_port(p["instance"], p["name"], low, high)
+    port = int(parent["port"])
+    return rules.Wishes(
+        container=container_name(p),
+        shadow=p["name"],
+        parent_address=parent["address"],
+        parent_port=port,
+        protocol=p["protocol"],
+        address=p["address"],
+        remote=remote,
+        synced=p["synced"],
+        shared_mounts=tuple(p["shared_mounts"]),
+        fresh_mounts=tuple(p["fresh_mounts"]),
+        rewrite=tuple(texts.get("rewrite") or ()),
+        environment_set={key: str(value) for key, value in (texts.get("environment_set") or {}).items()},
+        environment_drop=tuple(texts.get("environment_drop") or ()),
+        port_range=(low, high),
+        first_port=low + (first - low + attempt * 7) % (high - low + 1),
+        labels={
+            **labels_of(p),
+            "penumbra.address": parent["address"],
+            "penumbra.port": f"{port}/{p['protocol']}",
+            "penumbra.published": rules.published(original, p["protocol"], parent["address"], port) or "",
+            "penumbra.network": rules.addressed(original, parent["address"]) or "",
+        },
+    )
+
+
+def labels_of(p: dict) -> dict[str, str]:
+    return {
         "penumbra.instance": p["instance"],
         "penumbra.shadow": p["name"],
         "penumbra.service": p["service"],
         "penumbra.parent": p["parent"]["name"],
-        "penumbra.address": p["parent"]["address"],
-        "penumbra.port": f"{p['parent']['port']}/{p['protocol']}",
+        "penumbra.id": p["id"],
+        "penumbra.created": p["created"],
     }
-    body = clone_config(original, p["name"], labels)
-    first = first_port(p["instance"], p["name"], low, high)
+
+
+def create(p: dict, original: dict, at: Engines) -> None:
+    """Creates and starts the shadow; a host port that is taken is passed over."""
     error = None
     for attempt in range(ATTEMPTS):
-        bindings = clone_bindings(original, low + (first - low + attempt * 7) % (high - low + 1), p)
-        body["HostConfig"]["PortBindings"] = bindings
-        networks = clone_networks(original)
-        head = next(iter(networks))
-        body["HostConfig"]["NetworkMode"] = original["HostConfig"]["NetworkMode"]
-        body["NetworkingConfig"] = {"EndpointsConfig": {head: networks.pop(head)}}
-        container = engine.create_container_from_config(body, container_name(p))["Id"]
+        clone = rules.clone_of(original, wishes_of(p, original, at.remote, attempt))
         try:
-            for network, settings in networks.items():
-                engine.connect_container_to_network(container, network, **joined(settings))
-            engine.start(container)
+            make_volumes(p, clone, at.target)
+            start(p, clone, at.target)
             return
-        except APIError as failed:
+        except (APIError, RefusedError) as failed:
             error = failed
-            engine.remove_container(container, force=True)
+            remove(p, at.target, 0)
             if "already allocated" not in str(failed) and "already in use" not in str(failed):
                 break
-    raise RefusedError(f"the engine can't start {p['name']}: {error.explanation if error else ''}")
+    why = error.explanation if isinstance(error, APIError) else error
+    raise RefusedError(f"the engine can't start {p['name']}: {why}")
 
 
-def joined(settings: dict) -> dict:
-    return {"links": settings.get("Links"), "driver_opt": settings.get("DriverOpts")}
+def make_volumes(p: dict, clone: rules.Clone, engine: docker.APIClient) -> None:
+    """Before the container that would make them without labels, and nobody would find them after a crash."""
+    for volume in clone.fresh_volumes:
+        engine.create_volume(volume, labels=labels_of(p))
 
 
-def serving_at(p: dict, original_port: str | None, network: str | None, clone: dict) -> dict:
-    """Where the shadow serves: as its parent does, by a published port or by its own address."""
-    parent = p["parent"]
-    if original_port is None:
-        address = clone["NetworkSettings"]["Networks"][network]["IPAddress"]
-        return {"address": address, "port": parent["port"]}
-    bindings = clone["NetworkSettings"]["Ports"][original_port]
-    binding = next(b for b in bindings if ":" not in b["HostIp"])
-    specific = binding["HostIp"] not in ("", "0.0.0.0")  # noqa: S104
-    return {
-        "address": binding["HostIp"] if specific else p["address"] or parent["address"],
-        "port": int(binding["HostPort"]),
-    }
+def start(p: dict, clone: rules.Clone, engine: docker.APIClient) -> None:
+    (first, joined), *others = clone.networks.items()
+    body = {**clone.body, "NetworkingConfig": {"EndpointsConfig": {first: joined}}}
+    container = engine.create_container_from_config(body, container_name(p))["Id"]
+    if lost := rules.untaken(clone, engine.inspect_container(container)):
+        raise RefusedError(f"this host's engine does not take {', '.join(lost)} of the original")
+    for network, settings in others:
+        engine.connect_container_to_network(
+            container, network, links=settings.get("Links"), driver_opt=settings.get("DriverOpts")
+        )
+    engine.start(container)
 
 
 def require_running(clone: dict, engine: docker.APIClient) -> None:
     state = clone["State"]
     if not state["Running"]:
-        said = engine.logs(clone["Id"], tail=1).decode(errors="replace").strip() or "it said nothing"
+        try:
+            said = engine.logs(clone["Id"], tail=1).decode(errors="replace").strip() or "it said nothing"
+        except APIError:
+            said = "its log driver tells nobody"
         raise RefusedError(
             f"{clone['Name'].lstrip('/')} ended right after its start with {state['ExitCode']}; "
-            f"last line: {said[:300]}"
+            f"last line: {said}"
         )
 
 
 def present(p: dict) -> dict:
-    # By the given addresses: all clients of local sockets have the same base_url.
-    remote = bool(p["parent_docker_host"]) and p["parent_docker_host"] != p["docker_host"]
-    engine = connect(p["docker_host"])
-    source = connect(p["parent_docker_host"]) if remote else engine
-    original = find_original(p, source)
-    parent = p["parent"]
-    port = published(original, p["protocol"], parent["address"], parent["port"])
-    network = addressed(original, parent["address"])
-    if port is None and network is None:
-        raise RefusedError(
-            f"{original['Name'].lstrip('/')} neither has nor publishes {parent['address']}:{parent['port']}"
-        )
-    if port is not None and remote and not p["address"]:
-        raise RefusedError(
-            "the shadow's host needs the variable address: where its published ports are reached"
-        )
-    clone = own(p, engine)
-    changed = clone is None or not clone["State"]["Running"]
-    if changed:
-        reasons = refusals(original, p["shared_mounts"])
-        if reasons:
-            raise RefusedError("; ".join(reasons))
-        if clone is not None:
-            engine.remove_container(clone["Id"], force=True)
-        if remote:
-            bring_image(original["Image"], source, engine)
-            check_volumes(original, engine)
-        create(p, original, engine)
-        clone = engine.inspect_container(container_name(p))
-        require_running(clone, engine)
-    return {"changed": changed, "shadow": serving_at(p, port, network, clone)}
+    at = engines(p)
+    clone = own(p, at.target)
+    if clone is not None and clone["State"]["Running"]:
+        return {"changed": False, "shadow": told_of(clone, p["address"])}
+    original, source = read_original(p, at)
+    p["original"] = original
+    planned = rules.clone_of(original, wishes_of(p, original, at.remote))
+    refused = planned.refusals
+    if not refused and at.remote:
+        refused = missing_there(original, planned, at.target)
+    if refused:
+        raise RefusedError("; ".join(refused))
+    remove(p, at.target, 0)
+    bring_image(p, original, at)
+    create(p, original, at)
+    clone = at.target.inspect_container(container_name(p))
+    require_running(clone, at.target)
+    return {"changed": True, "made_from": source, "shadow": told_of(clone, p["address"])}
 
 
-# ---- absent and listed ------------------------------------------------------------------
-
-
-def absent(p: dict) -> dict:
-    engine = connect(p["docker_host"])
-    clone = own(p, engine)
-    if clone is None:
-        return {"changed": False}
-    try:
-        engine.stop(clone["Id"], timeout=p["stop_timeout_s"])
-        # Volumes stay: a shadow has none of its own.
-        engine.remove_container(clone["Id"], force=True)
-    except NotFound:
-        pass  # it was started with --rm
-    except APIError as error:
-        if error.status_code != 409:  # being removed already
-            raise
-    return {"changed": True}
-
-
-def listed(p: dict) -> dict:
-    engine = connect(p["docker_host"])
-    shadows = []
-    for row in engine.containers(all=True, filters={"label": f"penumbra.instance={p['instance']}"}):
-        labels = row["Labels"]
-        shadow = {
-            "instance": p["instance"],
-            "shadow": labels["penumbra.shadow"],
-            "service": labels["penumbra.service"],
-            "parent": labels["penumbra.parent"],
-        }
-        shadows.append(shadow | found_at(engine.inspect_container(row["Id"]), p["address"]))
-    return {"changed": False, "shadows": shadows}
+def told_of(clone: dict, address: str | None) -> dict:
+    labels = clone["Config"]["Labels"]
+    told = {"id": labels.get("penumbra.id", ""), "created": labels.get("penumbra.created", "")}
+    return found_at(clone, address) | told
 
 
 def found_at(clone: dict, address: str | None) -> dict:
-    """Where a found shadow serves, as its labels say how its parent did; nothing if it doesn't run."""
-    labels = clone["Config"]["Labels"]
-    number = labels["penumbra.port"].partition("/")[0]
-    for bindings in (clone["NetworkSettings"]["Ports"] or {}).values():
-        for binding in bindings or []:
-            any_address = binding["HostIp"] in ("", "0.0.0.0")  # noqa: S104
-            if ipaddress.ip_address(binding["HostIp"] or 0).version == 4:
-                where = (address or labels["penumbra.address"]) if any_address else binding["HostIp"]
-                return {"address": where, "port": int(binding["HostPort"])}
-    addresses = [network["IPAddress"] for network in clone["NetworkSettings"]["Networks"].values()]
-    return {"address": addresses[0], "port": int(number)} if addresses and addresses[0] else {}
+    """Where a shadow serves, as its labels say how its parent did; nothing if it doesn't run."""
+    labels, settings = clone["Config"]["Labels"], clone["NetworkSettings"]
+    for binding in (settings["Ports"] or {}).get(labels.get("penumbra.published")) or []:
+        if ipaddress.ip_address(binding["HostIp"] or 0).version == 4:
+            any_address = binding["HostIp"] in rules.ANY_ADDRESS
+            where = (address or labels["penumbra.address"]) if any_address else binding["HostIp"]
+            return {"address": where, "port": int(binding["HostPort"])}
+    where = (settings["Networks"].get(labels.get("penumbra.network")) or {}).get("IPAddress")
+    return {"address": where, "port": int(labels["penumbra.port"].partition("/")[0])} if where else {}
+
+
+# ---- planned, inspected, absent, listed -------------------------------------------------
+
+
+def planned(p: dict) -> dict:
+    """What ``present`` would make of each field; nothing is changed."""
+    at = engines(p)
+    original, source = read_original(p, at)
+    p["original"] = original
+    wishes = wishes_of(p, original, at.remote)
+    clone = rules.clone_of(original, wishes)
+    rows = rules.rows(original, clone, wishes)
+    lacking = missing_there(original, clone, at.target) if at.remote else []
+    rows += [row_of("Host", rules.REFUSED, reason) for reason in lacking]
+    if not has_image(original["Image"], at.target):
+        if at.source is not None and at.remote:
+            rows.append(row_of("Image", rules.SAME, "is transferred from the original's host"))
+        elif original["RepoDigests"]:
+            rows.append(row_of("Image", rules.SAME, f"is pulled: {original['RepoDigests'][0]}"))
+        else:
+            reason = f"image {original['Image']} is not on the shadow's host, and nobody can give it"
+            rows.append(row_of("Image", rules.REFUSED, reason))
+    return {"changed": False, "plan": rows, "made_from": source}
+
+
+def row_of(field: str, verdict: str, reason: str) -> dict[str, str]:
+    return {"field": field, "verdict": verdict, "original": "", "clone": "", "reason": reason}
+
+
+def inspected(p: dict) -> dict:
+    """Parent's name -> what is kept of it, or why it can't be read."""
+    engine = connect(p["docker_host"])
+    running = candidates(p, engine)
+    specifications, unread = {}, {}
+    for parent in p["parents"]:
+        try:
+            specifications[parent["name"]] = rules.encoded(find_original(p, parent, running, engine))
+        except RefusedError as error:
+            unread[parent["name"]] = str(error)
+    return {"changed": False, "specifications": specifications, "unread": unread}
+
+
+def labelled(p: dict) -> list[str]:
+    return [f"penumbra.instance={p['instance']}", f"penumbra.shadow={p['name']}"]
+
+
+def remove(p: dict, engine: docker.APIClient, stop_timeout_s: int) -> bool:
+    """The shadow's container, then the volumes of its own: cut off in between, the next removal goes on."""
+    clone = own(p, engine)
+    if clone is not None:
+        try:
+            if stop_timeout_s:
+                engine.stop(clone["Id"], timeout=stop_timeout_s)
+            engine.remove_container(clone["Id"], force=True)
+        except NotFound:
+            pass  # it was started with --rm
+        except APIError as error:
+            if error.status_code != 409:  # being removed already
+                raise
+    volumes = [one["Name"] for one in engine.volumes(filters={"label": labelled(p)})["Volumes"] or []]
+    for volume in volumes:
+        engine.remove_volume(volume, force=True)
+    return clone is not None or bool(volumes)
+
+
+def absent(p: dict) -> dict:
+    return {"changed": remove(p, connect(p["docker_host"]), p["stop_timeout_s"])}
+
+
+def listed(p: dict) -> dict:
+    """Shadows by their labels: containers, and volumes whose container is gone."""
+    engine = connect(p["docker_host"])
+    by_label = {"label": f"penumbra.instance={p['instance']}"}
+    shadows = {}
+    for row in engine.containers(all=True, filters=by_label):
+        try:
+            clone = engine.inspect_container(row["Id"])
+        except NotFound:
+            continue
+        shadows[row["Labels"]["penumbra.shadow"]] = told_of(clone, p["address"]) | owners(row["Labels"])
+    for volume in engine.volumes(filters=by_label)["Volumes"] or []:
+        shadows.setdefault(volume["Labels"]["penumbra.shadow"], owners(volume["Labels"]))
+    return {"changed": False, "shadows": list(shadows.values())}
+
+
+def owners(labels: dict[str, str]) -> dict[str, str]:
+    keys = ("instance", "shadow", "service", "parent", "id", "created")
+    return {key: labels.get(f"penumbra.{key}", "") for key in keys}
+
+
+STATES = {
+    "present": present,
+    "absent": absent,
+    "listed": listed,
+    "inspected": inspected,
+    "planned": planned,
+}
 
 
 def main() -> None:
+    asked = ["name", "service", "parent", "port_range"]
     module = AnsibleModule(
         ARGUMENTS,
         required_if=[
-            ("state", "present", ["name", "service", "parent", "shared_mounts", "port_range"]),
+            ("state", "present", asked),
+            ("state", "planned", asked),
+            ("state", "inspected", ["parents"]),
             ("state", "absent", ["name", "stop_timeout_s"]),
         ],
     )
-    states = {"present": present, "absent": absent, "listed": listed}
+    p = module.params
+    p["id"] = uuid.uuid4().hex[:12]
+    p["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017 - Python 3.9
     try:
-        result = states[module.params["state"]](module.params)
-    except RefusedError as refused:
-        module.fail_json(msg=str(refused))
-    except DockerException as error:
-        module.fail_json(msg=f"the container engine refused: {error}")
+        result = STATES[p["state"]](p)
+    except Exception as error:  # whatever it is, it may quote what was asked for
+        message = said(error)
+        if original := p.get("original"):
+            message = rules.redacted(message, original, rules.texts_of(p["texts"]))
+        module.fail_json(msg=message)
     module.exit_json(**result)
+
+
+def said(error: Exception) -> str:
+    if isinstance(error, RefusedError):
+        return str(error)
+    if isinstance(error, DockerException):
+        return f"the container engine refused: {error}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} ({Path(last.filename).name}, line {last.lineno}): {error}"
 
 
 if __name__ == "__main__":

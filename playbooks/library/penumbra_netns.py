@@ -10,8 +10,10 @@ Its labels are environment variables, so that /proc alone tells every shadow of 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -22,8 +24,10 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 import zlib
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 from ansible.module_utils import penumbra_proc as proc
@@ -31,19 +35,26 @@ from ansible.module_utils.basic import AnsibleModule
 
 CLONE_NEWNET = 0x40000000
 POLL_S = 0.01
+VERSION = 1
+"""Of what is kept of a process."""
+SECRET_LEAST = 4
+"""Characters of a value that is looked for in messages: shorter ones stand in every other word."""
 
 ARGUMENTS = {
-    "state": {"choices": ["present", "absent", "listed"], "default": "present"},
+    "state": {"choices": ["present", "absent", "listed", "inspected", "planned"], "default": "present"},
     "instance": {"required": True},
     "name": {},
     "service": {},
     "parent": {"type": "dict"},
+    "parents": {"type": "list", "elements": "dict"},
+    # JSON in base64: no value of a process is ever a template. Hidden, as what the user sets is.
+    "specification": {"no_log": True},
     "protocol": {"choices": ["tcp", "udp"], "default": "tcp"},
     "netns": {},
     "address": {},
     "parent_netns": {},
     "command": {"type": "list", "elements": "str"},
-    "environment": {"type": "dict"},
+    "environment": {"no_log": True},
     "drop_environment": {"type": "list", "elements": "str"},
     "address_options": {"type": "list", "elements": "str"},
     "port_options": {"type": "list", "elements": "str"},
@@ -257,16 +268,67 @@ def enter_netns(name: str | None) -> None:
     os.close(fd)
 
 
-def find_original(p: dict) -> proc.Identity:
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """What is kept of a process, so that it can be started again when it is gone."""
+
+    identity: proc.Identity
+    limits: dict[str, list[int]]
+    bound: list[str]
+    """Addresses on which it serves the parent's port."""
+    written: list[str]
+    """Files that it can change in place."""
+
+    def encoded(self) -> str:
+        """JSON as ASCII: bytes of /proc that are no UTF-8 are lone surrogates, and come back as they were."""
+        kept = {**dataclasses.asdict(self), "version": VERSION}
+        return base64.b64encode(json.dumps(kept, sort_keys=True).encode()).decode()
+
+
+def decoded(text: str) -> Original:
+    try:
+        kept = json.loads(base64.b64decode(text, validate=True))
+        if kept.pop("version") != VERSION:
+            raise ValueError
+        return Original(**{**kept, "identity": proc.Identity(**kept["identity"])})
+    except (ValueError, KeyError, TypeError):
+        raise RefusedError(
+            "the kept specification is of another version, or damaged: it is read anew"
+        ) from None
+
+
+def original_of(p: dict, identity: proc.Identity, parent: dict) -> Original:
+    pid = identity.pid
+    bound = sorted({address for address, _ in proc.listeners(pid, p["protocol"], int(parent["port"]))})
+    names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+    limits = {}
+    for name in names:
+        try:
+            limits[name] = list(resource.prlimit(pid, getattr(resource, name)))
+        except (OSError, ValueError):  # this kernel has no such limit
+            continue
+    return Original(identity, limits, bound, sorted(proc.written_files(pid)))
+
+
+def read_original(p: dict) -> tuple[Original, str]:
+    """The running one, so that what changed a second ago counts; else what was kept of it."""
+    try:
+        return original_of(p, find_original(p, p["parent"], p["parent_netns"]), p["parent"]), "live"
+    except (RefusedError, OSError):
+        if not p["specification"]:
+            raise
+    return decoded(p["specification"]), "kept"
+
+
+def find_original(p: dict, parent: dict, netns: str | None) -> proc.Identity:
     """The process that serves the parent's address; RefusedError if none or several do."""
-    parent = p["parent"]
     spaces = proc.network_namespaces()
     where = ""
-    if p["parent_netns"]:
-        inode = netns_inode(p["parent_netns"])
+    if netns:
+        inode = netns_inode(netns)
         spaces = {inode: spaces[inode]} if inode in spaces else {}
-        where = f" in network namespace {p['parent_netns']}"
-    found = proc.serving(spaces, p["protocol"], parent["address"], parent["port"])
+        where = f" in network namespace {netns}"
+    found = proc.serving(spaces, p["protocol"], parent["address"], int(parent["port"]))
     subject = f"{parent['address']}:{parent['port']} ({parent['name']})"
     if not found:
         raise RefusedError(f"nothing serves {subject}{where} on this machine, so there is nothing to clone")
@@ -310,16 +372,16 @@ def own_port(p: dict, address: str, taken: set[int]) -> int:
     raise RefusedError(f"no port of {address} from {low} to {high} is free")
 
 
-def clone_command(p: dict, original: proc.Identity, new: dict[str, str]) -> list[str]:
+def clone_command(p: dict, kept: Original, new: dict[str, str]) -> list[str]:
+    original = kept.identity
     if p["command"]:
         return [filled(argument, new) for argument in p["command"]]
     parent, fresh = p["parent"], p["fresh_directory"]
     old = {"name": parent["name"], "address": parent["address"], "port": str(parent["port"])}
     options = {what: p[f"{what}_options"] for what in ("name", "address", "port")}
     argv, found = rewritten(original.argv, old, new, options)
-    bound = {address for address, _ in proc.listeners(original.pid, p["protocol"], parent["port"])}
     missing = {"port"} - found
-    if old["address"] in bound and old["address"] != new["address"]:
+    if old["address"] in kept.bound and old["address"] != new["address"]:
         missing |= {"address"} - found
     if missing:
         raise RefusedError(
@@ -346,9 +408,9 @@ def original_directory(p: dict, original: proc.Identity) -> str | None:
     return named and str(Path(original.cwd) / named)
 
 
-def check_shares_nothing(p: dict, original: proc.Identity, directory: str | None) -> None:
+def check_shares_nothing(p: dict, kept: Original, directory: str | None) -> None:
     """Raises RefusedError if the clone would write to files of the original."""
-    name = f"{p['parent']['name']} (process {original.pid})"
+    name = f"{p['parent']['name']} (process {kept.identity.pid})"
     if p["stateful"] and not p["fresh_directory"]:
         raise RefusedError(
             f"{name} has its data copied (sync), so the clone needs a directory of its own: "
@@ -357,7 +419,7 @@ def check_shares_nothing(p: dict, original: proc.Identity, directory: str | None
     apart = [Path(one) for one in [*p["shared_paths"], *([directory] if directory else [])]]
     shared = sorted(
         path
-        for path in proc.written_files(original.pid)
+        for path in kept.written
         if not any(
             Path(path).is_relative_to(one) or Path(path).is_relative_to(one.resolve()) for one in apart
         )
@@ -392,34 +454,41 @@ def prepare(p: dict, original: proc.Identity, new: dict[str, str], env: dict[str
     except OSError as error:
         raise RefusedError(f"can't prepare the directory of {p['name']} with {argv[0]}: {error}") from None
     if done.returncode:
-        said = done.stdout.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        said = without(env, done.stdout.decode(errors="replace"))
         raise RefusedError(
-            f"{argv[0]} ended with {done.returncode} preparing the directory of {p['name']}: {said[-1][:300]}"
+            f"{argv[0]} ended with {done.returncode} preparing the directory of {p['name']}: {said}"
         )
 
 
-def copy_limits(original: proc.Identity, module: AnsibleModule) -> None:
+def copy_limits(original: Original, module: AnsibleModule) -> None:
     """Takes on the original's resource limits, for the child to inherit."""
-    for name in sorted(name for name in dir(resource) if name.startswith("RLIMIT_")):
-        limit = getattr(resource, name)
+    for name, limits in original.limits.items():
         try:
-            resource.setrlimit(limit, resource.prlimit(original.pid, limit))
-        except (OSError, ValueError) as error:
-            module.warn(f"{name} of process {original.pid} is not copied: {error}")
+            resource.setrlimit(getattr(resource, name), (limits[0], limits[1]))
+        except (AttributeError, OSError, ValueError) as error:
+            module.warn(f"{name} of process {original.identity.pid} is not copied: {error}")
+
+
+def environment_of(p: dict, original: proc.Identity, new: dict[str, str]) -> dict[str, str]:
+    """The original's, with the user's changes; without the labels."""
+    drop = set(p["drop_environment"] or ())
+    env = {k: v for k, v in original.environment.items() if not k.startswith("PENUMBRA_") and k not in drop}
+    added = json.loads(base64.b64decode(p["environment"] or "e30="))
+    return env | {key: filled(str(value), new) for key, value in added.items()}
 
 
 def start(p: dict, records: Records, record: dict, module: AnsibleModule) -> int:
-    original = find_original(p)
+    kept, _ = read_original(p)
+    original = kept.identity
     new = {"name": p["name"], "address": record["address"], "port": str(record["port"])}
     directory = original_directory(p, original)
-    check_shares_nothing(p, original, directory)
+    check_shares_nothing(p, kept, directory)
     home = Home(p["data_dir"], p["instance"], p["name"])
     if p["fresh_directory"]:
         new |= {"directory": str(home.data), "original": directory or ""}
-    argv = clone_command(p, original, new)
-    drop = set(p["drop_environment"])
-    env = {k: v for k, v in original.environment.items() if not k.startswith("PENUMBRA_") and k not in drop}
-    env.update({key: filled(str(value), new) for key, value in p["environment"].items()})
+    argv = clone_command(p, kept, new)
+    env = environment_of(p, original, new)
+    p["hidden"] = dict(env)
     who = {}
     if (os.geteuid(), os.getegid()) != (original.uid, original.gid):
         who = {"user": original.uid, "group": original.gid, "extra_groups": original.groups}
@@ -434,12 +503,14 @@ def start(p: dict, records: Records, record: dict, module: AnsibleModule) -> int
             "PENUMBRA_PARENT": p["parent"]["name"],
             "PENUMBRA_ADDRESS": new["address"],
             "PENUMBRA_PORT": new["port"],
+            "PENUMBRA_ID": p["id"],
+            "PENUMBRA_CREATED": p["created"],
         }
     )
     # argv[0] may be relative, or a link that the program looks at: run the very file that runs.
     executable = argv[0] if p["command"] else original.executable
     inside = directory is not None and Path(original.cwd).is_relative_to(Path(directory).resolve())
-    copy_limits(original, module)
+    copy_limits(kept, module)
     with records.log(p["name"]).open("wb") as log:
         log_fd = log.fileno()
         os.fchmod(log_fd, 0o600)
@@ -457,13 +528,23 @@ def start(p: dict, records: Records, record: dict, module: AnsibleModule) -> int
                 **who,
             )
         except OSError as error:
-            raise RefusedError(f"can't start {executable} as {p['name']}: {error}") from None
+            why = error.strerror or type(error).__name__
+            raise RefusedError(f"can't start {executable} as {p['name']}: {why}") from None
     return child.pid
 
 
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1][:300] if lines else "it said nothing"
+def last_line(log: Path, environment: dict[str, str]) -> str:
+    return without(environment, log.read_text(errors="replace") if log.exists() else "")
+
+
+def without(environment: dict[str, str], text: str) -> str:
+    """The last line of what a process said, without values of its environment."""
+    lines = text.strip().splitlines()
+    said = lines[-1] if lines else "it said nothing"
+    hidden = (value for value in environment.values() if len(value) >= SECRET_LEAST)
+    for value in sorted(hidden, key=len, reverse=True):
+        said = said.replace(value, "***")
+    return said[:300]
 
 
 def await_listening(p: dict, records: Records, record: dict) -> None:
@@ -474,14 +555,14 @@ def await_listening(p: dict, records: Records, record: dict) -> None:
             return
         if not is_running(record):
             records.path(p["name"]).unlink(missing_ok=True)
-            raise RefusedError(
-                f"{p['name']} ended right after its start; its last line: {last_line(records.log(p['name']))}"
-            )
+            said = last_line(records.log(p["name"]), p.get("hidden", {}))
+            raise RefusedError(f"{p['name']} ended right after its start; its last line: {said}")
         if time.monotonic() > deadline:
+            said = last_line(records.log(p["name"]), p.get("hidden", {}))
             raise RefusedError(
                 f"{p['name']} does not listen on {record['address']}:{record['port']} "
                 f"{p['start_timeout_s']:g} s after its start; "
-                f"its last line: {last_line(records.log(p['name']))}"
+                f"its last line: {said}"
             )
         time.sleep(POLL_S)
 
@@ -516,6 +597,8 @@ def record_of(process: proc.Labelled, netns: str) -> dict:
         "netns": netns,
         "address": env.get("PENUMBRA_ADDRESS", ""),
         "port": int(env.get("PENUMBRA_PORT", "0")),
+        "id": env.get("PENUMBRA_ID", ""),
+        "created": env.get("PENUMBRA_CREATED", ""),
         "pid": process.pid,
         "start_ticks": process.start_ticks,
     }
@@ -537,12 +620,76 @@ def present(p: dict, records: Records, module: AnsibleModule) -> dict:
                 "netns": p["netns"] or "",
                 "address": address,
                 "port": port,
+                "id": p["id"],
+                "created": p["created"],
             }
             pid = start(p, records, record, module)
             record |= {"pid": pid, "start_ticks": proc.start_ticks(pid)}
         records.write(record)
     await_listening(p, records, record)
     return {"changed": changed, "shadow": record}
+
+
+# ---- planned and inspected --------------------------------------------------------------
+
+
+def planned(p: dict, records: Records) -> dict:
+    """What ``present`` would make of each field; nothing is changed. Environment only as same or not."""
+    enter_netns(p["netns"])
+    kept, source = read_original(p)
+    original = kept.identity
+    with records.locked():
+        address = own_address(p)
+        port = own_port(p, address, records.reserved(p["netns"] or ""))
+    new = {"name": p["name"], "address": address, "port": str(port)}
+    if p["fresh_directory"]:
+        new |= {"directory": str(Home(p["data_dir"], p["instance"], p["name"]).data), "original": ""}
+    at = f"{p['parent']['address']}:{p['parent']['port']}"
+    rows = [row("serves at", "rewritten", at, f"{address}:{port}", "two can't share an address and port")]
+    try:
+        check_shares_nothing(p, kept, original_directory(p, original))
+        argv = clone_command(p, kept, new)
+    except RefusedError as error:
+        rows.append(row("command", "refused", "***", "", str(error)))
+    else:
+        changed = [at for at, (was, now) in enumerate(zip(original.argv, argv, strict=False)) if was != now]
+        same = argv == original.argv
+        why = "as the variable command says" if p["command"] else f"arguments {changed} name what it is"
+        rows.append(row("command", "same" if same else "rewritten", "***", "***", "" if same else why))
+    env = environment_of(p, original, new)
+    for name in sorted({*original.environment, *env}):
+        before, now = original.environment.get(name), env.get(name)
+        verdict = (
+            "same" if before == now else "left out" if now is None else "rewritten" if before else "added"
+        )
+        rows.append(row(f"environment {name}", verdict, before and "***", now and "***", ""))
+    for name in ("executable", "cwd", "uid", "gid", "groups", "umask"):
+        value = str(getattr(original, name))
+        rows.append(row(name, "same", value, value, ""))
+    rows += [row(name, "same", str(limits), str(limits), "") for name, limits in kept.limits.items()]
+    return {"changed": False, "plan": rows, "made_from": source}
+
+
+def row(field: str, verdict: str, original: str | None, clone: str | None, reason: str) -> dict[str, str]:
+    return {
+        "field": field,
+        "verdict": verdict,
+        "original": original or "",
+        "clone": clone or "",
+        "reason": reason,
+    }
+
+
+def inspected(p: dict) -> dict:
+    """Parent's name -> what is kept of it, or why it can't be read."""
+    specifications, unread = {}, {}
+    for parent in p["parents"]:
+        try:
+            kept = original_of(p, find_original(p, parent, p["netns"]), parent)
+            specifications[parent["name"]] = kept.encoded()
+        except (RefusedError, OSError) as error:
+            unread[parent["name"]] = str(error)
+    return {"changed": False, "specifications": specifications, "unread": unread}
 
 
 # ---- absent and listed ------------------------------------------------------------------
@@ -607,16 +754,24 @@ def main() -> None:
         ARGUMENTS,
         required_if=[
             ("state", "present", ["name", "service", "parent", "port_range", "start_timeout_s"]),
+            ("state", "planned", ["name", "parent", "port_range"]),
+            ("state", "inspected", ["parents"]),
             ("state", "absent", ["name", "stop_timeout_s"]),
         ],
     )
     p = module.params
+    p["id"] = uuid.uuid4().hex[:12]
+    p["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017 - Python 3.9
     try:
         records = Records(p["run_dir"], p["instance"])
         if p["state"] == "present":
             result = present(p, records, module)
         elif p["state"] == "absent":
             result = absent(p, records)
+        elif p["state"] == "planned":
+            result = planned(p, records)
+        elif p["state"] == "inspected":
+            result = inspected(p)
         else:
             result = listed(p)
     except RefusedError as refused:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The playbooks' rules, and what is said of a folder that has none."""
+"""The rules of processes, and what is said of a folder that has none."""
 
 from __future__ import annotations
 
@@ -37,11 +37,6 @@ def netns() -> ModuleType:
     # Ansible puts it there when it packs the module.
     loaded("ansible.module_utils.penumbra_proc", PLAYBOOKS / "module_utils/penumbra_proc.py")
     return loaded("penumbra_netns", PLAYBOOKS / "library/penumbra_netns.py")
-
-
-@pytest.fixture(scope="module")
-def docker_rules() -> ModuleType:
-    return loaded("penumbra_docker", PLAYBOOKS / "library/penumbra_docker.py")
 
 
 @pytest.mark.parametrize(
@@ -90,36 +85,11 @@ def test_the_search_for_a_port_starts_at_the_same_one_for_the_same_shadow(netns:
     assert len(first) > 40
 
 
-@pytest.mark.parametrize("mode", ["host", "none", "container:abc"])
-def test_a_container_without_a_network_of_its_own_is_refused(docker_rules: ModuleType, mode: str) -> None:
-    (reason,) = docker_rules.refusals({"Name": "/web", "Mounts": [], "HostConfig": {"NetworkMode": mode}}, [])
-    assert f"web runs with --network {mode}" in reason
-
-
-def test_a_host_name_that_was_the_containers_name_becomes_the_shadows(docker_rules: ModuleType) -> None:
-    original = {
-        "Id": "4e77832",
-        "Name": "/web",
-        "Image": "sha256:1",
-        "Config": {
-            "Image": "web:latest",
-            "Hostname": "web",
-            "MacAddress": "02:00:00:00:00:01",
-            "Labels": None,
-        },
-        "HostConfig": {"ContainerIDFile": "/x"},
-        "Mounts": [],
-    }
-    body = docker_rules.clone_config(original, "web-1-s1", {"penumbra.shadow": "web-1-s1"})
-    assert (body["Image"], body["Hostname"]) == ("sha256:1", "web-1-s1")
-    assert "MacAddress" not in body
-
-
 def test_the_shipped_playbooks_are_right() -> None:
     assert check_playbooks(PLAYBOOKS) == []
 
 
-@pytest.mark.parametrize("name", ["provision.yml", "deprovision.yml", "existing.yml"])
+@pytest.mark.parametrize("name", ["provision.yml", "inspect.yml", "plan.yml"])
 def test_ansible_accepts_the_syntax_of(name: str) -> None:
     ansible = Path(sys.executable).parent / "ansible-playbook"
     command = [
