@@ -37,6 +37,7 @@ from controlplane.ports import (
 )
 from controlplane.record import Recorder
 from controlplane.roster import Roster
+from controlplane.specifications import Specifications
 from controlplane.status import Status, samples
 from controlplane.wanted import wanted_steering
 
@@ -89,7 +90,8 @@ class Controller:
         self._lag_source = lag_source
         self._used = usage_source.of_endpoints(config)
         self._journal = Journal(store, clock)
-        self._roster = Roster(config, provisioner, store, clock, self._journal)
+        self._specifications = Specifications(config, provisioner, store, clock, self._journal)
+        self._roster = Roster(config, provisioner, store, clock, self._journal, self._specifications.of)
         self._fleet = Fleet(config)
         self._news = Announcements(self._journal)
         self._happenings = Happenings(self._journal)
@@ -170,6 +172,7 @@ class Controller:
         self._config = config
         self._used = usage_source.of_endpoints(config)
         self._roster.reconfigure(config)
+        self._specifications.reconfigure(config)
         self._fleet.reconfigure(config)
         self._record(lambda recorder: recorder.configured())
         self._requests = replace(self._requests, serial="")  # what is asked for holds on, and is read anew
@@ -190,6 +193,7 @@ class Controller:
         self._guarded("events", self._take_events)
         self._guarded("shadows", lambda: self._roster.advance(self._own_addresses))
         self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
+        self._guarded("inspection", self._inspect)
         self._guarded("decide", self._decide)
         self._guarded("apply", self._apply)
         self._guarded("provisioning", lambda: self._roster.start_runs(self._installed.members))
@@ -338,9 +342,19 @@ class Controller:
         answers = self._prober.results()
         self._record(lambda recorder: recorder.answered(answers))
         changed = self._fleet.observe_health(answers, self._roster)
+        self._specifications.healthy_again(name for name, _ in changed if self._is_healthy(name))
         for name, said in changed:
             self._journal.say(name, "health", said)
         return bool(changed)
+
+    def _is_healthy(self, name: str) -> bool:
+        health = self._fleet.health.get(name)
+        return health is not None and health.up is True
+
+    def _inspect(self) -> None:
+        """Reads what may be cloned, while it is healthy."""
+        if self._config.mode is not model.Mode.FORECAST_ONLY:
+            self._specifications.advance(self._is_healthy)
 
     def _observe_usage(self) -> None:
         if self._load_source is None:

@@ -519,6 +519,33 @@ class Order:
     variables: Mapping[str, object] = field(default_factory=dict)
     sync: Sync | None = None
     """None: it needs no copy of any data."""
+    specification: str = ""
+    """What its target's role read of the original, opaque to all but the role; empty: it is read then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a target's role read of one original while it was healthy."""
+
+    endpoint: str
+    target: str
+    host: str
+    text: str = ""
+    """Its specification; empty, without a reason: the target can't read any."""
+    reason: str = ""
+    """Why it could not be read, one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a target would make of each field of an original."""
+
+    rows: Sequence[Mapping[str, str]] = ()
+    """Each with field, verdict, original, clone and reason, in the target's words."""
+    made_from: str = ""
+    """``live`` or ``kept``: which original was read."""
+    reason: str = ""
+    """Why there is none, one line."""
 
 
 class RunState(Enum):
@@ -552,6 +579,10 @@ class Found:
     parent: str
     address: Address | None
     port: int | None
+    id: str = ""
+    """Of this one shadow: another that is made under its name has another."""
+    created: str = ""
+    """RFC 3339."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,13 @@ class Provisioner(Protocol):
     def trouble(self) -> str:
         """What makes runs slower than they need be; empty: nothing."""
 
+    def inspect(self, orders: Sequence[model.Order]) -> None:
+        """Starts to read the originals of orders of one service and target: each names its parent, and as
+        its host the parent's. Nothing happens while an inspection is under way."""
+
+    def inspected(self) -> Sequence[model.Inspection] | None:
+        """Of the inspection that ended since the last call, one for each order."""
+
     def close(self) -> None:
         """Ends what is running, and everything it started."""
 

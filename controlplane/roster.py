@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from ipaddress import IPv4Address
@@ -44,13 +44,21 @@ def _orders_otherwise(before: model.Config, after: model.Config, service: str) -
 
 class Roster:
     def __init__(
-        self, config: model.Config, provisioner: Provisioner, store: Store, clock: Clock, journal: Journal
+        self,
+        config: model.Config,
+        provisioner: Provisioner,
+        store: Store,
+        clock: Clock,
+        journal: Journal,
+        specification_of: Callable[[str, str], str] = lambda endpoint, target: "",
     ) -> None:
+        """:param specification_of: an endpoint, for a target; empty: none is kept."""
         self._config = config
         self._provisioner = provisioner
         self._store = store
         self._clock = clock
         self._journal = journal
+        self._specification_of = specification_of
         self._unsaved: set[str] = set()
         self._unforgotten: set[str] = set()
         """Whose records are to go, and could not yet."""
@@ -437,7 +445,8 @@ class Roster:
         try:
             order = self._order(shadow)
             if kind is Run.PROVISION:
-                self._provisioner.provision(order)
+                kept = self._specification_of(shadow.parent, shadow.target)
+                self._provisioner.provision(replace(order, specification=kept))
             else:
                 self._provisioner.deprovision(order)
         except Exception as error:

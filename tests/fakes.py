@@ -396,6 +396,34 @@ class FakeProvisioner:
         self._asked: dict[str, model.Order] = {}
         self.surveys = 0
         self._survey_due_s: float | None = None
+        self.originals: dict[str, str] = {}
+        """Endpoint -> what an inspection reads; others can't be read by their target."""
+        self.unreadable: dict[str, str] = {}
+        self.inspections: list[list[str]] = []
+        self.specifications: dict[str, str] = {}
+        """Shadow -> what it was made from."""
+        self._inspected: tuple[float, list[model.Inspection]] | None = None
+
+    def inspect(self, orders: Sequence[model.Order]) -> None:
+        assert self._inspected is None, "one inspection at a time"
+        self.inspections.append([order.parent.name for order in orders])
+        told = [
+            model.Inspection(
+                order.parent.name,
+                order.target,
+                order.host.name,
+                self.originals.get(order.parent.name, ""),
+                self.unreadable.get(order.parent.name, ""),
+            )
+            for order in orders
+        ]
+        self._inspected = self.clock.now + 1.0, told
+
+    def inspected(self) -> Sequence[model.Inspection] | None:
+        if self._inspected is None or self.clock.now < self._inspected[0]:
+            return None
+        (_, told), self._inspected = self._inspected, None
+        return told
 
     def survey(self, places: Collection[tuple[str, str]]) -> None:
         if self._survey_due_s is None:
@@ -412,6 +440,7 @@ class FakeProvisioner:
     def provision(self, order: model.Order) -> None:
         assert order.shadow not in self.runs, "one run per shadow at a time"
         self.orders.append(("provision", order.shadow))
+        self.specifications[order.shadow] = order.specification
         self._asked[order.shadow] = order
         self.runs[order.shadow] = ("provision", self.clock.now + self.lead_s)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes and removes shadows by Ansible playbooks, in background threads.
 
-A playbook gets ``order`` (shadow, instance, service, protocol, target, parent, parent_host; sync, where the
-service has it), the service's ``variables`` and the host's; it hands back ``address`` and ``port`` with
-set_stats. So any two playbooks called provision.yml and deprovision.yml can take the place of the shipped
-ones.
+A playbook gets ``order`` (shadow, instance, service, protocol, target, parent, parent_host, specification;
+sync, where the service has it), the service's ``variables`` and the host's; it hands back ``address`` and
+``port`` with set_stats. So any two playbooks called provision.yml and deprovision.yml can take the place of
+the shipped ones.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from pathlib import Path
 import yaml
 
 from controlplane import model, ports
-from controlplane.adapters import ansible_processes
+from controlplane.adapters import ansible_processes, targets
 from controlplane.adapters.ansible_forks import ForkServer
+from controlplane.adapters.ansible_inspect import INSPECT, Inspector
 from controlplane.adapters.ansible_run import Outcome, PlaybookRun, one_line
 
 PROVISION = "provision.yml"
 DEPROVISION = "deprovision.yml"
 EXISTING = "existing.yml"
+PLAN = "plan.yml"
 
 
 @dataclass(slots=True)
@@ -116,6 +118,13 @@ class AnsibleProvisioner:
         servers = run_dir / instance / "servers"
         ansible_processes.clear_stale(servers, instance)
         self._server = ForkServer(servers / f"{self._owner}-{uuid.uuid4().hex[:8]}", clock.now_s)
+        self._inspector = Inspector(
+            lambda target: self._playbook(INSPECT, target),
+            _host_variables,
+            self._server,
+            self._execute,
+            run_dir,
+        )
 
     def provision(self, order: model.Order) -> None:
         self._ask(order, PROVISION)
@@ -173,13 +182,13 @@ class AnsibleProvisioner:
             hosts = {name: _host_variables(self._hosts[name]) for name in names}
             order = {"instance": self._instance, "target": target}
             variables = {"order": order, "run_dir": str(self._run_dir)}
-            # The shipped one: a user's own playbooks need not know how to list.
-            run = PlaybookRun(shipped_playbooks() / EXISTING, hosts, variables, self._server)
+            playbook = self._playbook(EXISTING, target) or shipped_playbooks() / EXISTING
+            run = PlaybookRun(playbook, hosts, variables, self._server)
             with self._books.lock:
                 self._books.survey_run = run
                 if self._books.closed:
                     run.cancel()
-            outcome = run.execute(self._runs, self._label(), timeout_s, self._clock.now_s)
+            outcome = self._execute(run, timeout_s)
             for name in names:
                 rows = outcome.results.get(name, {}).get("shadows")
                 if isinstance(rows, list):
@@ -188,7 +197,27 @@ class AnsibleProvisioner:
                     unasked[name] = outcome.failures.get(name) or outcome.reason or "it gave no answer"
         return model.Survey(found, unasked)
 
+    def inspect(self, orders: Sequence[model.Order]) -> None:
+        self._inspector.ask(orders)
+
+    def inspected(self) -> Sequence[model.Inspection] | None:
+        return self._inspector.ended()
+
+    def plan(self, order: model.Order) -> model.Plan:
+        """What ``provision`` would make of each field of the original. Blocks, and changes nothing."""
+        if self._playbook(PLAN, order.target) is None:
+            return model.Plan(reason=f"target {order.target} has no tasks/{PLAN}")
+        outcome = self._execute(self._playbook_run(order, PLAN), order.timeout_s)
+        told = outcome.results.get(order.host.name, {})
+        rows = told.get("plan")
+        if outcome.reason or not isinstance(rows, list):
+            return model.Plan(reason=outcome.reason or f"{PLAN} told no plan")
+        return model.Plan(
+            [{str(k): str(v) for k, v in row.items()} for row in rows], str(told.get("made_from", ""))
+        )
+
     def close(self) -> None:
+        self._inspector.close()
         with self._books.lock:
             self._books.closed = True
             if self._books.survey_run is not None:
@@ -226,7 +255,7 @@ class AnsibleProvisioner:
     def _work(self, job: _Job) -> None:
         outcome = Outcome(reason="cancelled")
         if not job.run.cancelled:
-            outcome = job.run.execute(self._runs, self._label(), job.order.timeout_s, self._clock.now_s)
+            outcome = self._execute(job.run, job.order.timeout_s)
         result = self._result(job, outcome)
         with self._books.lock:
             if not job.silent:
@@ -271,13 +300,24 @@ class AnsibleProvisioner:
                 "name": order.parent.name,
                 "address": str(order.parent.address),
                 "port": order.parent.port,
+                "host": order.parent.host or "",
             },
+            "specification": order.specification,
             "parent_host": dict(parent_host.variables) if parent_host else {},
         }
         if order.sync is not None:
             asked["sync"] = _sync(order.sync, order.parent)
         variables = {"run_dir": str(self._run_dir)} | dict(order.variables) | {"order": asked}
-        return PlaybookRun(self._playbooks / playbook, hosts, variables, self._server)
+        path = self._playbook(PLAN, order.target) if playbook == PLAN else None
+        return PlaybookRun(path or self._playbooks / playbook, hosts, variables, self._server)
+
+    def _playbook(self, name: str, target: str) -> Path | None:
+        """A user's own need not know how to list."""
+        shipped = (shipped_playbooks(),) if name == EXISTING else ()
+        return targets.playbook((self._playbooks, *shipped), name, target)
+
+    def _execute(self, run: PlaybookRun, timeout_s: float) -> Outcome:
+        return run.execute(self._runs, self._label(), timeout_s, self._clock.now_s)
 
     def _label(self) -> str:
         with self._books.lock:
@@ -307,6 +347,8 @@ def _found(row: Mapping[str, object], host: str, target: str) -> model.Found:
         target=target,
         service=str(row["service"]),
         parent=str(row["parent"]),
+        id=str(row.get("id") or ""),
+        created=str(row.get("created") or ""),
         address=ip_address(str(address)) if address else None,
         port=int(str(port)) if port else None,
     )

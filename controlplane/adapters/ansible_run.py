@@ -24,6 +24,9 @@ _ENVIRONMENT = {
     "ANSIBLE_NOCOLOR": "1",
     "ANSIBLE_DEPRECATION_WARNINGS": "0",
     "ANSIBLE_INJECT_FACT_VARS": "0",
+    # Arguments may be secrets: in no log, neither of the host nor of a user's ansible.cfg.
+    "ANSIBLE_NO_TARGET_SYSLOG": "1",
+    "ANSIBLE_LOG_PATH": "/dev/null",
 }
 _REASON_MOST = 500
 
