@@ -93,7 +93,7 @@ class _Forecast(_Section):
 
 
 class _Shadows(_Section):
-    target: Literal["netns", "docker"] | None = None
+    target: values.Name | None = None
     hosts: tuple[values.Name, ...] | None = None
     max_per_endpoint: values.Count | None = None
     max_per_service: values.Count | None = None

@@ -216,7 +216,7 @@ class ShadowSettings:
     """When a live endpoint gets shadows, how many, where, and until when."""
 
     target: str = "netns"
-    """The Ansible role that makes them: ``netns`` or ``docker``."""
+    """The Ansible role that makes them: ``netns``, ``docker`` or the user's own."""
     hosts: tuple[str, ...] = ()
     """Hosts that may carry them, best first; empty: none may be made."""
     max_per_endpoint: int = 4

@@ -190,7 +190,7 @@ class AnsibleProvisioner:
                     run.cancel()
             outcome = self._execute(run, timeout_s)
             for name in names:
-                rows = outcome.results.get(name, {}).get("shadows")
+                rows = outcome.told(name, "shadows")
                 if isinstance(rows, list):
                     found += [_found(row, name, target) for row in rows]
                 else:
@@ -208,13 +208,12 @@ class AnsibleProvisioner:
         if self._playbook(PLAN, order.target) is None:
             return model.Plan(reason=f"target {order.target} has no tasks/{PLAN}")
         outcome = self._execute(self._playbook_run(order, PLAN), order.timeout_s)
-        told = outcome.results.get(order.host.name, {})
-        rows = told.get("plan")
+        rows = outcome.told(order.host.name, "plan")
+        made_from = outcome.told(order.host.name, "made_from")
         if outcome.reason or not isinstance(rows, list):
             return model.Plan(reason=outcome.reason or f"{PLAN} told no plan")
-        return model.Plan(
-            [{str(k): str(v) for k, v in row.items()} for row in rows], str(told.get("made_from", ""))
-        )
+        told = [{str(key): str(value) for key, value in row.items()} for row in rows]
+        return model.Plan(told, str(made_from or ""))
 
     def close(self) -> None:
         self._inspector.close()

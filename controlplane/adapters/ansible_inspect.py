@@ -105,8 +105,7 @@ def _found(orders: Sequence[model.Order], outcome: Outcome) -> list[model.Inspec
     found = []
     for order in orders:
         host, name = order.host.name, order.parent.name
-        told = outcome.results.get(host, {})
-        texts, unread = told.get("specifications"), told.get("unread")
+        texts, unread = outcome.told(host, "specifications"), outcome.told(host, "unread")
         text = texts.get(name) if isinstance(texts, Mapping) else None
         why = unread.get(name) if isinstance(unread, Mapping) else None
         reason = str(why or outcome.failures.get(host) or outcome.reason or "its host gave no answer")

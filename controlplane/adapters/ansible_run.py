@@ -45,6 +45,11 @@ class Outcome:
     task: str = ""
     """The task that was begun last."""
 
+    def told(self, host: str, key: str) -> object:
+        """What a host's last task returned, or set as a fact, under this key; None: nothing."""
+        result = self.results.get(host, {})
+        return result.get(key, _mapping(result.get("ansible_facts")).get(key))
+
 
 class PlaybookRun:
     """A run in a folder of its own (0700, removed after), with a label on every process it starts."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from controlplane import bypass, config, model, plan, weights
-from controlplane.adapters import layout, libbpf, loader, pins, preflight, status_file
+from controlplane.adapters import layout, libbpf, loader, pins, preflight, status_file, targets
 from controlplane.adapters.ansible import AnsibleProvisioner, check_playbooks, shipped_playbooks
 from controlplane.adapters.attach import Attachment
 from controlplane.adapters.clock import MachineClock
@@ -54,6 +54,7 @@ def against_machine(configured: model.Config) -> list[str]:
     ]
     folder = configured.playbooks or shipped_playbooks()
     problems += [f"playbooks: {problem}" for problem in check_playbooks(folder)]
+    problems += targets.problems(configured, (folder, shipped_playbooks()))
     # Not Path.exists: where this user may not look, it raises, and that root is needed would remain unsaid.
     places = (configured.state_dir, *configured.state_dir.parents)
     above = next(path for path in places if os.path.exists(path))  # noqa: PTH110
