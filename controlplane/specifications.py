@@ -138,9 +138,6 @@ class Specifications:
         if before is not None and (before.host, before.text) == (one.host, one.text):
             return
         self._put(one.endpoint, Kept(one.target, one.host, self._clock.unix_s(), one.text))
-        if before is not None:
-            said = f"{one.endpoint} is configured otherwise than before: shadows are made as it is now"
-            self._journal.say(one.endpoint, "inspect", said)
 
     def _put(self, endpoint: str, value: Kept | None) -> None:
         try:

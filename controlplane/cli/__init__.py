@@ -16,6 +16,7 @@ from controlplane.cli import (
     forecast,
     lab,
     maps,
+    provision,
     simulate,
     trace_packet,
 )
@@ -37,6 +38,7 @@ app = typer.Typer(
 control.register(app)
 explain.register(app)
 actions.register(app)
+provision.register(app)
 trace_packet.register(app)
 capture.register(app)
 simulate.register(app)

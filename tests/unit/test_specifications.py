@@ -59,8 +59,6 @@ def test_it_is_renewed_now_and_then_and_at_once_when_the_endpoint_is_healthy_aga
     desk.specifications.healthy_again(["web-1"])
     desk.ticks(3)
     assert desk.specifications.of("web-1", "netns") == "dHdv"
-    (said,) = [row.reason for row in desk.store.rows if row.action == "inspect"]
-    assert "dHdv" not in said
     desk.ticks(int(RENEW_S) + 3)
     assert desk.read == ["web-1"] * 3
 
