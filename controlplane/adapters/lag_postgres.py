@@ -3,8 +3,9 @@
 
 The primary's row of ``penumbra.heartbeat`` is written each interval. What a shadow has of it tells by which
 moment it has everything, as a subscription applies transactions in the order of their commits (PostgreSQL
-15, section 31.1). Moments are this process's own: no clock of a server is trusted with them, and
-``replay_lag`` is not either, which tells milliseconds while a shadow is minutes behind.
+15, section 31.1). What is written is known here before anybody can read it, and moments are this process's
+own: no clock of a server is trusted with them, and ``replay_lag`` is not either, which tells milliseconds
+while a shadow is minutes behind.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from decimal import Decimal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from controlplane import model
 from controlplane.addresses import Address
 
 _BEATS_MOST = 100_000
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_TICK = timedelta(microseconds=1)
 _CONNECT_S = 2
 _BEAT = """
-    INSERT INTO penumbra.heartbeat (instance, at) VALUES (%s, clock_timestamp())
-    ON CONFLICT (instance) DO UPDATE SET at = clock_timestamp() RETURNING extract(epoch FROM at)
+    INSERT INTO penumbra.heartbeat (instance, at) VALUES (%s, %s)
+    ON CONFLICT (instance) DO UPDATE SET at = excluded.at
 """
 _POSITIONS = """
     SELECT NULL, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint UNION ALL
@@ -39,7 +42,7 @@ _COPIES = """
     WHERE starts_with(s.subname::text, 'penumbra_')
     AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-_SEEN = "SELECT extract(epoch FROM at) FROM penumbra.heartbeat WHERE instance = %s"
+_SEEN = "SELECT at FROM penumbra.heartbeat WHERE instance = %s"
 
 _Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -88,8 +91,8 @@ class PostgresPrimary:
     def __init__(self, target: model.LagTarget) -> None:
         self._session = _Session(target.primary, target.sync.variables)
         self._instance = target.instance
-        self._beats: dict[Decimal, float] = {}
-        """What was written -> when that was begun, in the order of time."""
+        self._beats: dict[datetime, float] = {}
+        """What was written, or may be -> when that was begun, in the order of time."""
         self._positions: dict[str, int] = {}
         """Slot -> up to where its subscriber has confirmed."""
         self._written = (0, 0.0)
@@ -100,19 +103,23 @@ class PostgresPrimary:
         connection = await self._session.take()
         try:
             began_s = asyncio.get_running_loop().time()
-            cursor = await connection.execute(_BEAT, (self._instance,))
-            row = await cursor.fetchone()
+            await connection.execute(_BEAT, (self._instance, self._new_beat(began_s)))
             told = await (await connection.execute(_POSITIONS)).fetchall()
         except BaseException:
             with suppress(Exception):
                 await connection.close()
             raise
         await self._session.give_back(connection)
-        if row is not None:
-            self._beats[row[0]] = began_s
-        while len(self._beats) > _BEATS_MOST:
-            del self._beats[next(iter(self._beats))]
         self._take_positions(dict(told), began_s)
+
+    def _new_beat(self, now_s: float) -> datetime:
+        """No other is the same."""
+        last = next(reversed(self._beats), _NEVER)
+        beat = max(datetime.now(UTC), last + _TICK)
+        self._beats[beat] = now_s
+        if len(self._beats) > _BEATS_MOST:
+            del self._beats[next(iter(self._beats))]
+        return beat
 
     def _take_positions(self, positions: dict[str | None, int | None], at_s: float) -> None:
         written = positions.pop(None, None) or 0
@@ -122,18 +129,15 @@ class PostgresPrimary:
         self._written = (written, at_s)
         self._positions = {name: at for name, at in positions.items() if name and at is not None}
 
-    def age_s(self, beat: Decimal, now_s: float) -> float | None:
+    def age_s(self, beat: datetime, now_s: float) -> float | None:
         """How long ago at most a shadow that has this beat had everything; None: not known.
 
-        One that was written before this process began is older than its first one; by how much, the
-        primary's clock tells."""
+        One of before this process began is older than its first one; by how much, the clock tells."""
         if beat in self._beats:
             return now_s - self._beats[beat]
         if not self._beats:
             return None
-        first_s = next(iter(self._beats.values()))
-        newest, newest_s = next(reversed(self._beats.items()))
-        return max(now_s - first_s, float(newest - beat) + now_s - newest_s)
+        return max(now_s - next(iter(self._beats.values())), (datetime.now(UTC) - beat).total_seconds())
 
     def lag_bytes(self, slot: str | None) -> tuple[int | None, float, float]:
         """What its subscriber lacks, the rate that it grows by if it stops, and when that was read."""

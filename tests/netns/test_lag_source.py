@@ -21,6 +21,7 @@ import psycopg
 import pytest
 from redis import Redis
 
+from controlplane.adapters import lag_postgres
 from controlplane.adapters.lag_command import parsed
 from controlplane.adapters.lag_source import LIMIT_S, BackgroundLagSource
 from controlplane.model import Lag, LagTarget, Sync, SyncDriver
@@ -195,6 +196,17 @@ def test_postgres_lag_grows_while_replication_stands_still_and_falls_after(serve
     shadow.run("ALTER SUBSCRIPTION penumbra_t_db_1_s1 ENABLE")
     reader.until(lambda one: is_close(one) and one.lag_bytes < 1_000_000)
     assert not reader.source.troubles()
+
+
+def test_a_beat_that_a_shadow_shows_before_the_primary_has_answered_is_known(servers, read, monkeypatch):
+    primary, shadow = servers
+    slow = "SELECT NULL, 0::bigint FROM pg_sleep(0.3)"
+    monkeypatch.setattr(lag_postgres, "_POSITIONS", slow)
+    reader = read(target(POSTGRES, shadow.port, primary.port))
+    reader.until(is_close)
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until:
+        assert reader.until(lambda one: True).lag_s < 1.2
 
 
 def test_who_has_no_subscription_has_no_copy(servers, read):
