@@ -363,6 +363,7 @@ TAKEN = {
     "services.web.usage.send": {"''", "2024-01-01", "1:30", "999999999h", "1e-9s", '"/\\n"'}
     | {"0.000000001 flows/s"},
     "services.web.sync.variables": {"{}"},
+    "services.web.shadows.target": {"2024-01-01", "999999999h", "1e-9s"},
     "services.web.shadows.hosts": {"[]"},
     "services.web.shadows.standing": {"true"},
     "services.web.shadows.over_cost": {"0.5"},
