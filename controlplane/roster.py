@@ -21,6 +21,8 @@ _ADDED = re.compile(r"^shadow \S+ \+\d+")
 _SURVEY_S = 300.0
 _SURVEY_AGAIN_S = 30.0
 """When something could not be asked."""
+_SURVEY_UNHEALTHY_S = 1.0
+"""After a shadow stopped to answer: it may be gone, and then nobody waits for it to come back."""
 
 
 class Run(Enum):
@@ -325,7 +327,11 @@ class Roster:
         settings = self._config.services[shadow.service].shadows
         after = shadows.after_probe(shadow, up, settings, self._clock.record_s(), copy)
         self._moved(shadow, after)
-        if shadow.state is ShadowState.WARMING and after.state is ShadowState.READY:
+        if after.state is ShadowState.READY and after.healthy_unix_s is None:
+            if shadow.healthy_unix_s is not None:
+                soon_s = self._clock.now_s() + _SURVEY_UNHEALTHY_S
+                self._survey_due_s = min(self._survey_due_s, soon_s)
+        elif shadow.state is ShadowState.WARMING and after.state is ShadowState.READY:
             if not shadow.attempts and name not in self._adopted:
                 self._measure(after)
             self._adopted.discard(name)

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from controlplane import model
+from controlplane import model, roster
 from controlplane.model import ShadowState
 from controlplane.ports import DamagedRecordsError
 from tests.world import World, config, grown
@@ -111,10 +111,10 @@ def test_a_host_that_could_not_be_asked_is_unknown_and_not_empty():
     world.ticks(10, 110.0)
     assert world.states() == [ShadowState.READY]
     assert "unreachable" in world.controller.status().troubles["hosts"]
-    assert world.provisioner.surveys == 1
+    assert world.provisioner.surveys == 2, "at the start, and when it was seen not to answer"
     world.provisioner.unasked = {}
     world.ticks(30, 110.0)
-    assert world.provisioner.surveys == 2
+    assert world.provisioner.surveys == 3
     assert "hosts" not in world.controller.status().troubles
 
 
@@ -177,3 +177,32 @@ def test_one_damaged_record_does_not_lose_the_others(monkeypatch, exists):
     assert ("web-1-s2" in store.records) is exists
     assert forgotten == ([] if exists else ["web-1-s2"])
     assert world.controller.status().troubles == {}
+
+
+def gone_while_ready(world: World) -> None:
+    """Its host lost it, with its record in place."""
+    world.provisioner.exists.discard("web-1-s1")
+    del world.provisioner.found["web-1-s1", world.store.records["web-1-s1"].host]
+    world.prober.dead.add("web-1-s1")
+
+
+def test_a_shadow_that_stops_to_answer_is_looked_for_and_made_again_if_it_is_gone():
+    world = grown()
+    world.ticks(10, 110.0)
+    gone_while_ready(world)
+    world.ticks(12, 110.0)
+    assert any("no longer exists on" in one.reason for one in world.store.decisions(50))
+    world.prober.dead.clear()
+    world.ticks(25, 110.0)
+    assert world.states() == [ShadowState.READY]
+    assert world.provisioner.exists == {"web-1-s1"}
+
+
+def test_negative_control_unless_it_is_looked_for_a_minute_goes_by(monkeypatch):
+    monkeypatch.setattr(roster, "_SURVEY_UNHEALTHY_S", 1e9)
+    world = grown()
+    world.ticks(10, 110.0)
+    gone_while_ready(world)
+    world.ticks(37, 110.0)
+    assert world.provisioner.exists == set()
+    assert world.store.records["web-1-s1"].healthy_unix_s is None, "it is known not to answer"
