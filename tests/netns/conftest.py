@@ -16,6 +16,17 @@ from controlplane.adapters.dataplane import MapDataplane
 from controlplane.lab import network
 from controlplane.lab.topology import AP, Topology
 
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was hit, and what there was in the end, a row each."""
+    passed = terminalreporter.getreports("passed")
+    found = [value for one in passed for name, value in one.user_properties if name == "fault"]
+    if found:
+        terminalreporter.section("faults: what was hit at which step, and what there was in the end")
+        for where, proof, final in sorted(map(tuple, found)):
+            terminalreporter.write_line(f"{where:28} {final:8} {proof}")
+
+
 BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
 SIZES = model.Sizes(services=8, endpoints=64, flows=4096, ring_cells=65536)
 

@@ -270,13 +270,13 @@ class Steered:
         )
         return str(self.shadow()["name"])
 
-    def traffic(self, rate: float = 25.0, *more: str) -> Traffic:
+    def traffic(self, rate: float = 25.0, *more: str, most_s: float = 300.0) -> Traffic:
         """Flows from now until it is stopped; returns when answers come in."""
         self._serial += 1
         label = f"traffic-{self._serial}"
         trace = self.folder / f"{label}.csv"
         with trace.open("w") as file:
-            csv.writer(file).writerows([("timestamp", "value"), (0, rate), (300, rate)])
+            csv.writer(file).writerows([("timestamp", "value"), (0, rate), (most_s, rate)])
         path = self.folder / f"{label}.jsonl"
         argv = [sys.executable, "-m", "controlplane.lab.traffic", "--trace", str(trace)]
         argv += ["--target", with_port(self.lab.topology.vip, self.lab.topology.vip_port)]

@@ -100,24 +100,6 @@ def test_negative_control_with_the_pins_removed_requests_fail(running: Steered, 
         assert_unharmed(traffic.stop())
 
 
-def test_killed_in_mid_provisioning_there_is_one_shadow_in_the_end(running: Steered) -> None:
-    if name := running.shadow().get("name"):
-        running.asked("shadow", "remove", name)
-        eventually(lambda: not running.shadow(), 60, running.said)
-    running.asked("shadow", "add", "web-1")
-    eventually(
-        lambda: running.shadow().get("state") == "provisioning" and _runs(running.instance),
-        20,
-        running.said,
-    )
-    kill(running)
-    assert running.shadow()["state"] == "provisioning", "the kill did not hit the run"
-    running.start()
-    eventually(lambda: running.shadow().get("state") == "ready", 40, running.said)
-    assert len(running.shadow_processes()) == 1, running.shadow_processes()
-    assert not _runs(running.instance)
-
-
 def _runs(instance: str) -> list[int]:
     """Processes of playbook runs of this instance."""
     return [pid for pid, label in ansible_processes.labels().items() if f"-{instance}-" in label]

@@ -47,58 +47,7 @@ def kill(site: Steered) -> None:
     site.controller.wait()
 
 
-def assert_nothing_is_left(site: Steered) -> None:
-    """Of shadows and of the runs that made and removed them."""
-    assert site.shadow_processes() == {}
-    assert not [one for one in ansible_processes.labels().values() if f"-{site.instance}-" in one]
-    folder = pins.LOCKS / site.instance
-    assert [path.name for path in folder.rglob("*") if path.is_file() or path.parent.name == "runs"] == []
-
-
-# ---- kill -9 at every stage ---------------------------------------------------------------
-
-
-def state_of(site: Steered) -> str | None:
-    return str(site.shadow()["state"]) if site.shadow() else None
-
-
-@pytest.mark.parametrize("stage", ["provisioning", "warming", "draining", "removing"])
-def test_killed_at_any_stage_there_is_one_result_and_nothing_left_behind(
-    running: Steered, stage: str
-) -> None:
-    site = running
-    traffic = site.traffic()
-    if stage in ("draining", "removing"):
-        name = site.add_shadow()
-        traffic.flows(40)
-        site.asked("shadow", "remove", name)
-    else:
-        site.asked("shadow", "add", "web-1")
-    runs = f"-{site.instance}-"
-    eventually(
-        lambda: (
-            state_of(site) == stage
-            and (stage not in ("provisioning", "removing") or any(runs in one for one in _labels()))
-        ),
-        40,
-        site.said,
-    )
-    kill(site)
-    assert state_of(site) == stage, "the kill did not hit the stage"
-    traffic.flows(20)
-    site.start()
-    if stage in ("draining", "removing"):
-        eventually(lambda: not site.shadow(), 40, site.said)
-    else:
-        eventually(lambda: state_of(site) == "ready", 40, site.said)
-        assert len(site.shadow_processes()) == 1
-    # Connections that outlived the drain's deadline were cut and made again: that is its meaning.
-    assert not [one for one in traffic.stop() if one.failed]
-    if site.shadow():
-        site.asked("shadow", "remove", site.shadow()["name"])
-        eventually(lambda: not site.shadow(), 40, site.said)
-    assert_nothing_is_left(site)
-    assert site.await_tick()["troubles"] == {}
+# ---- kill -9 in a run (tests/netns/test_fault_matrix.py has the stages) -----------------------
 
 
 def _labels() -> list[str]:
