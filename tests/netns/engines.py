@@ -37,6 +37,8 @@ class Site:
     port: int
     variables: Mapping[str, object]
     instance: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:8]}")
+    _provisioner: AnsibleProvisioner | None = None
+    """Of most runs: what it needs to start is paid once."""
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="penumbra-engine-")))
 
     def __post_init__(self) -> None:
@@ -120,14 +122,20 @@ class Site:
         order: model.Order,
         playbooks: Path | None,
     ) -> model.RunResult:
-        provisioner = self.provisioner(playbooks)
+        if playbooks is not None:
+            provisioner = self.provisioner(playbooks)
+        elif self._provisioner is None:
+            provisioner = self._provisioner = self.provisioner()
+        else:
+            provisioner = self._provisioner
         found: list[model.RunResult] = []
         try:
             with self.at_access_point():
                 what(provisioner, order)
             eventually(lambda: found.extend(provisioner.results()) or found, 70.0)
         finally:
-            provisioner.close()
+            if playbooks is not None:
+                provisioner.close()
         (result,) = found
         return result
 
@@ -152,7 +160,8 @@ class Site:
 
     def left(self) -> list[str]:
         """Processes and files of any shadow of this site."""
-        shadows = [str(path) for path in (self.run_dir / self.instance).glob("*/*")]
+        run_dir = self.run_dir / self.instance
+        shadows = [str(path) for kept in ("shadows", "runs") for path in run_dir.glob(f"{kept}/*")]
         data = [str(path) for path in self.data_dir.rglob("*")]
         return [*(f"process {pid}" for pid in self.processes()), *shadows, *data]
 
@@ -163,6 +172,8 @@ class Site:
         network.run(["ip", "-n", self.topology.namespace(AP), "link", "set", host, "up"])
 
     def close(self) -> None:
+        if self._provisioner is not None:
+            self._provisioner.close()
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -157,7 +157,7 @@ class Primary:
 
 @contextmanager
 def made(topology: Topology) -> Iterator[Primary]:
-    """One that runs, with its site: ``site.sync`` and ``site.variables`` are what a service would be given."""
+    """One that runs. ``site.sync`` and ``site.variables`` of it are what a service would be given."""
     sync = model.Sync(model.SyncDriver.POSTGRES, max_lag_s=5.0)
     prepare = ["/bin/sh", "-ec", PREPARE % BIN, "{directory}", "{original}"]
     site = Site(topology, sync, PORT, {})
