@@ -61,7 +61,10 @@ class SqliteStore:
         with self._told():
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             # The folder's mode does not cover a folder that was there before.
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            fd = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd):
+                if os.fstat(fd).st_mode & 0o077:  # specifications are in it, and with them secrets
+                    os.fchmod(fd, 0o600)
             self._db = sqlite3.connect(
                 self.path, timeout=busy_s, isolation_level=None, check_same_thread=False
             )

@@ -41,6 +41,7 @@ class Dockerd:
         self.folder = folder
         self.cgroup = f"penumbra-{netns}"
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._killed = False
         self._pause = threading.Event()
 
     @property
@@ -68,7 +69,20 @@ class Dockerd:
         if shutil.which("dockerd") is None:
             raise DockerdError("dockerd is missing: apt-get install docker.io")
         self.folder.mkdir(parents=True, mode=0o700)
-        with (self.folder / "log").open("wb") as log:
+        self.resume(within_s)
+
+    def kill(self) -> None:
+        """As a machine that is out of memory does: at once, and its containers run on."""
+        if self._daemon is not None:
+            self._daemon.kill()
+            self._daemon.wait()
+            self._daemon = None
+            self._killed = True
+
+    def resume(self, within_s: float = 30.0) -> None:
+        """Starts the daemon on what is there."""
+        self._killed = False
+        with (self.folder / "log").open("ab") as log:
             self._daemon = subprocess.Popen(
                 ["nsenter", f"--net={NETNS / self.netns}", "dockerd", *self._options()],
                 stdin=subprocess.DEVNULL,
@@ -123,6 +137,8 @@ class Dockerd:
 
     def stop(self) -> None:
         """Ends containers and daemon, and removes their mounts, cgroups and files. Fine to do twice."""
+        if self._killed:
+            self.resume()  # nobody else ends its containers
         if self._answers():
             self._remove_containers()
         if self._daemon is not None:

@@ -85,6 +85,14 @@ def test_only_root_may_read_it(tmp_path):
     assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
 
 
+def test_a_store_that_others_could_read_is_theirs_no_more(tmp_path: Path) -> None:
+    SqliteStore(tmp_path, "lab").close()
+    path = tmp_path / "lab.db"
+    path.chmod(0o644)
+    SqliteStore(tmp_path, "lab").close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "a.db").write_bytes(b"not a database, but long enough to be looked at" * 100)
     with pytest.raises(StoreError, match=r"a\.db: file is not a database"):
