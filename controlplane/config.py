@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 from controlplane import config_errors, config_text, data_sync, model, usage_source
 from controlplane import config_values as values
 from controlplane.addresses import Address, Network
+
+INVENTORY_PREFIX = "penumbra_"
+"""Of host variables that are settings of ours."""
 
 
 class ConfigError(ValueError):
@@ -47,7 +51,8 @@ class _Probe(_Section):
 
 
 class _Usage(_Section):
-    """Which of ``url``, ``address``, ``port``, ``send`` and ``path`` there may be depends on the kind."""
+    """Which of ``url``, ``address``, ``port``, ``send``, ``path`` and ``container`` there may be depends on
+    the kind."""
 
     kind: model.UsageKind
     url: str | None = None
@@ -55,15 +60,19 @@ class _Usage(_Section):
     port: values.Port | None = None
     send: values.Send | None = None
     path: str | None = None
+    container: str | None = None
     interval: values.UsageInterval = 5.0
     timeout: values.Timeout = 1.0
 
     def given(self) -> dict[str, object]:
-        of = {key: getattr(self, key) for key in ("url", "address", "port", "send", "path")}
+        of = {key: getattr(self, key) for key in usage_source.GIVEN}
         return {key: value for key, value in of.items() if value is not None}
 
     def source(self) -> model.UsageSource:
         return usage_source.source(self.kind, self.given(), self.interval, self.timeout)
+
+    def host_source(self) -> model.UsageSource:
+        return usage_source.host_source(self.kind, self.given(), self.interval, self.timeout)
 
 
 class _Sync(_Section):
@@ -94,7 +103,9 @@ class _Forecast(_Section):
 
 class _Shadows(_Section):
     target: values.Name | None = None
-    hosts: tuple[values.Name, ...] | None = None
+    hosts: tuple[values.HostName, ...] | None = None
+    regions: tuple[values.Region, ...] | None = None
+    cost_weight: values.CostWeight | None = None
     max_per_endpoint: values.Count | None = None
     max_per_service: values.Count | None = None
     standing: values.Bool | None = None
@@ -117,7 +128,7 @@ class _Endpoint(_Section):
     weight: values.Weight = 1.0
     capacity: values.Flows | None = None
     limit: values.Limit | None = None
-    host: values.Name | None = None
+    host: values.HostName | None = None
 
 
 class _Service(_Section):
@@ -138,8 +149,22 @@ class _Service(_Section):
     sync: _Sync | None = None
 
 
-class _Host(_Section):
+class _Capacity(_Section):
+    cpus: values.Cpus | None = None
+    memory: values.Memory | None = None
+
+
+class _HostSettings(_Section):
+    """What host variables of an inventory may say, too."""
+
     slots: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 1
+    region: values.Region = ""
+    price_per_hour: values.Price = 0.0
+    capacity: _Capacity = _Capacity()
+    usage: _Usage | None = None
+
+
+class _Host(_HostSettings):
     variables: values.Variables = Field(default_factory=dict)
 
 
@@ -167,6 +192,7 @@ class _Root(_Section):
     mode: model.Mode = model.Mode.ACT
     tick: values.Tick = 1.0
     max_shadows: values.Count | None = None
+    budget_per_hour: values.Price | None = None
     interfaces: Annotated[tuple[values.Interface, ...], Field(min_length=1)]
     direct: tuple[values.Prefix, ...] = ()
     sizes: _Sizes = _Sizes()
@@ -176,7 +202,9 @@ class _Root(_Section):
     playbooks: values.Folder | None = None
     state_dir: values.Folder = Path("/var/lib/penumbra")
     metrics: _Metrics = _Metrics()
-    hosts: dict[values.Name, _Host] = Field(default_factory=dict)
+    inventory: values.Folder | None = None
+    host_usage: _Usage | None = None
+    hosts: dict[values.HostName, _Host] = Field(default_factory=dict)
     services: Annotated[dict[values.Name, _Service], Field(min_length=1)]
 
 
@@ -212,6 +240,7 @@ def _contradictions(root: _Root) -> Iterable[str]:
     for name, service in root.services.items():
         yield from _in_service(root, f"services.{name}", service)
     yield from _across_services(root)
+    yield from _in_hosts(root)
     cells = sum(2 * service.ring_size for service in root.services.values())
     if cells > root.sizes.ring_cells:
         yield f"sizes.ring_cells: {root.sizes.ring_cells} is too few; {cells} or more is allowed"
@@ -229,12 +258,16 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
     hosts |= {f"endpoints.{name}.host": one.host for name, one in service.endpoints.items() if one.host}
     keys = f"allowed: {', '.join(root.hosts)}" if root.hosts else "none is there"
     for path, host in hosts.items():
-        if host not in root.hosts:
+        if host not in root.hosts and root.inventory is None:
             yield f"{where}.{path}: {host!r} is not a key of hosts; {keys}"
     allowed = service.shadows.hosts or ()
     for at, host in enumerate(allowed):
         if host in allowed[:at]:
             yield f"{where}.shadows.hosts.{at}: {host!r} stands twice; each once is allowed"
+    regions = service.shadows.regions or ()
+    for at, region in enumerate(regions):
+        if region in regions[:at]:
+            yield f"{where}.shadows.regions.{at}: {region!r} stands twice; each once is allowed"
     for name, one in service.endpoints.items():
         if service.affinity is model.Affinity.SOURCE and one.limit is not None and one.limit < math.inf:
             yield (
@@ -288,15 +321,32 @@ def _in_data(where: str, tick_s: float, service: _Service) -> Iterable[str]:
         )
 
 
-def _in_usage(where: str, usage: _Usage, endpoints: Mapping[str, _Endpoint]) -> Iterable[str]:
-    problems = list(usage_source.problems(usage.kind, usage.given()))
-    yield from (f"{where}.usage.{key}: {problem}" for key, problem in problems)
+def _in_hosts(root: _Root) -> Iterable[str]:
+    if root.host_usage is not None:
+        yield from _of_host("host_usage", root.host_usage)
+    for name, host in root.hosts.items():
+        if host.usage is not None:
+            yield from _of_host(f"hosts.{name}.usage", host.usage)
+
+
+def _of_host(where: str, usage: _Usage) -> Iterable[str]:
+    yield from _in_source(where, usage, of_host=True)
+
+
+def _in_source(where: str, usage: _Usage, *, of_host: bool = False) -> Iterable[str]:
+    problems = usage_source.problems(usage.kind, usage.given(), of_host=of_host)
+    yield from (f"{where}.{key}: {problem}" for key, problem in problems)
     if usage.timeout > usage.interval:
         yield (
-            f"{where}.usage.timeout: {usage.timeout:g}s is longer than the interval ({usage.interval:g}s); "
+            f"{where}.timeout: {usage.timeout:g}s is longer than the interval ({usage.interval:g}s); "
             f"at most the interval is allowed"
         )
-    if not problems and usage_source.names_host(usage.source()):
+
+
+def _in_usage(where: str, usage: _Usage, endpoints: Mapping[str, _Endpoint]) -> Iterable[str]:
+    yield from _in_source(f"{where}.usage", usage)
+    sound = not any(usage_source.problems(usage.kind, usage.given()))
+    if sound and usage_source.names_host(usage.source()):
         for name, one in endpoints.items():
             if one.host is None:
                 yield f"{where}.endpoints.{name}.host: is missing, and {where}.usage names {{host}}"
@@ -352,11 +402,14 @@ def _to_model(root: _Root) -> model.Config:
         instance=root.instance,
         interfaces=root.interfaces,
         services={name: _service(name, service) for name, service in root.services.items()},
-        hosts={name: model.Host(name, host.slots, host.variables) for name, host in root.hosts.items()},
+        hosts={name: _host(name, host, host.variables) for name, host in root.hosts.items()},
         mode=root.mode,
         tick_s=root.tick,
         max_shadows=root.max_shadows,
-        direct=(*root.direct, *_host_addresses(root.hosts)),
+        budget_per_hour=root.budget_per_hour,
+        inventory=root.inventory,
+        host_usage=None if root.host_usage is None else root.host_usage.host_source(),
+        direct=(*root.direct, *host_addresses(host.variables for host in root.hosts.values())),
         sizes=model.Sizes(**root.sizes.model_dump()),
         idle=model.Idle(**{f"{key}_s": value for key, value in root.idle.model_dump().items()}),
         insert_limit_per_s=root.insert_limit,
@@ -368,12 +421,52 @@ def _to_model(root: _Root) -> model.Config:
     )
 
 
-def _host_addresses(hosts: Mapping[str, _Host]) -> Iterable[Network]:
+def _host(name: str, host: _HostSettings, variables: Mapping[str, object]) -> model.Host:
+    return model.Host(
+        name,
+        host.slots,
+        variables,
+        host.region,
+        host.price_per_hour,
+        model.HostCapacity(host.capacity.cpus, host.capacity.memory),
+        None if host.usage is None else host.usage.host_source(),
+        frozenset(host.model_fields_set),
+    )
+
+
+def inventory_host(name: str, variables: Mapping[str, object], given: model.Host | None) -> model.Host:
+    """A host of the inventory: settings are its variables that begin with ``penumbra_``.
+
+    :param given: the same host as the file has it, whose settings and variables win.
+    Raises ``ConfigError``."""
+    settings = {
+        key.removeprefix(INVENTORY_PREFIX): value
+        for key, value in variables.items()
+        if key.startswith(INVENTORY_PREFIX)
+    }
+    where = f"inventory host {name}: {INVENTORY_PREFIX}"
+    try:
+        values.host_name(name)
+    except ValueError as error:
+        raise ConfigError([f"inventory host {name!r}: {error}"]) from None
+    try:
+        host = _HostSettings.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(f"{where}{line}" for line in config_errors.lines(error, _HostSettings)) from None
+    if host.usage is not None and (problems := list(_of_host(f"{where}usage", host.usage))):
+        raise ConfigError(problems)
+    if given is None:
+        return _host(name, host, variables)
+    kept: dict[str, Any] = {key: getattr(given, key) for key in given.given - {"variables"}}
+    return replace(_host(name, host, {**variables, **given.variables}), **kept, given=given.given)
+
+
+def host_addresses(variables: Iterable[Mapping[str, object]]) -> Iterable[Network]:
     """What a shadow-to-be copies from its parent goes to its host before it is a member."""
-    for host in hosts.values():
+    for of_host in variables:
         for key in ("address", "ansible_host"):
             try:
-                yield ip_network(str(host.variables.get(key)))
+                yield ip_network(str(of_host.get(key)))
             except ValueError:
                 continue  # a name, or none
 

@@ -27,6 +27,8 @@ _ERRORS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*errors/s")
 _BYTES = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(B|KiB|MiB|GiB|TiB)")
 _URL_PATH = re.compile(r"/[!-~]*")
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,252}")
+_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _FLOWS_LEAST = 0.001
 _RATE = "a rate of new flows from 0.001 to 10^9 with its unit is allowed"
@@ -127,6 +129,25 @@ def named(value: str) -> str:
     return value
 
 
+def _memory_bytes(value: object) -> float:
+    match = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is not None and (size := float(match[1]) * _UNITS[match[2]]) > 0:
+        return size
+    raise ValueError('memory with its unit is allowed, e.g. "512 MiB", "16 GiB", "1 TiB"')
+
+
+def _region(value: str) -> str:
+    if not _REGION.fullmatch(value):
+        raise ValueError("letters, digits and inner '.', '_', '-' are allowed, at most 63 characters")
+    return value
+
+
+def host_name(value: str) -> str:
+    if not _HOST_NAME.fullmatch(value):
+        raise ValueError("a name as an inventory has it is allowed: letters, digits, '.', '_', ':' and '-'")
+    return value
+
+
 def _url_path(value: str) -> str:
     if not _URL_PATH.fullmatch(value):
         raise ValueError("a path that begins with / and holds printable ASCII without spaces is allowed")
@@ -217,6 +238,12 @@ Place = Annotated[tuple[IPvAnyAddress, int], BeforeValidator(_place)]
 Weight = Annotated[float, BeforeValidator(_number(0.001, 1000.0))]
 OverCost = Annotated[float, BeforeValidator(_number(0.001, 1e6))]
 Headroom = Annotated[float, BeforeValidator(_number(0.0, 1.0, below=True))]
+Price = Annotated[float, BeforeValidator(_number(0.0, 1e6))]
+CostWeight = Annotated[float, BeforeValidator(_number(0.0, 1000.0))]
+Cpus = Annotated[float, BeforeValidator(_number(0.001, 100_000.0))]
+Memory = Annotated[float, BeforeValidator(_memory_bytes)]
+HostName = Annotated[str, AfterValidator(host_name)]
+Region = Annotated[str, AfterValidator(_region)]
 Flows = Annotated[float, BeforeValidator(_flows_per_s)]
 Errors = Annotated[float, BeforeValidator(_errors_per_s)]
 Limit = Annotated[float, BeforeValidator(_limit)]

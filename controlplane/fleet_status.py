@@ -54,6 +54,7 @@ class Steered:
 def services(
     fleet: Fleet, roster: Roster, steered: Steered, now_s: float, now_unix_s: float
 ) -> tuple[ServiceStatus, ...]:
+    costs = roster.costs_per_hour()
     lives_s, causes = fleet.lives_s(), fleet.common_causes()
     installed, out = steered.installed, []
     for at, (name, view) in enumerate(fleet.views.items()):
@@ -94,6 +95,7 @@ def services(
                 groups=groups,
                 pool=pool,
                 novelty=_novelty_status(fleet.novelties.of(name), now_unix_s),
+                cost_per_hour=costs.get(name, 0.0),
             )
         )
     return tuple(out)
@@ -248,6 +250,7 @@ def _shadow_status(
         age_s=round(now_unix_s - shadow.requested_unix_s, 1),
         attempts=shadow.attempts,
         reason=shadow.reason + held,
+        placed=shadow.placed,
         weight=min(part, weights.shadow_weight(shadow, up, view.service.shadows.warm_up_s, now_unix_s)),
         evicted=shadow.evicted,
         served=known(fleet.shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),

@@ -5,14 +5,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import TypeVar
 
 import numpy as np
 
-from controlplane import data_sync, fleet_status, groups, model, novelty, requests, shadows, usage_source
+from controlplane import (
+    data_sync,
+    fleet_status,
+    groups,
+    host_status,
+    inventory,
+    model,
+    novelty,
+    requests,
+    shadows,
+    usage_source,
+)
 from controlplane.addresses import Address, Network
 from controlplane.announcements import Announcements
 from controlplane.fleet import Fleet
@@ -25,6 +36,8 @@ from controlplane.ports import (
     Counters,
     Dataplane,
     DataplaneError,
+    InventoryError,
+    InventorySource,
     LagError,
     LagSource,
     LoadSource,
@@ -44,7 +57,7 @@ from controlplane.wanted import wanted_steering
 _log = logging.getLogger("penumbra")
 _T = TypeVar("_T")
 
-_OURS = (DataplaneError, LagError, StoreError, UsageError)
+_OURS = (DataplaneError, InventoryError, LagError, StoreError, UsageError)
 """Whose messages are made for people."""
 _STALE_TICKS = 3.0
 _DIRECT_S = 30.0
@@ -72,13 +85,16 @@ class Controller:
         recorder: Recorder | None = None,
         load_source: LoadSource | None = None,
         lag_source: LagSource | None = None,
+        inventory_source: InventorySource | None = None,
     ) -> None:
         """:param show: takes every tick's status, as JSON; may raise ``OSError``.
         :param load_config: reads the configuration again; raises ``ValueError`` with every fault.
         :param recorder: takes what is read and decided.
-        :param load_source: reads what members use.
-        :param lag_source: reads how old the data of shadows is that serve copies."""
-        self._config = config
+        :param load_source: reads what members and hosts use.
+        :param lag_source: reads how old the data of shadows is that serve copies.
+        :param inventory_source: reads which hosts there are, beside the configuration's."""
+        self._config = self._file = config
+        """As it is gone by, with the inventory's hosts; and as its file has it."""
         self._dataplane = dataplane
         self._prober = prober
         self._store = store
@@ -88,7 +104,13 @@ class Controller:
         self._load_config = load_config
         self._load_source = load_source
         self._lag_source = lag_source
+        self._inventory_source = inventory_source
+        self._inventory: model.Inventory | None = None
+        self._inventory_problems: tuple[str, ...] = ()
+        self._hosts_kept: str | None = None
+        """As the store has them; None: it was not read yet."""
         self._used = usage_source.of_endpoints(config)
+        self._hosts_used = usage_source.of_hosts(config)
         self._journal = Journal(store, clock)
         self._specifications = Specifications(config, provisioner, store, clock, self._journal)
         self._roster = Roster(config, provisioner, store, clock, self._journal, self._specifications.of)
@@ -121,6 +143,7 @@ class Controller:
         self._keep_due_s = clock.now_s() + _KEEP_S
         self._count_due_s = clock.now_s() + _COUNT_S
         self._recorder = recorder
+        self._guarded("inventory", self._take_inventory)
         self._record(lambda recorder: recorder.configured())
         self._guarded("learned", self._recall)
 
@@ -169,14 +192,59 @@ class Controller:
             )
         if collisions := self._roster.collisions(config):
             raise ValueError("; ".join(collisions))
-        self._config = config
-        self._used = usage_source.of_endpoints(config)
-        self._roster.reconfigure(config)
-        self._specifications.reconfigure(config)
+        self._file = config
+        if self._inventory_source is not None:
+            self._inventory_source.read_again()
+        self._take_hosts(by_inventory=False)
         self._fleet.reconfigure(config)
         self._record(lambda recorder: recorder.configured())
         self._requests = replace(self._requests, serial="")  # what is asked for holds on, and is read anew
         self._journal.say("config", "reload", "configuration reloaded")
+
+    # ---- hosts ---------------------------------------------------------------------------
+
+    def _take_inventory(self) -> None:
+        """Hosts may come and go, or change, between ticks. Until it was read, it is as it was known last."""
+        if self._hosts_kept is None:
+            text = self._store.get(inventory.KEPT)
+            self._inventory, gone = inventory.parsed(text)
+            self._hosts_kept = text or ""
+            if self._inventory is not None or gone:
+                self._take_hosts(by_inventory=True, lost=gone)
+        if self._inventory_source is None:
+            return
+        self._inventory_source.watch(self._file.inventory)
+        read = self._inventory_source.inventory()
+        if read is not None and read != self._inventory and self._file.inventory is not None:
+            self._inventory = read
+            self._take_hosts(by_inventory=True)
+        if why := self._inventory_source.trouble():
+            known = "the last good one stays" if self._inventory else "no host of it is known"
+            raise InventoryError(f"{self._file.inventory}: {why}; {known}")
+        if self._inventory_problems:
+            raise InventoryError("; ".join(self._inventory_problems))
+
+    def _take_hosts(self, *, by_inventory: bool, lost: Mapping[str, model.Host] | None = None) -> None:
+        """What shadows are on stays known, so that it can be removed there; and what their parents are on."""
+        before = self._config.hosts
+        parents = {endpoint.host for endpoint in self._roster.endpoints.values()}
+        carrying = {shadow.host for shadow in self._roster.shadows.values()} | parents
+        gone = {name: host for name, host in {**(lost or {}), **before}.items() if name in carrying}
+        told = self._inventory if self._file.inventory is not None else None
+        self._config, self._inventory_problems = inventory.resolved(self._file, told, gone)
+        self._used = usage_source.of_endpoints(self._config)
+        self._hosts_used = usage_source.of_hosts(self._config)
+        self._roster.reconfigure(self._config, by_inventory=by_inventory)
+        if not by_inventory or any(before.get(n or "") != self._config.hosts.get(n or "") for n in parents):
+            self._specifications.reconfigure(self._config)
+        here = {name for name, host in self._config.hosts.items() if not host.gone}
+        if by_inventory and (changed := inventory.changes(before, here)):
+            self._journal.say("inventory", "inventory", f"inventory: {changed}")
+        left = [host for host in self._config.hosts.values() if host.gone]
+        text = inventory.to_keep(told, left) if told is not None or left else ""
+        if text != self._hosts_kept:
+            self._store.put(inventory.KEPT, text or None)
+            self._hosts_kept = text
 
     def status(self) -> Status | None:
         """After the last tick; None before the first."""
@@ -185,6 +253,7 @@ class Controller:
     def tick(self) -> None:
         started_s = self._clock.now_s()
         self._guarded("requests", self._take_requests)
+        self._guarded("inventory", self._take_inventory)
         self._guarded("observe", self._observe)
         self._guarded("usage", self._observe_usage)
         self._guarded("lag", self._observe_lags)
@@ -359,7 +428,9 @@ class Controller:
     def _observe_usage(self) -> None:
         if self._load_source is None:
             return
-        usages = self._load_source.usages()
+        told = self._load_source.usages()
+        self._roster.hosts.observe(told)
+        usages = [one for one in told if usage_source.host_of(one.member) is None]
         self._record(lambda recorder: recorder.used(usages))
         for name, said in self._fleet.observe_usage(usages, self._roster):
             self._journal.say(name, "agent", said)
@@ -555,14 +626,16 @@ class Controller:
     def _watch_usage(self) -> None:
         if self._load_source is None:
             return
-        targets = dict(self._used)
+        targets = {**self._used, **self._hosts_used}
         for shadow in self._roster.shadows.values():
             service = self._config.services.get(shadow.service)
             if shadow.state in shadows.INSTALLED and service is not None and service.usage is not None:
-                source = usage_source.of_shadow(service.usage, shadow, self._config.hosts)
+                hosts, instance = self._config.hosts, self._config.instance
+                source = usage_source.of_shadow(service.usage, shadow, hosts, instance)
                 if source is not None:
                     targets[shadow.name] = source
         self._load_source.watch(targets)
+        self._roster.hosts.keep(targets.keys())
 
     def _watch_lags(self) -> None:
         if self._lag_source is None:
@@ -598,10 +671,15 @@ class Controller:
                 self._clock.now_s(),
                 self._clock.record_s(),
             ),
+            hosts=host_status.hosts(self._config, self._roster, self._clock.now_s(), self._clock.record_s()),
+            cost_per_hour=host_status.cost_per_hour(self._config, self._roster.shadows.values()),
+            budget_per_hour=self._config.budget_per_hour,
         )
         status, happened = self._status, list(self._happenings.samples())
         ledger, installed = self._ledger, self._installed
-        self._metrics.publish(lambda: [*samples(status), *happened, *ledger.samples(installed)])
+        self._metrics.publish(
+            lambda: [*samples(status), *host_status.samples(status), *happened, *ledger.samples(installed)]
+        )
         try:
             self._show(self._status.to_json())
             self._journal.well("status")

@@ -19,6 +19,8 @@ HELP: Mapping[str, str] = {
         "Changes made to the data plane (rings, weights, members, health), since the controller's start."
     ),
     "troubles": "Parts that do not work now; penumbra status names them and why.",
+    "shadows_cost_per_hour": "What all shadows together cost per hour, by price_per_hour of their hosts.",
+    "shadows_budget_per_hour": "What they may cost per hour (budget_per_hour); absent: whatever they do.",
     # by interface
     "interface_steered": (
         "1 while the program is attached to this interface and steers what comes in by it, else 0."
@@ -67,6 +69,23 @@ HELP: Mapping[str, str] = {
         "1 while several endpoints, or shadows too, are slow or failing at once, for which no shadows are "
         "made; else 0."
     ),
+    "service_shadows_cost_per_hour": (
+        "What the service's shadows cost per hour, by price_per_hour of their hosts."
+    ),
+    # by host
+    "host_slots": "Shadows that the host may carry at once.",
+    "host_shadows": "Shadows on the host, whatever their state.",
+    "host_price_per_hour": "What a shadow on the host costs per hour, as configured.",
+    "host_cpu_utilization_ratio": (
+        "Share of the host's CPU time that is used: 0 to 1; absent: not read, or too long ago to act on."
+    ),
+    "host_memory_utilization_ratio": "Share of the host's memory that is used: 0 to 1; absent as before.",
+    "host_network_utilization_ratio": (
+        "Share of the speed of the host's busiest device that is used: 0 to 1; absent as before."
+    ),
+    "host_usage_age_seconds": "How long ago it was read what of the host is used, in seconds; absent: never.",
+    "host_failed_runs": "Playbook runs that failed on the host since the last that made a shadow there.",
+    "host_avoided_seconds": "So long the host gets no new shadows, for runs that failed there, in seconds.",
     # by service, where its endpoints are sized together
     "pool_demand_flows_per_second": (
         "Demand of all of a pool in the last tick, in completed new flows per second."

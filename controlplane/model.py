@@ -83,6 +83,10 @@ class UsageKind(Enum):
     """An agent beside it, as HAProxy asks it."""
     CGROUP = "cgroup"
     """The kernel of this host."""
+    DOCKER = "docker"
+    """A container engine, of its containers."""
+    CADVISOR = "cadvisor"
+    """cAdvisor, of containers, as Prometheus scrapes it."""
 
 
 class Admin(Enum):
@@ -169,13 +173,15 @@ class UsageSource:
 
     kind: UsageKind
     at: str
-    """URL of node-exporter, address of the agent, folder of the cgroup."""
+    """URL of node-exporter, cAdvisor or the engine, address of the agent, folder of the cgroup."""
     port: int = 0
     """Of the agent."""
     send: str = ""
     """What the agent is sent first."""
     interval_s: float = 5.0
     timeout_s: float = 1.0
+    selector: str = ""
+    """The container: its name, or ``label=value,...``; empty: the whole host."""
 
     @property
     def good_s(self) -> float:
@@ -219,6 +225,10 @@ class ShadowSettings:
     """The Ansible role that makes them: ``netns``, ``docker`` or the user's own."""
     hosts: tuple[str, ...] = ()
     """Hosts that may carry them, best first; empty: none may be made."""
+    regions: tuple[str, ...] = ()
+    """Regions of hosts that are preferred, best first; empty: that of the parent's host."""
+    cost_weight: float = 0.0
+    """What the dearest of ``hosts`` counts against it, in shares of use; 0: prices don't."""
     max_per_endpoint: int = 4
     max_per_service: int | None = None
     """Of all its endpoints together; None: no more limit than theirs."""
@@ -287,6 +297,14 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class HostCapacity:
+    """What a host has, where that is not read. None: not known."""
+
+    cpus: float | None = None
+    memory_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """Hardware that may carry shadows."""
 
@@ -295,6 +313,26 @@ class Host:
     """How many shadows it may carry at once."""
     variables: Mapping[str, object] = field(default_factory=dict)
     """Ansible host variables, e.g. ``ansible_connection`` or ``netns``."""
+    region: str = ""
+    price_per_hour: float = 0.0
+    """Of one shadow there, in whichever currency."""
+    capacity: HostCapacity = HostCapacity()
+    usage: UsageSource | None = None
+    """Where its use is read; None: nowhere, its slots are its use."""
+    given: frozenset[str] = frozenset()
+    """Settings that the configuration names, not the inventory alone: they win."""
+    gone: bool = False
+    """It is neither configured nor in the inventory any more: what it carries is removed, nothing comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What Ansible's inventory tells."""
+
+    hosts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Name -> its variables, those of its groups included."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> hosts, those of groups in it included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +367,12 @@ class Config:
     tick_s: float = 1.0
     max_shadows: int | None = None
     """Of all services together; None: as many as hosts have slots."""
+    budget_per_hour: float | None = None
+    """What all shadows together may cost, by the prices of their hosts; None: whatever they do."""
+    inventory: Path | None = None
+    """A file, folder or script that Ansible takes for an inventory: hosts beside ``hosts``."""
+    host_usage: UsageSource | None = None
+    """Of hosts that have no ``usage`` of their own."""
     direct: tuple[Network, ...] = ()
     """More destinations that endpoints answer as themselves."""
     sizes: Sizes = Sizes()
@@ -501,6 +545,8 @@ class Shadow:
     """Draining: the part of its full share of new flows that it gets; by hand it gets none."""
     evicted: float = 0.0
     """Draining: the part of its old flows that others have, past the deadline."""
+    placed: str = ""
+    """Why it is on its host, in words and numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -564,6 +610,8 @@ class RunResult:
     port: int | None = None
     reason: str = ""
     """Why it failed, one line."""
+    refused: bool = False
+    """It failed, and would on any host: the host did what it could."""
     started_s: float = 0.0
     ended_s: float | None = None
 
@@ -622,6 +670,9 @@ class Usage:
     """Why it is down, as the agent has it."""
     good_s: float = 10.0
     """How long after ``at_s`` it may be acted on."""
+    of_cpus: float | None = None
+    """CPUs that it may keep busy, of which ``cpu`` is the share."""
+    of_memory_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

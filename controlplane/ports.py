@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -182,6 +183,9 @@ class LagSource(Protocol):
 class Provisioner(Protocol):
     """Makes and removes shadows in the background. One run per shadow at a time."""
 
+    def know(self, hosts: Mapping[str, model.Host]) -> None:
+        """Replaces what is known of hosts, for surveys and of parents."""
+
     def provision(self, order: model.Order) -> None: ...
 
     def deprovision(self, order: model.Order) -> None: ...
@@ -211,6 +215,24 @@ class Provisioner(Protocol):
 
     def close(self) -> None:
         """Ends what is running, and everything it started."""
+
+
+class InventorySource(Protocol):
+    """Reads Ansible's inventory in the background, now and then, never blocking the loop."""
+
+    def watch(self, path: Path | None) -> None:
+        """From now on it is this one; None: there is none."""
+
+    def read_again(self) -> None:
+        """At once, not when it is due."""
+
+    def inventory(self) -> model.Inventory | None:
+        """As it was read last without trouble; None: it never was."""
+
+    def trouble(self) -> str:
+        """Why the last attempt came to nothing; empty: it did not."""
+
+    def close(self) -> None: ...
 
 
 class Store(Protocol):
@@ -275,6 +297,10 @@ class UsageError(RuntimeError):
 
 class LagError(RuntimeError):
     """How old some shadows' data is can't be read; the message says whose, and why."""
+
+
+class InventoryError(RuntimeError):
+    """The inventory can't be read, or something in it can't be used; the message says what."""
 
 
 class StoreError(RuntimeError):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from ipaddress import IPv4Address
+from typing import NamedTuple
 
-from controlplane import census, groups, model, placement, shadows
+from controlplane import census, groups, hosts, model, placement, shadows
 from controlplane.addresses import Address
 from controlplane.journal import Journal
 from controlplane.measured_times import MeasuredTimes
@@ -33,6 +34,11 @@ class Run(Enum):
     """Before it is tried again: what a failed try left, say one that hangs, is not taken for a new one."""
     REMOVE = "remove"
     REMOVE_STRAY = "remove stray"
+
+
+class _Begun(NamedTuple):
+    kind: Run
+    host: str
 
 
 _RUN_OF = {ShadowState.PROVISIONING: Run.PROVISION, ShadowState.REMOVING: Run.REMOVE}
@@ -64,7 +70,10 @@ class Roster:
         self._unsaved: set[str] = set()
         self._unforgotten: set[str] = set()
         """Whose records are to go, and could not yet."""
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, _Begun] = {}
+        self._untried: set[str] = set()
+        """Those that go where they failed not; nothing of them is there."""
+        self.hosts = hosts.Hosts()
         self.endpoints: dict[str, model.Endpoint] = {}
         self.shadows: dict[str, Shadow] = {}
         self._shadows_of: dict[str, dict[str, None]] = {}
@@ -83,8 +92,12 @@ class Roster:
         self.reconfigure(config)
         self._read_records()
 
-    def reconfigure(self, config: model.Config) -> None:
+    def reconfigure(self, config: model.Config, *, by_inventory: bool = False) -> None:
+        """:param by_inventory: only hosts changed, and not by anybody who mended something."""
         before, self._config = self._config, config
+        self._provisioner.know(config.hosts)
+        if by_inventory and before.hosts.keys() == config.hosts.keys():
+            return
         self.endpoints = {e.name: e for service in config.services.values() for e in service.endpoints}
         self._times.know(config.services)
         for shadow in list(self.shadows.values()):
@@ -130,6 +143,7 @@ class Roster:
             return
         self._records_read = True
         self._times.read_again()
+        self._recall_failing()
         for name, shadow in stored.items():
             if name not in self.shadows or not self.shadows[name].host:
                 self._know(shadows.not_after(shadow, self._clock.record_s()))
@@ -178,6 +192,13 @@ class Roster:
         """Asked of thousands of endpoints a tick, most of which have none."""
         return tuple(self.shadows[name] for name in self._shadows_of.get(parent, ()))
 
+    def costs_per_hour(self) -> dict[str, float]:
+        """By service."""
+        held: dict[str, list[Shadow]] = {}
+        for shadow in self.shadows.values():
+            held.setdefault(shadow.service, []).append(shadow)
+        return {name: round(placement.cost_per_hour(self._config, its), 6) for name, its in held.items()}
+
     def lead_time_s(self, service: str) -> float:
         return self._times.of(service, self._config.services[service].shadows)[0]
 
@@ -202,10 +223,12 @@ class Roster:
         endpoint = self.endpoints[parent]
         settings = self._config.services[endpoint.service].shadows
         allowed = settings.hosts if host is None else (host,)
-        chosen = placement.choose(self._config.hosts, allowed, self.shadows.values(), endpoint)
-        full = None if by_hand else placement.full(self._config, self.shadows.values(), endpoint)
+        placed = self._placed(endpoint, allowed, by_hand=by_hand, named=host is not None)
+        avoided = self.hosts.avoided(self._clock.record_s())
+        full = None if by_hand else placement.full(self._config, self.shadows.values(), endpoint, avoided)
+        chosen = placed.host
         if chosen is None:
-            full = f"no host has a free slot ({', '.join(allowed) or 'none is configured'})"
+            full = full or placed.why
         if chosen is None or full is not None:
             self._journal.once(parent, "hold", f"{reason}, but {full}")
             return False
@@ -214,10 +237,54 @@ class Roster:
         if sentence == reason:
             sentence = f"shadow {parent} +1 on {chosen}: {reason}"
         now = self._clock.record_s()
-        self._put(shadows.requested(name, endpoint, chosen, settings, now, by_hand, sentence))
+        asked = shadows.requested(name, endpoint, chosen, settings, now, by_hand, sentence)
+        self._put(replace(asked, placed=placed.why))
         self._journal.say(name, "add", sentence, inputs)
+        self._journal.say(name, "place", f"shadow {name} on {chosen}: {placed.why}")
         self._journal.forget(parent, "hold")
         return True
+
+    def _placed(
+        self,
+        parent: model.Endpoint,
+        allowed: Sequence[str],
+        *,
+        by_hand: bool,
+        named: bool = False,
+        again: Shadow | None = None,
+    ) -> placement.Placement:
+        """:param named: the host is, by hand: it is taken whatever is known of it, if it has a slot."""
+        others = [one for one in self.shadows.values() if again is None or one.name != again.name]
+        now_s, now_unix_s = self._clock.now_s(), self._clock.record_s()
+        found = self.hosts.candidates(self._config, others, parent, allowed, now_s, now_unix_s, again)
+        if named:
+            found = [replace(one, avoided_s=0.0, unread="") for one in found]
+        return placement.choose(found, hosts.wish(self._config, parent, others, by_hand=by_hand))
+
+    def _retry(self, shadow: Shadow, verdict: groups.Verdict, inputs: Mapping[str, float | str]) -> None:
+        """On another host, if there is one, by another name: what the failed try left is removed by its own.
+        Who was ordered by hand stays where it was ordered."""
+        parent, settings = self.endpoints[shadow.parent], self._settings(shadow)
+        allowed = (shadow.host,) if shadow.by_hand else settings.hosts
+        placed = self._placed(parent, allowed, by_hand=shadow.by_hand, named=shadow.by_hand, again=shadow)
+        if placed.host is None:
+            self._journal.once(shadow.name, "hold", f"shadow {shadow.name}: not tried again: {placed.why}")
+            return
+        self._journal.forget(shadow.name, "hold")
+        now = self._clock.record_s()
+        if placed.host == shadow.host:
+            self._put(replace(groups.obeyed(shadow, verdict, now), placed=placed.why))
+            self._journal.say(shadow.name, verdict.act.value, verdict.reason, inputs)
+            return
+        name = placement.name(parent.name, self.shadows.keys() | self.endpoints.keys() | self._damaged)
+        sentence = f"shadow {name} on {placed.host}: in the place of {shadow.name}, {verdict.reason}"
+        asked = shadows.requested(name, parent, placed.host, settings, now, shadow.by_hand, sentence)
+        gone = shadows.entered(shadow, ShadowState.REMOVING, now, f"it is tried on {placed.host} as {name}")
+        self._moved(shadow, replace(gone, attempts=0))
+        self._untried.add(name)
+        self._put(replace(asked, attempts=shadow.attempts, placed=placed.why))
+        self._journal.say(name, verdict.act.value, sentence, inputs)
+        self._journal.say(name, "place", f"shadow {name} on {placed.host}: {placed.why}")
 
     def order_fairly(
         self, wanted: Iterable[tuple[Sequence[str], groups.Verdict, Mapping[str, float | str]]]
@@ -244,6 +311,9 @@ class Roster:
         if verdict.shadow is None:
             return
         shadow = self.shadows[verdict.shadow]
+        if verdict.act is groups.Act.RETRY:
+            self._retry(shadow, verdict, inputs)
+            return
         self._put(groups.obeyed(shadow, verdict, now))
         goes_on = verdict.act is groups.Act.EVICT and shadow.evicted
         if verdict.act is not groups.Act.EASE and not goes_on:
@@ -277,7 +347,10 @@ class Roster:
         for name in sorted(self._unsaved):
             self._save(name)
         for result in self._provisioner.results():
-            kind = self._runs.pop(result.shadow, None)
+            begun = self._runs.pop(result.shadow, None)
+            if begun is not None:
+                self._take_outcome(begun, result)
+            kind = begun and begun.kind
             shadow = self.shadows.get(result.shadow)
             if shadow is None or kind is not _RUN_OF.get(shadow.state) or result.state is RunState.RUNNING:
                 continue  # say, a provisioning run of a shadow that is to be removed by now
@@ -293,6 +366,35 @@ class Roster:
                 gone = shadows.entered(shadow, ShadowState.REMOVING, self._clock.record_s(), why)
                 self._moved(shadow, gone)
         self._reject_unusable()
+
+    def _take_outcome(self, begun: _Begun, result: model.RunResult) -> None:
+        """What a run tells of its host. That something was removed there does not tell that it can be made;
+        whether it can, the run tells that a CLEAR is for."""
+        host = begun.host
+        if result.state is RunState.DONE and begun.kind is Run.PROVISION:
+            if self.hosts.succeeded(host):
+                self._journal.say(host, "host", f"host {host}: runs succeed again")
+                self._save_failing()
+        elif result.state is RunState.FAILED and not result.refused and begun.kind is not Run.CLEAR:
+            now = self._clock.record_s()
+            failing = self.hosts.failed(host, result.reason, now)
+            pause_s = failing.until_unix_s - now
+            times = "a run" if failing.runs == 1 else f"{failing.runs} runs"
+            said = f"host {host}: avoided for {pause_s:.0f} s after {times} failed: {result.reason}"
+            self._journal.say(host, "host", said)
+            self._save_failing()
+
+    def _save_failing(self) -> None:
+        try:
+            self._store.put(hosts.KEPT, self.hosts.to_keep())
+        except Exception as error:  # after a restart they are tried again, and fail again
+            self._journal.trouble("store", str(error))
+
+    def _recall_failing(self) -> None:
+        try:
+            self.hosts.recall(self._store.get(hosts.KEPT))
+        except Exception as error:  # as if none had failed
+            self._journal.say("hosts", "forget", f"which hosts failed is not known: {error}")
 
     def _believed(self, shadow: Shadow, result: model.RunResult) -> model.RunResult:
         """A playbook may hand back anything: what can't be steered to is a failure."""
@@ -420,7 +522,7 @@ class Roster:
             now = self._clock.record_s()
             if shadow.name in self._strays:
                 stray = self._strays.pop(shadow.name)
-                self._runs[shadow.name] = Run.REMOVE_STRAY
+                self._runs[shadow.name] = _Begun(Run.REMOVE_STRAY, stray.host)
                 self._start(replace(shadow, host=stray.host, target=stray.target))
             elif shadow.state is ShadowState.REMOVING and shadow.name not in installed:
                 if not shadow.host:
@@ -430,7 +532,7 @@ class Roster:
                     settings, shadow.attempts
                 ):
                     continue
-                self._runs[shadow.name] = Run.REMOVE
+                self._runs[shadow.name] = _Begun(Run.REMOVE, shadow.host)
                 self._start(shadow)
             elif shadow.state in (ShadowState.REQUESTED, ShadowState.PROVISIONING):
                 # PROVISIONING without a run: cleared, or cut by a restart. The name makes it safe.
@@ -438,8 +540,9 @@ class Roster:
                 begun = shadows.entered(shadow, ShadowState.PROVISIONING, now, shadow.reason)
                 self._put(begun if first else replace(begun, requested_unix_s=now))
                 if shadow.name not in self._unsaved:
-                    again = first and shadow.attempts > 0
-                    self._runs[shadow.name] = Run.CLEAR if again else Run.PROVISION
+                    again = first and shadow.attempts > 0 and shadow.name not in self._untried
+                    self._untried.discard(shadow.name)
+                    self._runs[shadow.name] = _Begun(Run.CLEAR if again else Run.PROVISION, shadow.host)
                     self._start(shadow)
         if trouble := self._provisioner.trouble():
             self._journal.trouble("playbooks", trouble)
@@ -447,7 +550,7 @@ class Roster:
             self._journal.well("playbooks")
 
     def _start(self, shadow: Shadow) -> None:
-        kind = self._runs[shadow.name]
+        kind = self._runs[shadow.name].kind
         try:
             order = self._order(shadow)
             if kind is Run.PROVISION:

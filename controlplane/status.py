@@ -86,6 +86,8 @@ class ShadowStatus:
     attempts: int
     reason: str
     """Of its state, and why it gets no new flows though it could serve."""
+    placed: str
+    """Why it is on its host."""
     weight: float
     """Its share of the slots' weights, 0..1 of a full shadow."""
     evicted: float
@@ -220,6 +222,8 @@ class ServiceStatus:
     """None: each group is decided about on its own."""
     novelty: NoveltyStatus | None = None
     """None: it is not foreseen, so there are no steps."""
+    cost_per_hour: float = 0.0
+    """Of its shadows, by the prices of their hosts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +241,32 @@ class InterfaceTraffic:
     refused: int | None
     error: str
     """Of the last frame that was lost or refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """Shares are 0..1 of what it has; None: not told, or too long ago to act on."""
+
+    name: str
+    region: str
+    slots: int
+    taken: int
+    """Slots."""
+    price_per_hour: float
+    cost_per_hour: float
+    """Of the shadows there."""
+    cpu: float | None
+    memory: float | None
+    network: float | None
+    age_s: float | None
+    """Of the last reading; None: it was not read."""
+    failures: int
+    """Runs that failed there since the last that did not."""
+    avoided_s: float
+    """So long it is, for them."""
+    gone: bool
+    reason: str
+    """Why it gets no new shadows, or why runs failed; empty: it can carry some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +289,10 @@ class Status:
     bypassed: tuple[str, ...] = ()
     """Members whose replies bypass the access point."""
     services: tuple[ServiceStatus, ...] = ()
+    hosts: tuple[HostStatus, ...] = ()
+    cost_per_hour: float = 0.0
+    """Of all shadows, by the prices of their hosts."""
+    budget_per_hour: float | None = None
 
     def to_json(self) -> str:
         """Thousands of groups a second: not by asdict, which copies every one of their values first."""

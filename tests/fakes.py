@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -385,6 +386,10 @@ class FakeProvisioner:
         self.hang = False
         self.slow = ""
         """Why its runs are slower than they need be."""
+        self.dead_hosts: set[str] = set()
+        """Every run there fails, and leaves what it was to make half made."""
+        self.refuses = ""
+        """Why what is asked for can't be made anywhere."""
         self.answer: tuple[IPv4Address, int] | None = None
         """Where everything is said to serve; None: at places of their own."""
         self.exists: set[str] = exists if exists is not None else set()
@@ -425,6 +430,9 @@ class FakeProvisioner:
         (_, told), self._inspected = self._inspected, None
         return told
 
+    def know(self, hosts: Mapping[str, model.Host]) -> None:
+        self.hosts = dict(hosts)
+
     def survey(self, places: Collection[tuple[str, str]]) -> None:
         if self._survey_due_s is None:
             self.surveys += 1
@@ -458,6 +466,12 @@ class FakeProvisioner:
             del self.runs[name]
             if self.fail is True or (self.fail and name in self.fail):
                 ended.append(RunResult(name, RunState.FAILED, reason="rc 2: no such image"))
+            elif self.refuses and kind == "provision":
+                ended.append(RunResult(name, RunState.FAILED, reason=self.refuses, refused=True))
+            elif (host := self._asked[name].host.name) in self.dead_hosts:
+                if kind == "provision":
+                    self.exists.add(name)
+                ended.append(RunResult(name, RunState.FAILED, reason=f"{host} is unreachable"))
             elif kind == "deprovision":
                 self.exists.discard(name)
                 self.found.pop((name, self._asked[name].host.name), None)
@@ -482,6 +496,31 @@ class FakeProvisioner:
 
     def close(self) -> None:
         self.runs.clear()
+
+
+class FakeInventory:
+    """Tells what it is told to, once it watches something."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.tells: model.Inventory | None = None
+        self.why = ""
+        self.reads = 0
+
+    def watch(self, path: Path | None) -> None:
+        self.path = path
+
+    def read_again(self) -> None:
+        self.reads += 1
+
+    def inventory(self) -> model.Inventory | None:
+        return None if self.path is None else self.tells
+
+    def trouble(self) -> str:
+        return self.why if self.path is not None else ""
+
+    def close(self) -> None:
+        pass
 
 
 class FakeStore:

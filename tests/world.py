@@ -15,6 +15,7 @@ from controlplane.record import Recorder
 from tests.fakes import (
     FakeClock,
     FakeDataplane,
+    FakeInventory,
     FakeLagSource,
     FakeLoadSource,
     FakeMetrics,
@@ -70,6 +71,7 @@ class World:
         self.prober = FakeProber(self.clock)
         self.load_source = FakeLoadSource(self.clock)
         self.lag_source = FakeLagSource(self.clock)
+        self.inventory = FakeInventory()
         self.provisioner = FakeProvisioner(self.clock)
         self.metrics = FakeMetrics()
         self.shown: list[str] = []
@@ -91,6 +93,7 @@ class World:
             recorder=self.recorder() if self.records else None,
             load_source=self.load_source,
             lag_source=self.lag_source,
+            inventory_source=self.inventory,
         )
 
     def recorder(self) -> Recorder:

@@ -126,6 +126,9 @@ class AnsibleProvisioner:
             run_dir,
         )
 
+    def know(self, hosts: Mapping[str, model.Host]) -> None:
+        self._hosts = hosts
+
     def provision(self, order: model.Order) -> None:
         self._ask(order, PROVISION)
 
@@ -276,12 +279,14 @@ class AnsibleProvisioner:
             except (KeyError, ValueError):
                 told = f"{PROVISION} handed back no address and port (set_stats): {dict(outcome.data)}"
                 reason = one_line(told)
+                outcome.refused = True
         return model.RunResult(
             shadow=job.order.shadow,
             state=model.RunState.FAILED if reason else model.RunState.DONE,
             address=address,
             port=port,
             reason=reason,
+            refused=outcome.refused,
             started_s=job.started_s,
             ended_s=self._clock.now_s(),
         )

@@ -42,6 +42,8 @@ class Outcome:
     """Host -> what its last task returned."""
     failures: dict[str, str] = field(default_factory=dict)
     """Host -> why its last task failed."""
+    refused: bool = False
+    """A task failed that would on any host, by its own word."""
     task: str = ""
     """The task that was begun last."""
 
@@ -148,6 +150,7 @@ class PlaybookRun:
             self._outcome.task = str(data.get("task", ""))
         elif kind in ("runner_on_failed", "runner_on_unreachable") and not data.get("ignore_errors"):
             result = data.get("res")
+            self._outcome.refused |= isinstance(result, Mapping) and result.get("refused") is True
             message = str(result.get("msg", result)) if isinstance(result, Mapping) else str(result)
             self._outcome.failures[str(data.get("host"))] = one_line(f"task {data.get('task')}: {message}")
         elif kind == "runner_on_ok":

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Annotated
 
 import typer
 
-from controlplane import config, placement, requests
+from controlplane import config, inventory, requests
 from controlplane.cli.instance import Instance, find, told
 from controlplane.cli.options import InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail, say, warn
-from controlplane.model import Config, Service, ShadowState
+from controlplane.model import Config, Service, Shadow, ShadowState
 from controlplane.ports import Store
 
 shadow_app = typer.Typer(help="Shadows by hand.", no_args_is_help=True, rich_markup_mode=None)
@@ -95,18 +95,23 @@ def shadow_add(
     Example: penumbra shadow add web-1 --host spare-1
     """
     at = _with_endpoint(endpoint, instance)
-    store, configured = at.store(), config.load(at.config)
+    store = at.store()
+    configured = inventory.known(config.load(at.config), store.get(inventory.KEPT))
     if host is not None:
         _known("host", host, configured.hosts)
     service = _service_of(configured, endpoint)
-    parent = next(one for one in service.endpoints if one.name == endpoint)
     allowed = service.shadows.hosts if host is None else (host,)
-    if placement.choose(configured.hosts, allowed, store.shadows().values(), parent) is None:
+    if not _has_slot(configured, allowed, store.shadows().values()):
         fail(f"no host has a free slot: {', '.join(allowed) or 'services.*.shadows.hosts names none'}")
     requests.request_shadow_add(store, endpoint, host)
     held = requests.held(configured.mode, requests.is_frozen(store))
     but = f"; no new flows go to it: {held}" if held else ""
     _told(at, f"a shadow of {endpoint} is ordered with the next tick{but}; see: penumbra status")
+
+
+def _has_slot(configured: Config, allowed: Iterable[str], shadows: Collection[Shadow]) -> bool:
+    hosts = [configured.hosts[name] for name in allowed if name in configured.hosts]
+    return any(not one.gone and sum(s.host == one.name for s in shadows) < one.slots for one in hosts)
 
 
 @shadow_app.command("remove")

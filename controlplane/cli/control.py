@@ -36,6 +36,18 @@ LAG = (
     "age_s",
     "reason",
 )
+HOSTS = (
+    "name",
+    "region",
+    "taken",
+    "slots",
+    "cpu",
+    "memory",
+    "network",
+    "price_per_hour",
+    "failures",
+    "reason",
+)
 _MIB = 1 << 20
 
 
@@ -50,6 +62,8 @@ def check(config_file: ConfigFile) -> None:
     Example: penumbra check penumbra.yml
     """
     configured = _checked(config_file)
+    if problems := wiring.against_inventory(configured):
+        raise config.ConfigError(f"{config_file}: {problem}" for problem in problems)
     wiring.require_bpf(mounted=False)  # load mounts it
     endpoints = sum(len(service.endpoints) for service in configured.services.values())
     counts = f"{output.counted(len(configured.services), 'service')}, {output.counted(endpoints, 'endpoint')}"
@@ -239,6 +253,10 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         columns = ("endpoint", "name", "state", "host", "address", "port", "up", "served", "age_s", "reason")
         output.rows(columns, shadows, as_json=False)
+    if found["hosts"]:
+        say("")
+        output.rows(HOSTS, found["hosts"], as_json=False)
+        say(_cost(found))
     if requests := [
         {"endpoint": group["name"], **member, **member["requests"]}
         for group in groups
@@ -270,6 +288,12 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         for one in reversed(found["decisions"]):
             say(f"{output.clock_time(one['at_unix_s'])}  {one['reason']}")
+
+
+def _cost(found: dict[str, Any]) -> str:
+    budget = found["budget_per_hour"]
+    of = "" if budget is None else f" of {budget:g}/h, budget_per_hour"
+    return f"shadows cost {found['cost_per_hour']:g}/h{of}"
 
 
 def _checked(path: Path) -> model.Config:

@@ -123,6 +123,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"  shadow     {at}: {shadow['state']}, {up}: {shadow['reason']}"
         if shadow.get("lag"):
             yield f"  data       {_lag(shadow['name'], shadow['lag'])}"
+        if shadow["placed"]:
+            yield f"  placed     {shadow['name']}: {shadow['placed']}"
 
 
 def _of_size(sized: Mapping[str, Any], of: str = "") -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from controlplane import config, model, placement, specifications
+from controlplane import config, inventory, model, placement, specifications
 from controlplane.adapters.ansible import AnsibleProvisioner
 from controlplane.adapters.clock import MachineClock
 from controlplane.cli import output
@@ -43,8 +43,9 @@ def provision(
     if not plan:
         fail(f"only --plan is there: it shows what penumbra shadow add {endpoint} would make", EXIT_USAGE)
     at = find(instance)
-    configured = config.load(at.config)
-    order, kept = _order(configured, at.store(), endpoint, host)
+    store = at.store()
+    configured = inventory.known(config.load(at.config), store.get(inventory.KEPT))
+    order, kept = _order(configured, store, endpoint, host)
     found = _planned(at, configured, order)
     if found.reason:
         fail(found.reason)

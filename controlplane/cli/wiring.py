@@ -15,7 +15,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TextIO
 
-from controlplane import bypass, config, model, plan, weights
+from controlplane import bypass, config, inventory, model, plan, weights
 from controlplane.adapters import layout, libbpf, loader, pins, preflight, status_file, targets
 from controlplane.adapters.ansible import AnsibleProvisioner, check_playbooks, shipped_playbooks
 from controlplane.adapters.attach import Attachment
@@ -61,6 +61,19 @@ def against_machine(configured: model.Config) -> list[str]:
     if not above.is_dir():
         problems.append(f"state_dir: {configured.state_dir}: {above} is no folder; a folder is allowed")
     return problems
+
+
+def against_inventory(configured: model.Config) -> list[str]:
+    """What is wrong with the inventory, or with what the configuration takes of it, a line each."""
+    if configured.inventory is None:
+        return []
+    from controlplane.adapters.inventory import InventoryReadError, read
+
+    try:
+        found = read(configured.inventory)
+    except InventoryReadError as error:
+        return [f"inventory: {configured.inventory}: {error}"]
+    return list(inventory.resolved(configured, found, {})[1])
 
 
 def require_bpf(*, mounted: bool = True) -> None:
@@ -223,6 +236,7 @@ def _run(
     closing: list[Callable[[], None]],
 ) -> None:
     # Here, for only who runs needs them and aiohttp, which take a third of every other command's start.
+    from controlplane.adapters.inventory import BackgroundInventory
     from controlplane.adapters.lag_source import BackgroundLagSource
     from controlplane.adapters.load_source import BackgroundLoadSource
     from controlplane.adapters.probes import NetworkProber
@@ -241,9 +255,12 @@ def _run(
     closing.append(dataplane.close)
     store = PatientStore(configured.state_dir, configured.instance, clock)
     closing.append(store.close)
-    hosts = dict(configured.hosts)
     provisioner = AnsibleProvisioner(
-        configured.instance, hosts, clock, configured.playbooks or shipped_playbooks(), on_ended=clock.wake
+        configured.instance,
+        configured.hosts,
+        clock,
+        configured.playbooks or shipped_playbooks(),
+        on_ended=clock.wake,
     )
     closing.append(provisioner.close)
     prober = NetworkProber(clock.wake)
@@ -252,12 +269,13 @@ def _run(
     closing.append(load_source.close)
     lag_source = BackgroundLagSource()
     closing.append(lag_source.close)
+    inventories = BackgroundInventory()
+    closing.append(inventories.close)
 
     def again() -> model.Config:
         fresh = reread(instance)
         if problems := unchangeable(configured, fresh):
             raise config.ConfigError(problems)
-        hosts.update(fresh.hosts)
         return fresh
 
     def show(text: str) -> None:
@@ -281,6 +299,7 @@ def _run(
         recorder,
         load_source,
         lag_source,
+        inventories,
     )
 
     ended_by: list[int] = []

@@ -335,6 +335,7 @@ def present(p: dict) -> dict:
     p["original"] = original
     planned = rules.clone_of(original, wishes_of(p, original, at.remote))
     refused = planned.refusals
+    p["refused"] = bool(refused)  # as by any other host
     if not refused and at.remote:
         refused = missing_there(original, planned, at.target)
     if refused:
@@ -483,7 +484,7 @@ def main() -> None:
         message = said(error)
         if original := p.get("original"):
             message = rules.redacted(message, original, rules.texts_of(p["texts"]))
-        module.fail_json(msg=message)
+        module.fail_json(msg=message, refused=p.get("refused", False))
     module.exit_json(**result)
 
 

@@ -80,6 +80,10 @@ class RefusedError(Exception):
     """It can't be done; the message says why and what to do."""
 
 
+class UnfitError(RefusedError):
+    """Nor can it be on any other host."""
+
+
 # ---- the rule by which a command becomes the shadow's -----------------------------------
 
 
@@ -384,7 +388,7 @@ def clone_command(p: dict, kept: Original, new: dict[str, str]) -> list[str]:
     if old["address"] in kept.bound and old["address"] != new["address"]:
         missing |= {"address"} - found
     if missing:
-        raise RefusedError(
+        raise UnfitError(
             f"the command of {parent['name']} (process {original.pid}) names its "
             f"{' and '.join(sorted(missing))} "
             "nowhere that the rule knows: add the option to address_options or port_options, or set command "
@@ -400,7 +404,7 @@ def original_directory(p: dict, original: proc.Identity) -> str | None:
         return None
     named = directory_named(original.argv, fresh["options"])
     if named is None and not p["command"]:
-        raise RefusedError(
+        raise UnfitError(
             f"the command of {p['parent']['name']} (process {original.pid}) has none of "
             f"{', '.join(fresh['options']) or 'the options'} (fresh_directory.options): add the one that "
             "names its data directory, or set command with {directory}"
@@ -412,7 +416,7 @@ def check_shares_nothing(p: dict, kept: Original, directory: str | None) -> None
     """Raises RefusedError if the clone would write to files of the original."""
     name = f"{p['parent']['name']} (process {kept.identity.pid})"
     if p["stateful"] and not p["fresh_directory"]:
-        raise RefusedError(
+        raise UnfitError(
             f"{name} has its data copied (sync), so the clone needs a directory of its own: "
             "set fresh_directory"
         )
@@ -425,7 +429,7 @@ def check_shares_nothing(p: dict, kept: Original, directory: str | None) -> None
         )
     )
     if shared:
-        raise RefusedError(
+        raise UnfitError(
             f"{name} has {shared[0]} open for writing"
             + (f", and {len(shared) - 1} files more" if shared[1:] else "")
             + ": two writers may destroy it. Set fresh_directory, "
@@ -775,7 +779,7 @@ def main() -> None:
         else:
             result = listed(p)
     except RefusedError as refused:
-        module.fail_json(msg=str(refused))
+        module.fail_json(msg=str(refused), refused=isinstance(refused, UnfitError))
     module.exit_json(**result)
 
 

@@ -235,7 +235,8 @@ BAD = {
     ),
     "usage of an unknown kind": (
         ("port: 80\n", "port: 80\n    usage: {kind: snmp}\n"),
-        "services.web.usage.kind: 'snmp': 'node-exporter', 'agent-check' or 'cgroup' is allowed",
+        "services.web.usage.kind: 'snmp': 'node-exporter', 'agent-check', 'cgroup', 'docker' or "
+        "'cadvisor' is allowed",
     ),
     "usage with an unknown key": (
         ("port: 80\n", "port: 80\n    usage: {kind: cgroup, paths: /a}\n"),
@@ -348,7 +349,7 @@ def keys(section=config._Root, above=()):
             yield path
 
 
-KINDS = {"url": "node-exporter", "path": "cgroup"}
+KINDS = {"url": "node-exporter", "path": "cgroup", "container": "docker"}
 NONSENSE = (
     *(".nan", ".inf", "-1", "1e30", "9" * 30, "0.5", "true", "2024-01-01", "1:30"),
     *("''", "'é\u202e'", '"a\\0"', '"/\\n"', "x" * 300, "999999999h", "1e-9s", "0.000000001 flows/s"),
@@ -357,7 +358,14 @@ NONSENSE = (
 TAKEN = {
     "instance": {"2024-01-01", "999999999h", "1e-9s"},
     "direct": {"[]"},
+    "budget_per_hour": {"0.5"},
     "hosts.h2.variables": {"{}"},
+    "hosts.h2.region": {"2024-01-01", "999999999h", "1e-9s"},
+    "hosts.h2.price_per_hour": {"0.5"},
+    "hosts.h2.capacity.cpus": {"0.5"},
+    "services.web.usage.container": {"2024-01-01", "999999999h", "1e-9s"},
+    "services.web.shadows.regions": {"[]"},
+    "services.web.shadows.cost_weight": {"0.5"},
     "services.web.endpoints.web-1.weight": {"0.5"},
     "services.web.usage.address": {"2024-01-01", "999999999h", "1e-9s"},
     "services.web.usage.send": {"''", "2024-01-01", "1:30", "999999999h", "1e-9s", '"/\\n"'}
@@ -379,7 +387,9 @@ def test_nonsense_is_refused_in_a_line_with_its_path_and_what_is_allowed(path):
     here = root
     for key in path[:-1]:
         here = here.setdefault(key, {})
-    if path[-2:-1] == ("usage",):
+    if path[:1] in (("hosts",), ("host_usage",)) and path[-2].endswith("usage"):
+        here |= {"kind": "docker"}
+    elif path[-2:-1] == ("usage",):
         here |= {"kind": KINDS[path[-1]]} if path[-1] in KINDS else {"kind": "agent-check", "port": 1}
     if path[-2:-1] == ("sync",):
         root["services"]["web"]["access"] = "read"

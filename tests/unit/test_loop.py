@@ -68,7 +68,7 @@ def test_steady_high_load_neither_starts_nor_stops_anything():
 
 
 def test_a_failed_order_is_retried_with_pauses_and_the_endpoint_keeps_its_traffic():
-    world = World(config(retry_after_s=4.0, max_per_endpoint=1))
+    world = World(config(retry_after_s=6.0, max_per_endpoint=1))
     world.provisioner.fail = True
     world.ticks(25, 40.0)
     world.until(ShadowState.FAILED, 110.0)
@@ -76,7 +76,7 @@ def test_a_failed_order_is_retried_with_pauses_and_the_endpoint_keeps_its_traffi
     assert shadow.reason == "rc 2: no such image"
     world.ticks(40, 110.0)
     assert 2 <= len(world.orders()) <= 5
-    assert set(world.orders()) == {"web-1-s1"}
+    assert set(world.orders()) <= {"web-1-s1", "web-1-s2"}, "in its place on the other host, when that fails"
     assert world.dataplane.members["web-1"].spill == 0.0
     assert world.dataplane.lost == 0.0
     world.provisioner.fail = False

@@ -150,7 +150,7 @@ def test_replay_prints_what_was_decided_and_fails_where_it_is_not_the_same(
     said = capsys.readouterr().out
     assert "shadow web +1" in said
     assert "all as recorded" in said
-    path.write_text("".join(recorded.recorded).replace("wanted and", "asked for and"))
+    path.write_text("".join(recorded.recorded).replace("of flows are reset", "of flows are not"))
     with pytest.raises(SystemExit):
         replay.replay(path, as_json=False)
     failed = capsys.readouterr()

@@ -1,39 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placement and requests."""
+"""Requests by command."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
-
-from controlplane import placement, requests
-from controlplane.model import Endpoint, Host, Shadow, ShadowState
+from controlplane import requests
 from tests.fakes import FakeStore
-
-PARENT = Endpoint("web-1", "web", IPv4Address("10.0.0.1"), 80, host="a")
-HOSTS = {name: Host(name, slots=2) for name in "abc"}
-
-
-def on(host: str, k: int, parent: str = "web-1", state: ShadowState = ShadowState.READY) -> Shadow:
-    return Shadow(f"{parent}-s{k}", "web", parent, host, "netns", state, 0.0, 0.0)
-
-
-def test_a_shadow_goes_beside_its_parent_only_when_no_other_host_is_free():
-    assert placement.choose(HOSTS, ("a", "b"), [], PARENT) == "b"
-    assert placement.choose(HOSTS, ("a", "b"), [on("b", 1), on("b", 2)], PARENT) == "a"
-
-
-def test_the_next_goes_where_fewest_of_the_same_parent_are_then_to_the_emptiest():
-    assert placement.choose(HOSTS, ("b", "c"), [on("b", 1)], PARENT) == "c"
-    assert placement.choose(HOSTS, ("b", "c"), [on("b", 1, "web-2")], PARENT) == "c"
-
-
-def test_a_failed_shadow_keeps_its_slot_and_a_full_fleet_is_none():
-    full = [on("b", 1, state=ShadowState.FAILED), on("b", 2, state=ShadowState.REMOVING)]
-    assert placement.choose(HOSTS, ("b",), full, PARENT) is None
-
-
-def test_names_are_the_first_that_is_free():
-    assert placement.name("web-1", ["web-1-s1", "web-1-s3"]) == "web-1-s2"
 
 
 def test_requests_are_taken_once_and_freeze_and_drain_stay():

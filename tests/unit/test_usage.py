@@ -362,10 +362,13 @@ def test_places_are_filled_in_for_each_member_with_brackets_where_a_url_needs_th
     }
     state = model.ShadowState.READY
     shadow = model.Shadow("web-1-s1", "web", "web-1", "host-b", "netns", state, 0.0, 0.0)
-    assert usage_source.of_shadow(url, shadow, hosts) is None, "it has no address yet"
+    assert usage_source.of_shadow(url, shadow, hosts, "test") is None, "it has no address yet"
     there = replace(shadow, address=IPv6Address("2001:db8::5"), port=81)
-    assert usage_source.of_shadow(url, there, hosts).at == "http://host-b:9100/web-1-s1?at=[2001:db8::5]:81"
-    assert usage_source.of_shadow(url, replace(there, host="gone"), hosts) is None
+    assert (
+        usage_source.of_shadow(url, there, hosts, "test").at
+        == "http://host-b:9100/web-1-s1?at=[2001:db8::5]:81"
+    )
+    assert usage_source.of_shadow(url, replace(there, host="gone"), hosts, "test") is None
     agent = replace(there, address=IPv4Address("10.0.0.5"))
-    assert usage_source.of_shadow(AGENT, agent, hosts) == replace(AGENT, at="10.0.0.5")
-    assert usage_source.of_shadow(AGENT, there, hosts).at == "2001:db8::5", "no URL, no brackets"
+    assert usage_source.of_shadow(AGENT, agent, hosts, "test") == replace(AGENT, at="10.0.0.5")
+    assert usage_source.of_shadow(AGENT, there, hosts, "test").at == "2001:db8::5", "no URL, no brackets"
