@@ -19,7 +19,9 @@ import aiohttp
 from controlplane import model
 from controlplane.adapters import no_answer
 from controlplane.adapters.agent_check import AgentCheck
+from controlplane.adapters.cadvisor import Cadvisor
 from controlplane.adapters.cgroup import Cgroup
+from controlplane.adapters.container_engine import Container, Engine, EngineHost
 from controlplane.adapters.node_exporter import Lines, NodeExporter
 from controlplane.model import UsageKind
 
@@ -43,7 +45,8 @@ class BackgroundLoadSource:
         self._asked: Mapping[str, model.UsageSource] = {}
         self._members: dict[model.UsageSource, tuple[str, ...]] = {}
         self._reading: dict[model.UsageSource, asyncio.Task[None]] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        """By the path of the socket that they are connected to; empty: by address and port."""
         self._lines = Lines()
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._loop = asyncio.new_event_loop()
@@ -85,13 +88,18 @@ class BackgroundLoadSource:
             self._reading[source] = self._loop.create_task(self._keep_reading(source, at / len(new)))
 
     async def _keep_reading(self, source: model.UsageSource, phase: float) -> None:
-        reader = self._reader(source)
+        reader: _Reader | None = None
         due = self._loop.time() + phase * source.interval_s
         first = due - phase * max(source.interval_s - FIRST_WITHIN_S, 0.0)
         await asyncio.sleep(first - self._loop.time())
         while True:
             async with self._gate:
-                await self._read(source, reader)
+                try:
+                    reader = reader or self._reader(source)
+                except ValueError as error:  # say, a host's engine is only reached through ssh
+                    self._troubles |= dict.fromkeys(self._members[source], str(error))
+                else:
+                    await self._read(source, reader)
             due = max(due + source.interval_s, self._loop.time())
             await asyncio.sleep(due - self._loop.time())
 
@@ -114,19 +122,29 @@ class BackgroundLoadSource:
             return AgentCheck(source)
         if source.kind is UsageKind.CGROUP:
             return Cgroup(source)
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(force_close=True, limit=0),
+        if source.kind is UsageKind.DOCKER:
+            path = source.at.removeprefix("unix://") if source.at.startswith("unix://") else ""
+            engine = Engine(source.at, self._session(path))
+            return Container(source, engine) if source.selector else EngineHost(source, engine)
+        if source.kind is UsageKind.CADVISOR:
+            return Cadvisor(source, self._session())
+        return NodeExporter(source, self._session(), self._lines)
+
+    def _session(self, path: str = "") -> aiohttp.ClientSession:
+        if path not in self._sessions:
+            to_path = aiohttp.UnixConnector(path, force_close=True, limit=0) if path else None
+            self._sessions[path] = aiohttp.ClientSession(
+                connector=to_path or aiohttp.TCPConnector(force_close=True, limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "penumbra", "Accept-Encoding": "identity"},
                 auto_decompress=False,
             )
-        return NodeExporter(source, self._session, self._lines)
+        return self._sessions[path]
 
     async def _end(self) -> None:
         tasks = list(self._reading.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()

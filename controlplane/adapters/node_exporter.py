@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import aiohttp
@@ -108,25 +108,33 @@ class NodeExporter:
             if response.status != 200:
                 raise ValueError(f"{self._url} answered {response.status}")
             at_s = asyncio.get_running_loop().time()
-            text = await _wanted(response.content)
+            text = await wanted(response.content, _WANTED, KEPT_MOST)
         now = self._lines.scrape(text, at_s)
         before, self._before = self._before, now
         return usage(before, now, member, self._good_s)
 
 
-async def _wanted(content: aiohttp.StreamReader) -> str:
-    """The lines that are: a host tells a hundred times as many."""
+def samples(line: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    """A line of the text format. Raises ValueError for what is none."""
+    for family in text_string_to_metric_families(f"{line}\n"):
+        yield from ((name, labels, value) for name, labels, value, *_ in family.samples)
+
+
+async def wanted(content: aiohttp.StreamReader, starts: tuple[bytes, ...], kept_most: int) -> str:
+    """The lines that are: a host tells a hundred times as many.
+
+    :param starts: with one of them they begin."""
     kept: list[bytes] = []
     read = size = 0
     rest = b""
     async for chunk in content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n")
-        wanted = [line for line in lines if line.startswith(_WANTED)]
-        kept += wanted
-        read, size = read + len(chunk), size + sum(map(len, wanted))
-        if read > ANSWER_MOST or size > KEPT_MOST or len(rest) > LINE_MOST:
+        found = [line for line in lines if line.startswith(starts)]
+        kept += found
+        read, size = read + len(chunk), size + sum(map(len, found))
+        if read > ANSWER_MOST or size > kept_most or len(rest) > LINE_MOST:
             raise ValueError(f"answered more than a host has to tell, {read} bytes and more")
-    if rest.startswith(_WANTED):
+    if rest.startswith(starts):
         kept.append(rest)
     return b"\n".join(kept).decode()
 
@@ -136,7 +144,18 @@ def usage(before: Scrape | None, now: Scrape, member: str, good_s: float) -> mod
     cpu = network = None
     if before is not None and 0.0 < now.at_s - before.at_s <= good_s:
         cpu, network = _cpu(before, now), _network(before, now)
-    return model.Usage(member, now.at_s, cpu, _memory(now), network, good_s=good_s)
+    cpus = len({series.of for series in now.values if series.metric == _CPU})
+    total = now.values.get(Series(_TOTAL, ""))
+    return model.Usage(
+        member,
+        now.at_s,
+        cpu,
+        _memory(now),
+        network,
+        good_s=good_s,
+        of_cpus=float(cpus) if cpus else None,
+        of_memory_bytes=total if total is not None and total > 0 else None,
+    )
 
 
 def _cpu(before: Scrape, now: Scrape) -> float | None:

@@ -140,7 +140,8 @@ def test_two_scrapes_of_a_host_tell_what_of_it_is_busy_to_all_its_members(reader
         until(lambda: found.extend(reader.usages()) or len(found) >= 4, "two readings of both")
     first, of_b, second, _ = found[:4]
     assert (first.member, first.cpu, first.memory, first.network) == ("a", None, 0.25, None)
-    assert of_b == Usage("b", first.at_s, memory=0.25, good_s=10.0)
+    size = {"of_cpus": 2.0, "of_memory_bytes": 8e9}
+    assert of_b == Usage("b", first.at_s, memory=0.25, good_s=10.0, **size)
     assert second.cpu == pytest.approx(0.35)
     assert second.network == pytest.approx(2.5e7 / (second.at_s - first.at_s) / 1.25e9)
     assert len(asked) <= len(found) / 2 + 1, "one scrape for both"
