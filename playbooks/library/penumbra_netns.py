@@ -403,10 +403,10 @@ def original_directory(p: dict, original: proc.Identity) -> str | None:
     if not fresh:
         return None
     named = directory_named(original.argv, fresh["options"])
-    if named is None and not p["command"]:
+    if named is None and fresh["options"] and not p["command"]:
         raise UnfitError(
             f"the command of {p['parent']['name']} (process {original.pid}) has none of "
-            f"{', '.join(fresh['options']) or 'the options'} (fresh_directory.options): add the one that "
+            f"{', '.join(fresh['options'])} (fresh_directory.options): add the one that "
             "names its data directory, or set command with {directory}"
         )
     return named and str(Path(original.cwd) / named)

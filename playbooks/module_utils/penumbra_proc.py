@@ -16,6 +16,8 @@ from pathlib import Path
 PROC = Path("/proc")
 INSTANCE_LABEL = "PENUMBRA_INSTANCE"
 SHADOW_LABEL = "PENUMBRA_SHADOW"
+PARENT_LABEL = "PENUMBRA_PARENT"
+"""A command that copies a shadow's data has the other two in its environment, and is no shadow."""
 
 # States of a socket in /proc/net/tcp and udp: a listening one, and an unconnected datagram one.
 _OPEN = {"tcp": "0A", "udp": "07"}
@@ -84,7 +86,7 @@ def labelled(instance: str, shadow: str | None = None) -> list[Labelled]:
     found = []
     for pid in pids():
         env = environment(pid)
-        if env.get(INSTANCE_LABEL) != instance or SHADOW_LABEL not in env:
+        if env.get(INSTANCE_LABEL) != instance or not {SHADOW_LABEL, PARENT_LABEL} <= env.keys():
             continue
         ticks = start_ticks(pid)
         if ticks is not None and shadow in (None, env[SHADOW_LABEL]):
