@@ -63,6 +63,18 @@ def problems(configured: model.Config, folders: Sequence[Path]) -> Iterator[str]
             continue
         if options is not None:
             yield from _in_mapping(f"{where}.variables", settings.variables, options)
+        if service.sync is not None:
+            yield from _of_sync(f"services.{service.name}.sync", service.sync, folders)
+
+
+def _of_sync(where: str, sync: model.Sync, folders: Sequence[Path]) -> Iterator[str]:
+    """A driver is a role, too: sync_NAME, with tasks to start and to stop a copy."""
+    role = next(
+        (one for folder in folders if (one := folder / "roles" / f"sync_{sync.driver.value}").is_dir()), None
+    )
+    options = None if role is None else _options(role)
+    if options is not None:
+        yield from _in_mapping(f"{where}.variables", sync.variables, options)
 
 
 def _options(role: Path) -> dict[str, Any] | None:

@@ -98,3 +98,26 @@ def test_a_role_that_lacks_a_task_is_no_target(tmp_path: Path) -> None:
 def test_a_specification_that_can_not_be_read_is_told(tmp_path: Path, specs: str) -> None:
     (problem,) = said(of("vm", size=3), own(tmp_path, specs))
     assert "what vm takes can't be read" in problem
+
+
+@pytest.mark.parametrize(
+    ("driver", "variables", "problem"),
+    [
+        ("postgres", {"database": "shop", "user": "penumbra", "tables": ["public.items"]}, None),
+        ("command", {"start": ["begin"], "stop": "end", "lag": "tell"}, None),
+        ("postgres", {"tabels": []}, "tabels: is not known; allowed: database, password_file, sslmode, "),
+        ("postgres", {"sslmode": "always"}, "sslmode: 'always' is none of disable, allow, "),
+        ("redis", {"database": 1}, "database: is not known; allowed: password_file, user"),
+    ],
+)
+def test_a_drivers_variables_are_held_against_its_specification(
+    driver: str, variables: dict[str, object], problem: str | None
+) -> None:
+    its = of("netns")
+    sync = model.Sync(model.SyncDriver(driver), max_lag_s=5.0, variables=variables)
+    told = said(replace(its, services={"web": replace(its.services["web"], sync=sync)}))
+    if problem is None:
+        assert told == []
+    else:
+        (line,) = told
+        assert line.startswith(f"services.web.sync.variables.{problem}")
