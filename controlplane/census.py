@@ -110,6 +110,7 @@ def _adopted(found: Found, endpoints: Mapping[str, model.Endpoint], now_unix_s: 
         changed_unix_s=now_unix_s,
         address=found.address if usable else None,
         port=found.port if usable else None,
+        id=found.id,
         reason=f"found on {found.host} without a record",
     )
 

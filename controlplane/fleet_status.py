@@ -256,6 +256,7 @@ def _shadow_status(
         served=known(fleet.shadow_rates.get(shadow.name, (np.nan, np.nan))[0]),
         requests=fleet.responses.status(shadow.name),
         usage=_usage_status(fleet, shadow.name, now_s),
+        id=shadow.id,
         lag=_lag_status(fleet.lag, shadow, now_s),
     )
 

@@ -547,6 +547,8 @@ class Shadow:
     """Draining: the part of its old flows that others have, past the deadline."""
     placed: str = ""
     """Why it is on its host, in words and numbers."""
+    id: str = ""
+    """As its label has it; empty: its target gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -608,6 +610,7 @@ class RunResult:
     state: RunState
     address: Address | None = None
     port: int | None = None
+    id: str = ""
     reason: str = ""
     """Why it failed, one line."""
     refused: bool = False

@@ -119,7 +119,7 @@ def after_run(shadow: Shadow, result: RunResult, now_unix_s: float) -> Shadow | 
     if result.address is None or result.port is None:
         return failed(shadow, now_unix_s, "provision.yml ended without the shadow's address and port")
     warming = entered(shadow, ShadowState.WARMING, now_unix_s, "waits for its first healthy probes")
-    return replace(warming, address=result.address, port=result.port)
+    return replace(warming, address=result.address, port=result.port, id=result.id)
 
 
 def after_probe(

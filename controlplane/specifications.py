@@ -40,6 +40,10 @@ def key(endpoint: str) -> str:
     return f"specification:{endpoint}"
 
 
+_KEPT = "specifications"
+"""Whose are kept, so that none outlives its endpoint."""
+
+
 def kept(store: Store, endpoint: str, target: str) -> Kept | None:
     """What is kept of an endpoint for this target. Raises ``StoreError``."""
     text = store.get(key(endpoint))
@@ -63,17 +67,16 @@ class Specifications:
         self._next_s = clock.now_s()
         self._unread: dict[str, str] = {}
         self._readable: dict[str, model.Endpoint] = {}
+        self._gone_are_kept = True
+        """Perhaps: what is kept of endpoints that left the configuration, also while nobody ran."""
         self.reconfigure(config)
 
     def reconfigure(self, config: model.Config) -> None:
         """All are read anew, and what is kept of endpoints that are gone is forgotten."""
-        before, self._readable = self._readable, _readable(config)
-        gone = before.keys() - self._readable.keys()
-        self._config = config
+        self._readable, self._config = _readable(config), config
         self._due_s = dict.fromkeys(self._readable, self._clock.now_s())
-        for endpoint in gone:
-            self._unread.pop(endpoint, None)
-            self._put(endpoint, None)
+        self._unread = {name: why for name, why in self._unread.items() if name in self._readable}
+        self._gone_are_kept = True
 
     def healthy_again(self, endpoints: Iterable[str]) -> None:
         """It may be another one by now."""
@@ -91,6 +94,8 @@ class Specifications:
 
     def advance(self, is_healthy: Callable[[str], bool]) -> None:
         """Takes what was read, and starts to read those that are due, of one service at a time."""
+        if self._gone_are_kept:
+            self._forget_the_gone()
         now_s = self._clock.now_s()
         ended = self._provisioner.inspected()
         if ended is not None:
@@ -132,19 +137,34 @@ class Specifications:
     def _keep(self, one: model.Inspection) -> None:
         try:
             before = kept(self._store, one.endpoint, one.target)
+            if before is not None and (before.host, before.text) == (one.host, one.text):
+                return
+            names = self._kept_names()
+            if one.endpoint not in names:  # first, so that it is known of what is kept
+                self._store.put(_KEPT, json.dumps(sorted({*names, one.endpoint})))
+            value = Kept(one.target, one.host, self._clock.unix_s(), one.text)
+            self._store.put(key(one.endpoint), json.dumps(asdict(value)))
         except StoreError as error:
+            self._due_s[one.endpoint] = self._clock.now_s() + AGAIN_S
             self._journal.trouble("store", str(error))
-            return
-        if before is not None and (before.host, before.text) == (one.host, one.text):
-            return
-        self._put(one.endpoint, Kept(one.target, one.host, self._clock.unix_s(), one.text))
 
-    def _put(self, endpoint: str, value: Kept | None) -> None:
+    def _forget_the_gone(self) -> None:
         try:
-            self._store.put(key(endpoint), None if value is None else json.dumps(asdict(value)))
+            names = self._kept_names()
+            for name in names - self._readable.keys():
+                self._store.put(key(name), None)
+            if not names <= self._readable.keys():
+                self._store.put(_KEPT, json.dumps(sorted(names & self._readable.keys())))
         except StoreError as error:
-            self._due_s.update({endpoint: self._clock.now_s() + AGAIN_S} if value else {})
             self._journal.trouble("store", str(error))
+        else:
+            self._gone_are_kept = False
+
+    def _kept_names(self) -> set[str]:
+        try:
+            return set(json.loads(self._store.get(_KEPT) or "[]"))
+        except (ValueError, TypeError):
+            return set()
 
     def _tell(self) -> None:
         """That something can't be read matters only when the original is gone: then it is too late to say."""

@@ -98,6 +98,8 @@ class ShadowStatus:
     """None: off."""
     usage: UsageStatus | None = None
     """None: it was not read."""
+    id: str = ""
+    """As its label has it, wherever it is looked for."""
     lag: LagStatus | None = None
     """None: it serves no copy of data."""
 

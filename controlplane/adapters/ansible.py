@@ -285,6 +285,7 @@ class AnsibleProvisioner:
             state=model.RunState.FAILED if reason else model.RunState.DONE,
             address=address,
             port=port,
+            id=str(outcome.data.get("id") or ""),
             reason=reason,
             refused=outcome.refused,
             started_s=job.started_s,

@@ -8,9 +8,13 @@ Nothing read from a container passes through Ansible's templates, nor into its m
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import traceback
 import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -42,6 +46,7 @@ ARGUMENTS = {
     "texts": {"no_log": True},
     "port_range": {"type": "list", "elements": "int"},
     "stop_timeout_s": {"type": "int"},
+    "run_dir": {},
 }
 
 ATTEMPTS = 16
@@ -164,7 +169,23 @@ def bring_image(p: dict, original: dict, at: Engines) -> None:
     image = original["Image"]
     if has_image(image, at.target):
         return
-    tried = []
+    with one_at_a_time(p):
+        if not has_image(image, at.target):
+            fetch(p, original, at)
+
+
+@contextmanager
+def one_at_a_time(p: dict) -> Iterator[None]:
+    """Of those that bring images to an engine: ten shadows at once need one, once."""
+    folder = Path(p["run_dir"])
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / f"images-{zlib.crc32(p['docker_host'].encode())}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def fetch(p: dict, original: dict, at: Engines) -> None:
+    image, tried = original["Image"], []
     if at.source is None or not at.remote:
         tried.append(f"the original's host can't give it ({at.why or 'it is the same'})")
     else:
@@ -469,7 +490,7 @@ def main() -> None:
     module = AnsibleModule(
         ARGUMENTS,
         required_if=[
-            ("state", "present", asked),
+            ("state", "present", [*asked, "run_dir"]),
             ("state", "planned", asked),
             ("state", "inspected", ["parents"]),
             ("state", "absent", ["name", "stop_timeout_s"]),

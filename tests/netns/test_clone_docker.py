@@ -209,6 +209,7 @@ def test_all_that_an_engine_tells_is_the_same_but_for_what_the_list_says_and_val
         result = made_by(provisioner, engine.order(ADDRESS, port, name))
         assert result.reason == ""
         (shadow,) = [one for one in shadow_of(client, engine) if one.labels["penumbra.shadow"] == name]
+        assert result.id == shadow.labels["penumbra.id"] != ""
         assert environment_of(shadow) == environment_of(parent)
         now = client.api.inspect_container(shadow.id)
         was = client.api.inspect_container(parent.id)

@@ -65,7 +65,7 @@ def test_the_example_makes_lists_and_removes_shadows_and_its_variables_are_check
         assert (made.reason, str(made.address), made.port) == ("", "10.0.2.9", 8080)
         (found,) = provisioner.existing([("spare-1", "spare")]).found
         assert (found.shadow, found.parent, str(found.address)) == ("web-1-s1", "web-1", "10.0.2.9")
-        assert found.id
+        assert found.id == made.id != ""
         assert found.created
         provisioner.provision(replace(order, timeout_s=59.0))
         assert result().reason == ""

@@ -124,9 +124,24 @@ def test_a_reload_reads_all_anew_and_forgets_who_is_gone() -> None:
     desk.provisioner.originals = {"web-1": "b25l", "web-2": "b25l"}
     desk.ticks(3)
     desk.specifications.reconfigure(config(1))
+    desk.ticks(1)
     assert key("web-2") not in desk.store.values
     desk.ticks(20)
     assert desk.read == ["web-1", "web-2", "web-1"]
+
+
+def test_who_left_the_configuration_while_nobody_ran_is_forgotten_too_even_if_the_store_is_late() -> None:
+    desk = Desk(config(2))
+    desk.provisioner.originals = {"web-1": "b25l", "web-2": "b25l"}
+    desk.ticks(3)
+    again = Desk(config(1))
+    again.store.values = desk.store.values
+    again.store.broken = True
+    again.ticks(2)
+    again.store.broken = False
+    again.ticks(2)
+    assert key("web-2") not in again.store.values
+    assert again.specifications.of("web-1", "netns") == "b25l"
 
 
 @pytest.mark.parametrize("without", ["hosts", "host"])
