@@ -149,12 +149,14 @@ class Specifications:
             self._journal.trouble("store", str(error))
 
     def _forget_the_gone(self) -> None:
+        """Not those whose host is not known: it may be an inventory's that was not read yet."""
+        there = {one.name for service in self._config.services.values() for one in service.endpoints}
         try:
             names = self._kept_names()
-            for name in names - self._readable.keys():
+            for name in names - there:
                 self._store.put(key(name), None)
-            if not names <= self._readable.keys():
-                self._store.put(_KEPT, json.dumps(sorted(names & self._readable.keys())))
+            if not names <= there:
+                self._store.put(_KEPT, json.dumps(sorted(names & there)))
         except StoreError as error:
             self._journal.trouble("store", str(error))
         else:
@@ -183,7 +185,7 @@ def _readable(config: model.Config) -> dict[str, model.Endpoint]:
         for service in config.services.values()
         if service.shadows.hosts
         for endpoint in service.endpoints
-        if endpoint.host in config.hosts
+        if (host := config.hosts.get(endpoint.host or "")) is not None and not host.gone
     }
 
 

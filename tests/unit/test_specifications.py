@@ -144,6 +144,16 @@ def test_who_left_the_configuration_while_nobody_ran_is_forgotten_too_even_if_th
     assert again.specifications.of("web-1", "netns") == "b25l"
 
 
+def test_who_is_on_a_host_that_an_inventory_has_is_not_forgotten_before_it_was_read() -> None:
+    desk = Desk(config())
+    desk.provisioner.originals = {"web-1": "b25l"}
+    desk.ticks(3)
+    again = Desk(replace(config(), hosts={}))
+    again.store.values = desk.store.values
+    again.ticks(3)
+    assert again.specifications.of("web-1", "netns") == "b25l"
+
+
 @pytest.mark.parametrize("without", ["hosts", "host"])
 def test_who_gets_no_shadows_or_is_on_no_known_host_is_not_read(without: str) -> None:
     its = config()
