@@ -108,6 +108,7 @@ class _Shadows(_Section):
     cost_weight: values.CostWeight | None = None
     max_per_endpoint: values.Count | None = None
     max_per_service: values.Count | None = None
+    standby: values.Standby | None = None
     standing: values.Bool | None = None
     over_cost: values.OverCost | None = None
     headroom: values.Headroom | None = None
@@ -268,6 +269,7 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
     for at, region in enumerate(regions):
         if region in regions[:at]:
             yield f"{where}.shadows.regions.{at}: {region!r} stands twice; each once is allowed"
+    yield from _in_standby(f"{where}.shadows.standby", service.shadows)
     for name, one in service.endpoints.items():
         if service.affinity is model.Affinity.SOURCE and one.limit is not None and one.limit < math.inf:
             yield (
@@ -295,6 +297,16 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
             f"{where}.ring_size: {service.ring_size} is too small for {len(service.endpoints)} endpoints; "
             f"100 cells or more for each are allowed"
         )
+
+
+def _in_standby(where: str, given: _Shadows) -> Iterable[str]:
+    if not given.standby:
+        return
+    most = given.max_per_endpoint or model.ShadowSettings().max_per_endpoint
+    if given.standby > most:
+        yield f"{where}: {given.standby} is more than max_per_endpoint, {most}; at most that is allowed"
+    if not given.hosts:
+        yield f"{where}: {given.standby} have no host to be on; with shadows.hosts it is allowed"
 
 
 def _in_data(where: str, tick_s: float, service: _Service) -> Iterable[str]:

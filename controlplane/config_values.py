@@ -215,6 +215,7 @@ def _variables(value: object) -> object:
 
 
 Name = Annotated[str, AfterValidator(named)]
+Standby = Annotated[int, Strict(), Field(ge=0, le=1_000)]
 Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 Retries = Annotated[int, Strict(), Field(ge=0, le=1000)]

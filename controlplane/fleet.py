@@ -65,6 +65,8 @@ class Fleet:
         self.fail_open: dict[str, bool] = {}
         self._unread = True
         self._keeping = Keeping()
+        self._standbys: set[str] = set()
+        """Shadows that stood by at the last reading."""
 
     def reconfigure(self, config: model.Config) -> None:
         views, loads, turnover, capacities = self.views, self.loads, self._turnover, self.capacities
@@ -132,7 +134,7 @@ class Fleet:
             after = self.health[name] = before.observe(answer, probe)
             if after.up is before.up:
                 continue
-            if after.up and name in roster.shadows:
+            if after.up and name in roster.shadows and not roster.shadows[name].standby:
                 self.loads.help_came(roster.shadows[name].parent)
             if after.up and after.back_s is None:
                 self._unsettled.discard(name)
@@ -155,6 +157,7 @@ class Fleet:
     ) -> bool:
         """True if there are rates to go by."""
         self.use.count(after)
+        self._watch_standbys(roster)
         names = [name for name, s in roster.shadows.items() if s.state in shadows.INSTALLED]
         found = rates(before, after, Rows(names))
         self._unread = found is None
@@ -179,6 +182,13 @@ class Fleet:
             self._foresee(demand, reading.over_s, now_unix_s)
             self._learn_capacities(reading, before, after, roster)
         return True
+
+    def _watch_standbys(self, roster: Members) -> None:
+        """One that stands by no longer has come to help."""
+        before, self._standbys = self._standbys, {n for n, one in roster.shadows.items() if one.standby}
+        for name in before & roster.shadows.keys() - self._standbys:
+            if self.is_up(name, False):
+                self.loads.help_came(roster.shadows[name].parent)
 
     def _helps(self, name: str, default: bool, roster: Members, now_s: float) -> bool:
         return self.serves(name, roster, now_s) if name in roster.shadows else self.is_up(name, default)
@@ -475,7 +485,7 @@ class Fleet:
         wanted = np.array([size.wanted if size else np.nan for size in sizes], dtype=np.float64) / least
         exact = np.array([size.exact if size else np.nan for size in sizes], dtype=np.float64) / least
         wants = loads.busy(wanted, exact) | self.capacities.saturated
-        parents = {shadow.parent for shadow in roster.shadows.values()}
+        parents = {shadow.parent for shadow in roster.shadows.values() if not shadow.standby}
         known = (parents | self._down() | set(self._answered.values())) & loads.index.keys()
         wants[[loads.index[name] for name in known]] = True
         them = {loads.names[i] for i in np.flatnonzero(wants).tolist()}

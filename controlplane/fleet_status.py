@@ -28,6 +28,7 @@ from controlplane.status import (
 from controlplane.turnover import earlier_s
 
 _UNKNOWN = MemberHealth()
+_STANDBY = "standby"
 _SERVES = (model.ShadowState.WARMING, model.ShadowState.READY)
 
 
@@ -203,8 +204,10 @@ def _group_status(
         reason=verdict.reason,
         health_reason=health.reason,
         shadows=tuple(
-            _shadow_status(fleet, view, one, steered, now_s, now_unix_s) for one in roster.of(endpoint.name)
+            _shadow_status(fleet, view, one, steered, now_s, now_unix_s)
+            for one in (*roster.of(endpoint.name), *roster.standbys(endpoint.name))
         ),
+        standby_lacks=roster.lacking_standbys.get(endpoint.name, ""),
         requests=fleet.responses.status(endpoint.name),
         usage=_usage_status(fleet, endpoint.name, now_s),
     )
@@ -234,14 +237,16 @@ def _shadow_status(
 ) -> ShadowStatus:
     up = fleet.is_up(shadow.name, False)
     parent = steered.installed.members.get(shadow.parent)
-    waits = up and shadow.state in _SERVES and not (parent and shadow.name in parent.slots)
+    waits = (
+        up and shadow.state in _SERVES and not shadow.standby and not (parent and shadow.name in parent.slots)
+    )
     held = f"; no new flows go to it: {steered.held}" if steered.held and waits else ""
     part = fleet.lag.part(shadow, view.service.shadows.warm_up_s, now_s)
     if up and shadow.state is model.ShadowState.READY and not part:
         held = f"; no new flows go to it: {fleet.lag.why(shadow, now_s)}"
     return ShadowStatus(
         name=shadow.name,
-        state=shadow.state.value,
+        state=_STANDBY if shadow.standby and shadow.state is model.ShadowState.READY else shadow.state.value,
         host=shadow.host,
         address=str(shadow.address) if shadow.address else None,
         port=shadow.port,

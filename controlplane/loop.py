@@ -264,6 +264,7 @@ class Controller:
         self._guarded("survey", lambda: self._roster.survey(self._fleet.answering()))
         self._guarded("inspection", self._inspect)
         self._guarded("decide", self._decide)
+        self._guarded("standbys", self._keep_standbys)
         self._guarded("apply", self._apply)
         self._guarded("provisioning", lambda: self._roster.start_runs(self._installed.members))
         self._guarded("probes", self._watch)
@@ -535,6 +536,10 @@ class Controller:
                 now_s, now_unix_s, lead_times, flows, drained, fresh, there, decided
             )
         )
+
+    def _keep_standbys(self) -> None:
+        if self._automatic:
+            self._roster.keep_standbys(lambda name: self._fleet.is_up(name, False))
 
     def _inputs(self, service: model.Service, group: groups.Group) -> dict[str, float]:
         return group.inputs(service.shadows, self._clock.record_s())

@@ -157,8 +157,8 @@ HELP: Mapping[str, str] = {
         "0 to 1; 0.5 and more is no chance."
     ),
     "shadows": (
-        "Shadows of the endpoint, by state (requested, provisioning, warming, ready, draining, removing, "
-        "failed); absent: none is in it."
+        "Shadows of the endpoint, by state (requested, provisioning, warming, ready, standby, draining, "
+        "removing, failed); absent: none is in it."
     ),
     "shadow_failed_attempts": (
         "Failed tries to make this shadow, by the reason of the last one; absent: it has not failed."

@@ -232,6 +232,8 @@ class ShadowSettings:
     max_per_endpoint: int = 4
     max_per_service: int | None = None
     """Of all its endpoints together; None: no more limit than theirs."""
+    standby: int = 0
+    """Of each live endpoint so many are kept made and healthy without new flows."""
     standing: bool = True
     """Whether members may stand by for what is not forecast, if that pays."""
     over_cost: float = 6.0
@@ -549,6 +551,8 @@ class Shadow:
     """Why it is on its host, in words and numbers."""
     id: str = ""
     """As its label has it; empty: its target gives none."""
+    standby: bool = False
+    """It is kept for when one more member is wanted, and is none until then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,7 +222,7 @@ class _Roster:
         self.lead_times: dict[str, tuple[float, float, float | None]] = {}
 
     def of(self, parent: str) -> tuple[model.Shadow, ...]:
-        return tuple(shadow for shadow in self.shadows.values() if shadow.parent == parent)
+        return tuple(one for one in self.shadows.values() if one.parent == parent and not one.standby)
 
     def usual_lead_time_s(self, service: str) -> float:
         return self.lead_times[service][1]

@@ -10,7 +10,7 @@ from enum import Enum
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
-from controlplane import census, groups, hosts, model, placement, shadows
+from controlplane import census, groups, hosts, model, placement, shadows, standbys
 from controlplane.addresses import Address
 from controlplane.journal import Journal
 from controlplane.measured_times import MeasuredTimes
@@ -87,6 +87,8 @@ class Roster:
         """Their lead time was not measured."""
         self._forgotten_unix_s: dict[str, float] = {}
         self._strays: dict[str, model.Found] = {}
+        self.lacking_standbys: dict[str, str] = {}
+        """Live endpoints that are to have one more that stands by, and why they have not."""
         self._survey_due_s = clock.now_s()
         self._surveying: tuple[float, frozenset[tuple[str, str]]] | None = None
         self.reconfigure(config)
@@ -190,7 +192,12 @@ class Roster:
 
     def of(self, parent: str) -> tuple[Shadow, ...]:
         """Asked of thousands of endpoints a tick, most of which have none."""
-        return tuple(self.shadows[name] for name in self._shadows_of.get(parent, ()))
+        those = map(self.shadows.__getitem__, self._shadows_of.get(parent, ()))
+        return tuple(shadow for shadow in those if not shadow.standby)
+
+    def standbys(self, parent: str) -> tuple[Shadow, ...]:
+        those = map(self.shadows.__getitem__, self._shadows_of.get(parent, ()))
+        return tuple(shadow for shadow in those if shadow.standby)
 
     def costs_per_hour(self) -> dict[str, float]:
         """By service."""
@@ -220,6 +227,28 @@ class Roster:
         inputs: Mapping[str, float | str] | None = None,
     ) -> bool:
         """False: there is no room for it."""
+        if not by_hand and self._promote(parent, reason, inputs):
+            return True
+        full = self._make(parent, reason, host, by_hand=by_hand, inputs=inputs)
+        if full is not None:
+            if not by_hand and (gives := self._make_room(parent)):
+                full += f"; {gives} makes room"
+            self._journal.once(parent, "hold", f"{reason}, but {full}")
+            return False
+        self._journal.forget(parent, "hold")
+        return True
+
+    def _make(
+        self,
+        parent: str,
+        reason: str,
+        host: str | None = None,
+        *,
+        by_hand: bool = False,
+        standby: bool = False,
+        inputs: Mapping[str, float | str] | None = None,
+    ) -> str | None:
+        """Why there is no room for one more; None: it is ordered."""
         endpoint = self.endpoints[parent]
         settings = self._config.services[endpoint.service].shadows
         allowed = settings.hosts if host is None else (host,)
@@ -230,19 +259,17 @@ class Roster:
         if chosen is None:
             full = full or placed.why
         if chosen is None or full is not None:
-            self._journal.once(parent, "hold", f"{reason}, but {full}")
-            return False
+            return full
         name = placement.name(parent, self.shadows.keys() | self.endpoints.keys() | self._damaged)
         sentence = reason.replace(f"{parent} +1", f"{parent} +1 on {chosen}")
         if sentence == reason:
             sentence = f"shadow {parent} +1 on {chosen}: {reason}"
         now = self._clock.record_s()
         asked = shadows.requested(name, endpoint, chosen, settings, now, by_hand, sentence)
-        self._put(replace(asked, placed=placed.why))
-        self._journal.say(name, "add", sentence, inputs)
+        self._put(replace(asked, placed=placed.why, standby=standby))
+        self._journal.say(name, "standby" if standby else "add", sentence, inputs)
         self._journal.say(name, "place", f"shadow {name} on {chosen}: {placed.why}")
-        self._journal.forget(parent, "hold")
-        return True
+        return None
 
     def _placed(
         self,
@@ -282,9 +309,66 @@ class Roster:
         gone = shadows.entered(shadow, ShadowState.REMOVING, now, f"it is tried on {placed.host} as {name}")
         self._moved(shadow, replace(gone, attempts=0))
         self._untried.add(name)
-        self._put(replace(asked, attempts=shadow.attempts, placed=placed.why))
+        self._put(replace(asked, attempts=shadow.attempts, placed=placed.why, standby=shadow.standby))
         self._journal.say(name, verdict.act.value, sentence, inputs)
         self._journal.say(name, "place", f"shadow {name} on {placed.host}: {placed.why}")
+
+    def _promote(self, parent: str, reason: str, inputs: Mapping[str, float | str] | None) -> bool:
+        """One that stands by is the member that is wanted."""
+        standby = standbys.best(self.standbys(parent))
+        if standby is None or standby.name in self._unsaved:
+            return False
+        sentence = f"{reason}; {standby.name} on {standby.host} has stood by"
+        self._put(standbys.promoted(standby, self._clock.record_s(), sentence))
+        if standby.state is ShadowState.READY:
+            self._adopted.add(standby.name)
+        self._journal.say(standby.name, "add", sentence, inputs)
+        self._journal.forget(parent, "hold")
+        return True
+
+    def _make_room(self, parent: str) -> str | None:
+        """Who stands by for another gives its slot to who is needed now."""
+        endpoint = self.endpoints[parent]
+        allowed = self._config.services[endpoint.service].shadows.hosts
+        idle = [one for one in self.shadows.values() if one.standby and one.parent != parent]
+        there = [one for one in idle if one.host in allowed or one.service == endpoint.service]
+        if leaving := next((one for one in there if one.state is ShadowState.REMOVING), None):
+            return leaving.name
+        if not there:
+            return None
+        gives = there[0]
+        why = f"shadow {gives.name}: stands by no longer, {parent} needs its place"
+        self._moved(gives, shadows.entered(gives, ShadowState.REMOVING, self._clock.record_s(), why))
+        return gives.name
+
+    def keep_standbys(self, is_up: Callable[[str], bool]) -> None:
+        """Has as many made, made again and removed as the configuration wants.
+
+        :param is_up: a live endpoint."""
+        kept: dict[str, list[Shadow]] = {}
+        for shadow in self.shadows.values():
+            if standbys.are_kept(shadow):
+                kept.setdefault(shadow.parent, []).append(shadow)
+        now = self._clock.record_s()
+        todo = standbys.upkeep(self._config.services.values(), kept, is_up, now)
+        for shadow in todo.too_many:
+            why = f"shadow {shadow.name} -1: fewer are to stand by"
+            self._moved(shadow, shadows.entered(shadow, ShadowState.REMOVING, now, why))
+        for shadow in todo.again:
+            why = f"shadow {shadow.name} again: to stand by"
+            self._retry(shadow, groups.Verdict(groups.Act.RETRY, why, shadow.name), {})
+        lacking = {}
+        for parent in todo.missing:
+            most = self._config.services[self.endpoints[parent].service].shadows.max_per_endpoint
+            full: str | None = f"it has {most} shadows, max_per_endpoint"
+            if len(self.of(parent)) + len(self.standbys(parent)) < most:
+                full = self._make(parent, f"shadow {parent} +1: to stand by", standby=True)
+            if full is not None:
+                lacking[parent] = full
+                self._journal.once(parent, "standby", f"{parent}: no shadow stands by, for {full}")
+        for parent in self.lacking_standbys.keys() - lacking.keys():
+            self._journal.forget(parent, "standby")
+        self.lacking_standbys = lacking
 
     def order_fairly(
         self, wanted: Iterable[tuple[Sequence[str], groups.Verdict, Mapping[str, float | str]]]
@@ -300,7 +384,7 @@ class Roster:
         while left:
             at = min(left, key=held)
             parents, count, verdict, inputs = left.pop(at)
-            parent = min(parents, key=lambda name: len(self.of(name)))
+            parent = min(parents, key=lambda n: (standbys.best(self.standbys(n)) is None, len(self.of(n))))
             reason = _ADDED.sub(f"shadow {parent} +1", verdict.reason, count=1)
             if self.order(parent, reason, inputs=inputs) and count > 1:
                 left[at] = parents, count - 1, verdict, inputs
@@ -314,10 +398,19 @@ class Roster:
         if verdict.act is groups.Act.RETRY:
             self._retry(shadow, verdict, inputs)
             return
+        if verdict.act is groups.Act.REMOVE and self._retires(shadow):
+            after = standbys.retired(shadow, now, verdict.reason)
+            self._put(after)
+            self._journal.say(shadow.name, "standby", after.reason, inputs)
+            return
         self._put(groups.obeyed(shadow, verdict, now))
         goes_on = verdict.act is groups.Act.EVICT and shadow.evicted
         if verdict.act is not groups.Act.EASE and not goes_on:
             self._journal.say(shadow.name, verdict.act.value, verdict.reason, inputs)
+
+    def _retires(self, shadow: Shadow) -> bool:
+        kept = sum(map(standbys.are_kept, self.standbys(shadow.parent)))
+        return kept < self._settings(shadow).standby and standbys.may_retire(shadow)
 
     def drain(self, name: str, reason: str) -> None:
         """By command: at once, and the policy does not end it."""
@@ -329,7 +422,7 @@ class Roster:
             return
         sentence = f"shadow {name}: {state.value} {reason}"
         moved = shadows.entered(shadow, state, self._clock.record_s(), sentence)
-        self._put(replace(moved, by_hand=True, attempts=0))
+        self._put(replace(moved, by_hand=True, attempts=0, standby=False))
         self._journal.say(name, state.value, sentence)
 
     # ---- what happens ---------------------------------------------------------------------

@@ -25,7 +25,8 @@ class Members(Protocol):
     @property
     def shadows(self) -> Mapping[str, Shadow]: ...
 
-    def of(self, parent: str) -> tuple[Shadow, ...]: ...
+    def of(self, parent: str) -> tuple[Shadow, ...]:
+        """Without those that stand by."""
 
     def usual_lead_time_s(self, service: str) -> float: ...
 

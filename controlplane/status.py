@@ -157,6 +157,8 @@ class GroupStatus:
     wanted: int
     reason: str
     health_reason: str
+    standby_lacks: str = ""
+    """Why fewer stand by than are to; empty: as many do, or will."""
     shadows: tuple[ShadowStatus, ...] = ()
     requests: RequestStatus | None = None
     """Those that the live endpoint itself serves; None: off."""

@@ -57,7 +57,7 @@ def shadow_weight(shadow: Shadow, up: bool, warm_up_s: float, now_unix_s: float)
     warming = shadow.state is ShadowState.WARMING and shadow.healthy_unix_s is not None
     if up and shadow.state is ShadowState.DRAINING:
         return drains.share(shadow)
-    if not up or not (warming or shadow.state is ShadowState.READY):
+    if shadow.standby or not up or not (warming or shadow.state is ShadowState.READY):
         return 0.0
     return shadow_part(shadow, warm_up_s, now_unix_s)
 

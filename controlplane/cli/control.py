@@ -231,6 +231,8 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
             drained = "drained, serves on" if group["serves_on"] else "drained"
             up = drained if group["up"] and group["drained"] else group["up"]
             groups.append({"service": service["name"], **group, "up": up})
+            if group.get("standby_lacks"):
+                warn(f"{group['name']}: fewer shadows stand by than are to, for {group['standby_lacks']}")
             shadows += [{"endpoint": group["name"], **shadow} for shadow in group["shadows"]]
     columns = ("service", "name", "up", "demand", "level", "high", "capacity", "spill", "wanted", "reason")
     output.rows(columns, groups, as_json=False)

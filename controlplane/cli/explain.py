@@ -117,6 +117,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"  novelty    {_novelty(group['novelty'])}"
     if group.get("usage"):
         yield f"  uses       {_used(group['usage'])}"
+    if group.get("standby_lacks"):
+        yield f"  standby    fewer than are to, for {group['standby_lacks']}"
     for shadow in group["shadows"]:
         up = "healthy" if shadow["up"] else "not healthy"
         at = f"{shadow['name']} on {shadow['host']}"
