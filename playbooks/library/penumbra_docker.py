@@ -496,7 +496,7 @@ def main() -> None:
             ("state", "absent", ["name", "stop_timeout_s"]),
         ],
     )
-    p = module.params
+    p = dict(module.params)  # those go into every result, and what is read of the original must not
     p["id"] = uuid.uuid4().hex[:12]
     p["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017 - Python 3.9
     try:

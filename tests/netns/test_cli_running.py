@@ -212,6 +212,18 @@ def test_a_foreign_program_is_named_and_not_displaced(site: Steered) -> None:
         assert isinstance(connection, socket.socket)
 
 
+def test_a_plan_shows_original_and_clone_and_makes_nothing(site: Steered) -> None:
+    before = site.status()["services"][0]["groups"]
+    plan = json.loads(site.asked("provision", "--plan", "web-1", "--json"))
+    assert (plan["endpoint"], plan["made_from"], plan["refused"]) == ("web-1", "live", False)
+    eventually(lambda: json.loads(site.asked("provision", "--plan", "web-1", "--json"))["kept_unix_s"], 30)
+    verdicts = {row["field"]: row["verdict"] for row in plan["fields"]}
+    assert (verdicts["serves at"], verdicts["executable"]) == ("rewritten", "same")
+    assert {row["clone"] for row in plan["fields"] if row["field"].startswith("environment ")} <= {"***"}
+    after = site.status()["services"][0]["groups"]
+    assert [len(group["shadows"]) for group in after] == [len(group["shadows"]) for group in before]
+
+
 def links(site: Steered) -> dict[str, int]:
     """Interface -> the id of its XDP program."""
     found = json.loads(site.lab.run(AP, ["ip", "-j", "-d", "link", "show"]))

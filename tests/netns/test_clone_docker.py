@@ -21,6 +21,7 @@ from docker.errors import DockerException
 
 from controlplane import model
 from controlplane.adapters.ansible import AnsibleProvisioner
+from controlplane.adapters.ansible_run import PlaybookRun
 from controlplane.adapters.clock import MachineClock
 from controlplane.lab.dockerd import Dockerd, host_rootfs
 from tests.netns.steered import eventually, playbooks_with
@@ -509,8 +510,11 @@ def test_secrets_are_in_the_runs_folder_while_it_runs_and_nowhere_after_not_even
     assert written_in(run_dir) == []
 
 
-def test_what_fails_quotes_no_secret(
-    engine: Engine, client: docker.DockerClient, provisioner: AnsibleProvisioner
+def test_neither_what_fails_nor_any_event_of_a_run_quotes_a_secret(
+    engine: Engine,
+    client: docker.DockerClient,
+    provisioner: AnsibleProvisioner,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From what was kept: such an original does not run. The engine quotes what it refuses."""
     live = original(client)
@@ -520,7 +524,12 @@ def test_what_fails_quotes_no_secret(
     live.remove(force=True)
     kept["Config"]["Env"] = [f"TOKEN={CANARY}", f"={CANARY}"]
     text = base64.b64encode(json.dumps(kept).encode()).decode()
+    events: list[str] = []
+    take = PlaybookRun._event
+    monkeypatch.setattr(PlaybookRun, "_event", lambda run, one: [events.append(str(one)), take(run, one)][1])
     reason = made_by(provisioner, replace(order, specification=text)).reason
     assert "***" in reason
     assert CANARY not in reason
     assert shadow_of(client, engine) == [], "nothing is left of the try"
+    assert len(events) > 3
+    assert not [one for one in events if any(needle.decode() in one for needle in needles())]

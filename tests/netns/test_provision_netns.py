@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -68,9 +68,11 @@ class Site:
     def provisioner(self, playbooks: Path | None = None) -> AnsibleProvisioner:
         return AnsibleProvisioner(self.instance, self.hosts, MachineClock(), playbooks, self.run_dir)
 
-    def serve(self, *extra: str, port: int = 8080) -> subprocess.Popen[bytes]:
+    def serve(
+        self, *extra: str, port: int = 8080, environment: Mapping[bytes, bytes] | None = None
+    ) -> subprocess.Popen[bytes]:
         """The live original."""
-        environment = {"PATH": os.environ["PATH"], "BRACES": "{{ 7*7 }}", "PYTHONPATH": str(ROOT)}
+        usual = {"PATH": os.environ["PATH"], "BRACES": "{{ 7*7 }}", "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [
                 *(
@@ -82,7 +84,8 @@ class Site:
                 ),
                 *("--name", "web-1", "--address", str(PARENT), f"--port={port}", *extra),
             ],
-            env=environment,
+            env={os.fsencode(name): os.fsencode(value) for name, value in usual.items()}
+            | dict(environment or {}),
         )
         eventually(lambda: self.get(PARENT, port) is not None)
         return process
@@ -240,6 +243,29 @@ def test_a_lost_record_is_made_anew_from_the_labels(site: Site, provisioner: Ans
     provisioner.provision(site.order())
     assert result_of(provisioner).port == made.port
     assert site.processes() == before
+
+
+def test_a_shadow_is_made_of_what_was_kept_when_the_original_is_dead(
+    site: Site, provisioner: AnsibleProvisioner
+) -> None:
+    """Bytes of its environment that are no UTF-8 included."""
+    odd = b"\xff\xfe {{ 7*7 }}"
+    original = site.serve(environment={b"ODD": odd})
+    order = site.order()
+    provisioner.inspect([replace(order, host=site.hosts["host-a"])])
+    found: list[model.Inspection] = []
+    eventually(lambda: found.extend(provisioner.inspected() or ()) or found)
+    ((name, text),) = [(one.endpoint, one.text) for one in found]
+    original.kill()
+    original.wait()
+    provisioner.provision(replace(order, specification=text))
+    made = result_of(provisioner)
+    assert (name, made.reason) == ("web-1", "")
+    assert made.address is not None
+    assert made.port is not None
+    assert site.get(made.address, made.port) == "web-1-s1"
+    (pid,) = site.processes("web-1-s1")
+    assert b"ODD=" + odd in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 def test_without_an_original_the_reason_names_the_task_and_the_address(
