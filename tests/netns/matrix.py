@@ -278,10 +278,24 @@ class Matrix:
     def hit_host(self, row: Row, held: int, before: frozenset[int]) -> str:
         """It loses its power, and boots with nothing running."""
         host = self.host()
-        died = processes.residents((self.site.lab.topology.namespace(host),))
-        assert died, f"nothing runs on {host}"
-        packets = self.cut_off(host, lambda: processes.end(died, 0.0), 0 if row.left_alone else 3)
+        died: list[int] = []
+        try:
+            packets = self.cut_off(
+                host, lambda: died.extend(self.power_off(host)), 0 if row.left_alone else 3
+            )
+        finally:
+            self.boot(host)
+        assert died, f"nothing ran on {host}"
         return f"{host}: {len(died)} processes died, {packets} packets lost"
+
+    def power_off(self, host: str) -> list[int]:
+        """Which processes died."""
+        found = processes.residents((self.site.lab.topology.namespace(host),))
+        processes.end(found, 0.0)
+        return [one.pid for one in found]
+
+    def boot(self, host: str) -> None:
+        """What runs on it without being asked for."""
 
     def hit_network(self, row: Row, held: int, before: frozenset[int]) -> str:
         host = self.host()

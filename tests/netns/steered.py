@@ -213,7 +213,7 @@ class Steered:
             assert self.controller is None or self.controller.poll() is None, self.said()
             return bool(self.status().get("at_unix_s", 0) > after)
 
-        eventually(ticked, 30, self.said)
+        eventually(ticked, 60, self.said)  # it may have to compile first, on a busy machine
         return self.status()
 
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
