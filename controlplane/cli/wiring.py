@@ -55,6 +55,12 @@ def against_machine(configured: model.Config) -> list[str]:
     folder = configured.playbooks or shipped_playbooks()
     problems += [f"playbooks: {problem}" for problem in check_playbooks(folder)]
     problems += targets.problems(configured, (folder, shipped_playbooks()))
+    problems += [
+        f"services.{name}.sync.variables.password_file: {path}: can't be read here; a file is allowed"
+        for name, service in configured.services.items()
+        if service.sync is not None and (path := service.sync.variables.get("password_file")) is not None
+        if not os.access(str(path), os.R_OK)
+    ]
     # Not Path.exists: where this user may not look, it raises, and that root is needed would remain unsaid.
     places = (configured.state_dir, *configured.state_dir.parents)
     above = next(path for path in places if os.path.exists(path))  # noqa: PTH110

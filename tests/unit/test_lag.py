@@ -4,17 +4,21 @@ well."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane import lag, model, policy
+from controlplane.cli import control, explain
 from controlplane.lag import Gates
 from controlplane.model import Lag, OnLag, Shadow, ShadowState, Sync, SyncDriver
 from controlplane.record import redone
+from controlplane.status import parsed
 from tests.world import World, config
 
 MAX_S = 5.0
@@ -285,6 +289,25 @@ def test_a_dead_primary_ends_in_its_live_endpoint_alone_and_never_in_old_data():
     assert len(world.orders()) == 1, "a copy of a dead one can't be made"
 
 
+def test_whatever_happens_no_flow_is_given_data_older_than_agreed():
+    """By what the data is, not by what was read of it."""
+    world, random = served(), np.random.default_rng(7)
+    lags, given = world.lag_source, 0
+    for _ in range(150):
+        if random.random() < 0.15:
+            lags.cut ^= {"web-1-s1"}
+        if random.random() < 0.1:
+            lags.unread ^= {"web-1-s1"}
+        lags.behind["web-1-s1"] = float(random.choice([0.1, 0.5, 2.0, 4.0]))
+        world.tick(110.0, step_s=float(random.uniform(0.95, 1.05)))
+        if random.random() < 0.3:
+            world.controller.react()
+        if world.dataplane.served["web-1-s1"] > 0:
+            given += 1
+            assert world.clock.now - lags.has_s["web-1-s1"] <= MAX_S
+    assert given > 30
+
+
 # ---- the first copy -------------------------------------------------------------------------
 
 
@@ -385,6 +408,25 @@ def test_it_is_told_to_prometheus():
     assert 0.0 < values["shadow_lag_seconds"].value < 2.0
     assert values["shadow_max_lag_seconds"].value == MAX_S
     assert "shadow_max_lag_bytes" not in values
+
+
+def test_it_is_explained():
+    world = served()
+    lines = "\n".join(explained(world))
+    assert re.search(r"data +of web-1-s1 [0-9.]+ s old at most, 5 s agreed \(on_lag: hold\)$", lines, re.M)
+    world.lag_source.cut = {"web-1-s1"}
+    world.ticks(8, 110.0)
+    told = r"5 s agreed \(on_lag: hold\): no new flows: its data may be [0-9.]+ s old by the next look$"
+    assert re.search(told, "\n".join(explained(world)), re.M)
+    told = parsed(world.shown[-1])["services"][0]["groups"][0]["shadows"][0]["lag"]
+    assert {*control.LAG} - {"endpoint", "name"} <= told.keys()
+
+
+def explained(world: World) -> list[str]:
+    """As penumbra explain has it of web-1."""
+    service = parsed(world.shown[-1])["services"][0]
+    more = {key: service[key] for key in ("pool", "earlier_s", "flow_life_s", "common_cause", "novelty")}
+    return list(explain._of_group({**service["groups"][0], "service": "web", **more}))
 
 
 def test_a_shadows_place_and_primary_are_read():
