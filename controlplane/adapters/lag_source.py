@@ -12,8 +12,9 @@ import asyncio
 import json
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from controlplane import model
@@ -43,6 +44,16 @@ class _Replica(_Read, Protocol):
     async def read(self) -> model.Lag: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How a primary is asked: by the login of the first shadow that copies it, and often enough for all."""
+
+    target: model.LagTarget = field(compare=False)
+    place: tuple[object, ...]
+    variables: str
+    interval_s: float
+
+
 class BackgroundLagSource:
     """``ports.LagSource``."""
 
@@ -50,8 +61,8 @@ class BackgroundLagSource:
         self._lags: deque[model.Lag] = deque(maxlen=READINGS_MOST)
         self._troubles: dict[str, str] = {}
         self._asked: Mapping[str, model.LagTarget] = {}
-        self._replicas: dict[str, tuple[model.LagTarget, asyncio.Task[None]]] = {}
-        self._primaries: dict[str, tuple[_Primary, asyncio.Task[None]]] = {}
+        self._replicas: dict[str, tuple[tuple[model.LagTarget, _How], asyncio.Task[None]]] = {}
+        self._primaries: dict[_How, tuple[_Primary, asyncio.Task[None]]] = {}
         self._abandoned: set[asyncio.Task[None]] = set()
         """Readings past their limit, that have not noticed yet."""
         self._loop = asyncio.new_event_loop()
@@ -86,32 +97,29 @@ class BackgroundLagSource:
             await asyncio.wait(others, timeout=CLOSE_S)
 
     def _watch(self, targets: Mapping[str, model.LagTarget]) -> None:
-        for name in [n for n, (target, _) in self._replicas.items() if targets.get(n) != target]:
+        asked = _asked(targets.values())
+        wanted = {name: (target, asked[_place(target)]) for name, target in targets.items()}
+        for name in [n for n, (of, _) in self._replicas.items() if wanted.get(n) != of]:
             self._replicas.pop(name)[1].cancel()
-            self._troubles.pop(name, None)
-        kept = {_primary_key(target) for target in targets.values()}
-        for key in self._primaries.keys() - kept:
-            self._primaries.pop(key)[1].cancel()
-        self._troubles = {n: why for n, why in self._troubles.items() if n in targets or n in self._named()}
-        for name, target in targets.items():
+        for how in self._primaries.keys() - set(asked.values()):
+            self._primaries.pop(how)[1].cancel()
+        named = targets.keys() | {with_port(*target.primary) for target in targets.values()}
+        self._troubles = {name: why for name, why in self._troubles.items() if name in named}
+        for name, (target, how) in wanted.items():
             if name not in self._replicas:
-                replica = _replica(target, self._primary(target))
-                read = self._reading(replica)
-                self._replicas[name] = (target, self._repeat(name, target, replica, read))
+                replica = _replica(target, self._primary(how))
+                task = self._repeat(name, target.sync.interval_s, replica, self._reading(replica))
+                self._replicas[name] = ((target, how), task)
 
-    def _named(self) -> set[str]:
-        return {key.partition(" ")[0] for key in self._primaries}
-
-    def _primary(self, target: model.LagTarget) -> _Primary | None:
+    def _primary(self, how: _How) -> _Primary | None:
         """Of all shadows that copy it; None: it need not be asked."""
-        key = _primary_key(target)
-        if key not in self._primaries:
-            made = _new_primary(target)
+        if how not in self._primaries:
+            made = _new_primary(how.target)
             if made is None:
                 return None
-            name = key.partition(" ")[0]
-            self._primaries[key] = (made, self._repeat(name, target, made, made.look))
-        return self._primaries[key][0]
+            name = with_port(*how.target.primary)
+            self._primaries[how] = (made, self._repeat(name, how.interval_s, made, made.look))
+        return self._primaries[how][0]
 
     def _reading(self, replica: _Replica) -> Callable[[], Awaitable[None]]:
         async def read() -> None:
@@ -120,9 +128,9 @@ class BackgroundLagSource:
         return read
 
     def _repeat(
-        self, name: str, target: model.LagTarget, what: _Read, step: Callable[[], Awaitable[None]]
+        self, name: str, interval_s: float, what: _Read, step: Callable[[], Awaitable[None]]
     ) -> asyncio.Task[None]:
-        return self._loop.create_task(self._keep(name, target.sync.interval_s, what, step))
+        return self._loop.create_task(self._keep(name, interval_s, what, step))
 
     async def _keep(
         self, name: str, interval_s: float, what: _Read, step: Callable[[], Awaitable[None]]
@@ -168,11 +176,20 @@ async def _awaited(step: Callable[[], Awaitable[None]]) -> None:
     await step()
 
 
-def _primary_key(target: model.LagTarget) -> str:
-    """Where it is, and all else by which it is asked."""
-    sync = target.sync
-    told = (sync.driver.value, target.instance, sync.interval_s, sync.variables)
-    return f"{with_port(*target.primary)} {json.dumps(told, sort_keys=True)}"
+def _place(target: model.LagTarget) -> tuple[object, ...]:
+    """What the readers of one primary share: its row of beats, say, which has one writer."""
+    driver, variables = target.sync.driver, target.sync.variables
+    return driver, target.instance, target.primary, str(variables.get("database", ""))
+
+
+def _asked(targets: Iterable[model.LagTarget]) -> dict[tuple[object, ...], _How]:
+    found: dict[tuple[object, ...], _How] = {}
+    for target in targets:
+        place, sync = _place(target), target.sync
+        variables = json.dumps(dict(sync.variables), sort_keys=True)
+        first = found.get(place) or _How(target, place, variables, sync.interval_s)
+        found[place] = replace(first, interval_s=min(first.interval_s, sync.interval_s))
+    return found
 
 
 def _new_primary(target: model.LagTarget) -> _Primary | None:

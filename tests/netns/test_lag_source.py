@@ -209,6 +209,20 @@ def test_a_beat_that_a_shadow_shows_before_the_primary_has_answered_is_known(ser
         assert reader.until(lambda one: True).lag_s < 1.2
 
 
+def test_services_that_copy_one_primary_share_its_beats(servers, read):
+    primary, shadow = servers
+    other = replace(POSTGRES, interval_s=0.3, variables={**POSTGRES.variables, "tables": ["items"]})
+    ports = (shadow.port, primary.port)
+    reader = read(target(POSTGRES, *ports), target(other, *ports, "other-1-s1"))
+    for name in ("db-1-s1", "other-1-s1"):
+        reader.until(is_close, name)
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        reader.take()
+        assert max(one.lag_s for one in reader.last.values()) < 1.0
+        time.sleep(0.02)
+
+
 def test_who_has_no_subscription_has_no_copy(servers, read):
     port = servers[0].port
     reader = read(target(POSTGRES, port, port))
