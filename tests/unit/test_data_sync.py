@@ -10,6 +10,7 @@ import pytest
 
 from controlplane import config, data_sync, model
 from controlplane.adapters.ansible import _sync
+from controlplane.cli import wiring
 from tests.world import World
 from tests.world import config as world_config
 
@@ -87,6 +88,17 @@ def test_what_can_not_be_kept_is_refused_with_its_path(given, said):
 def test_a_write_service_without_hosts_and_the_least_agreement_are_fine():
     assert parsed("", access="access: write", hosts="").access is model.Access.WRITE
     assert parsed("sync: {driver: redis, max_lag: 2500ms}").sync.max_lag_s == 2.5
+
+
+def test_a_password_that_is_not_on_this_machine_is_told_before_it_runs(tmp_path):
+    place = tmp_path / "password"
+    given = f"database: shop, user: reader, password_file: {place}"
+    sync = f"sync: {{driver: postgres, max_lag: 5s, variables: {{{given}}}}}"
+    text = TEXT.format(tick="1s", access="access: read", on_down="", hosts="a", sync=sync)
+    said = f"services.db.sync.variables.password_file: {place}: can't be read here; a file is allowed"
+    assert said in wiring.against_machine(config.parse(text))
+    place.touch()
+    assert said not in wiring.against_machine(config.parse(text))
 
 
 def test_playbooks_are_told_who_has_the_data():
