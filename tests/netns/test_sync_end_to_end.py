@@ -8,15 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import psycopg
 import pytest
 
-from controlplane import model
+from tests.netns import postgres
 from tests.netns.engines import PASSWORD, Site, Writers
 from tests.netns.steered import Steered, eventually, passes, steered
-from tests.netns.test_sync_postgres import BIN, PORT, PREPARE, Primary
 
 pytestmark = pytest.mark.slow
 
@@ -111,44 +110,21 @@ class Readers:
 
 
 @pytest.fixture(scope="module")
-def primary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Steered, Primary]]:
-    with steered(tmp_path_factory.mktemp("site"), start=False) as made:
-        sync = model.Sync(model.SyncDriver.POSTGRES, max_lag_s=MAX_LAG_S)
-        site = Site(made.lab.topology, sync, PORT, {}, instance=made.instance)
-        site.sync = replace(sync, variables=login(site))
-        site.variables = cloned(site)
-        original = Primary(site)
-        try:
-            original.make()
-            with original.connected() as connection:
-                connection.execute("SET ROLE app")
-                connection.execute(CREATE)
-                connection.execute("GRANT SELECT ON stock.times TO reader")
-            configure(made, site, MAX_LAG_S)
-            yield made, original
-        finally:
-            original.end()
-            site.close()
-
-
-def login(site: Site) -> dict[str, object]:
-    return {"database": "shop", "user": "penumbra", "password_file": str(site.folder / "password")}
-
-
-def cloned(site: Site) -> dict[str, object]:
-    """How a shadow's process differs from the original's."""
-    prepare = ["/bin/sh", "-ec", PREPARE % BIN, "{directory}", "{original}"]
-    return {
-        "address_options": ["--listen_addresses"],
-        "port_options": ["--port"],
-        "fresh_directory": {"options": ["-D"], "prepare": [*prepare, str(site.folder / "host-password")]},
-    }
+def primary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Steered, postgres.Primary]]:
+    folder = tmp_path_factory.mktemp("site")
+    with steered(folder, start=False) as made, postgres.made(made.lab.topology) as original:
+        with original.connected() as connection:
+            connection.execute("SET ROLE app")
+            connection.execute(CREATE)
+            connection.execute("GRANT SELECT ON stock.times TO reader")
+        configure(made, original.site, MAX_LAG_S)
+        yield made, original
 
 
 def configure(made: Steered, site: Site, max_lag_s: float) -> None:
     root = made.configuration()
     service = root["services"].pop("web")
-    service["endpoints"] = {"db-1": {"address": str(site.address), "port": PORT, "host": "host1"}}
+    service["endpoints"] = {"db-1": {"address": str(site.address), "port": postgres.PORT, "host": "host1"}}
     service["probe"] = {"kind": "tcp", "interval": "300ms", "timeout": "250ms"}
     service["shadows"] |= {"variables": dict(site.variables), "hosts": ["host2"], "timeout": "60s"}
     service["access"] = "read"
@@ -166,7 +142,7 @@ def configure(made: Steered, site: Site, max_lag_s: float) -> None:
     made.configure(root)
 
 
-def writers(original: Primary) -> Writers:
+def writers(original: postgres.Primary) -> Writers:
     sessions: list[psycopg.Connection] = []
 
     def write(number: int) -> None:
@@ -178,13 +154,13 @@ def writers(original: Primary) -> Writers:
     return Writers(original.site, write, [psycopg.OperationalError])
 
 
-def cut(made: Steered, original: Primary, *, on: bool = True) -> None:
+def cut(made: Steered, original: postgres.Primary, *, on: bool = True) -> None:
     """Whatever the primary sends to the shadow's host is lost; clients reach the shadow as before."""
     rule = ["iptables", "-A" if on else "-D", "INPUT", "-s", str(original.site.address), "-j", "DROP"]
     made.lab.run("host2", rule)
 
 
-def test_no_client_reads_older_data_than_agreed(primary: tuple[Steered, Primary]) -> None:
+def test_no_client_reads_older_data_than_agreed(primary: tuple[Steered, postgres.Primary]) -> None:
     made, original = primary
     live = str(original.site.address)
     made.start()
