@@ -93,7 +93,9 @@ def specification(inspected: dict, digests: list[str]) -> dict:
     """
     return {
         "version": VERSION,
-        **{key: inspected[key] for key in ("Id", "Name", "Image", "Config", "HostConfig", "Mounts")},
+        **{key: inspected[key] for key in ("Id", "Name", "Image", "Config", "HostConfig")},
+        # Engines list them in another order each time.
+        "Mounts": sorted(inspected["Mounts"], key=lambda mount: mount["Destination"]),
         "State": {"StartedAt": inspected["State"]["StartedAt"]},
         "NetworkSettings": {key: inspected["NetworkSettings"][key] for key in ("Ports", "Networks")},
         "RepoDigests": digests,

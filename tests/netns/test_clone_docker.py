@@ -62,6 +62,7 @@ MAY_DIFFER = {
     "Created": "when it was made",
     "State": "what it is doing",
     "RestartCount": "what it is doing",
+    "ExecIDs": "what it is doing",
     "LogPath": "in a folder of its id",
     "ResolvConfPath": "in a folder of its id",
     "HostnamePath": "in a folder of its id",
@@ -116,7 +117,10 @@ EVERYTHING: dict[str, Any] = {
 
 def by_field(inspected: dict[str, Any]) -> dict[str, str]:
     found = {}
-    for part, value in inspected.items():
+    # Mode is how it was asked for; RW and Propagation say what it is.
+    mounts = [{key: value for key, value in one.items() if key != "Mode"} for one in inspected["Mounts"]]
+    in_order = {"Mounts": sorted(mounts, key=lambda one: str(one["Destination"]))}
+    for part, value in (inspected | in_order).items():
         if part in ("Config", "HostConfig"):
             found |= {f"{part}.{key}": json.dumps(one, sort_keys=True) for key, one in value.items()}
         else:
@@ -224,6 +228,50 @@ def test_all_that_an_engine_tells_is_the_same_but_for_what_the_list_says_and_val
     assert b"\xef\xbf\xbd" in environment_of(odd), "so the engine took what it was given"
     ids = {one.id for one in provisioner.existing([("host-a", "docker")]).found}
     assert len(ids) == 2, "each has its own"
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        ({"links": {"side": "db"}}, {"HostConfig.Links"}),  # told with the container's own name
+        ({"volumes_from": ["side:ro"], "volumes": {}}, {"HostConfig.VolumesFrom"}),
+        ({"ipc_mode": "container:side", "pid_mode": "container:side"}, set()),
+        (
+            {"auto_remove": True, "restart_policy": {}, "mac_address": "02:42:ac:11:00:99"},
+            {"Config.MacAddress"},
+        ),
+    ],
+)
+def test_what_names_another_container_is_so_in_the_clone(
+    engine: Engine, client: docker.DockerClient, tmp_path: Path, options: dict[str, Any], differs: set[str]
+) -> None:
+    """By the module itself, in this process."""
+    volumes = USR | {"shared": {"bind": "/shared", "mode": "rw"}}
+    client.containers.run(
+        "lab", ["/usr/bin/sleep", "1000"], volumes=volumes, detach=True, name="side", ipc_mode="shareable"
+    )
+    live = original(client, **options)
+    module = penumbra_docker()
+    asked = {name: given.get("default") for name, given in module.ARGUMENTS.items()}
+    asked |= {
+        "instance": engine.instance,
+        "name": "web-1-s1",
+        "service": "web",
+        "parent": {"name": "web-1", "address": str(ADDRESS), "port": 18080},
+        "docker_host": engine.daemon.url,
+        "address": str(ADDRESS),
+        "port_range": [20000, 29999],
+        "run_dir": str(tmp_path),
+        "id": "1",
+        "created": "then",
+    }
+    assert module.present(asked)["changed"]
+    was, now = (client.api.inspect_container(one) for one in (live.id, module.container_name(asked)))
+    assert differences(was, now) - MAY_DIFFER.keys() == differs
+    if "links" in options:
+        assert now["HostConfig"]["Links"][0].rpartition("/")[2] == "db"
+    if "volumes_from" in options:
+        assert {one["Destination"]: one["RW"] for one in now["Mounts"]}["/shared"] is False
 
 
 def test_negative_control_a_clone_without_its_limits_is_noticed(

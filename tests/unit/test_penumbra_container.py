@@ -177,6 +177,17 @@ def test_a_kept_specification_is_text_that_no_template_can_be_in_and_comes_back(
     assert rules.decoded(text) == kept
 
 
+def test_a_specification_is_the_same_however_often_it_is_read() -> None:
+    """Engines tell mounts in any order, and what a container is doing."""
+    two = [DATA, DATA | {"Destination": "/other", "Name": "other"}]
+    one, again = original(Mounts=two), original(Mounts=two[::-1])
+    one["State"] = {"StartedAt": "then", "Pid": 1, "Health": {"Log": ["a"]}}
+    again["State"] = {"StartedAt": "then", "Pid": 2}
+    assert rules.encoded(rules.specification(one, [])) == rules.encoded(rules.specification(again, []))
+    again["State"]["StartedAt"] = "now"
+    assert rules.encoded(rules.specification(one, [])) != rules.encoded(rules.specification(again, []))
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [("%%%", "damaged"), ("e30=", "damaged"), (base64.b64encode(b'{"version": 9}').decode(), "version 9")],
