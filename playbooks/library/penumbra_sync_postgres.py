@@ -63,7 +63,7 @@ def started(p: dict, module: AnsibleModule) -> dict:
                 "the shadow's server is the primary, or a copy of its files: it must be a new one"
             )
         there = at_primary.mark_of(connection, name)
-        if there is not None and there != mark:
+        if there is not None and there.system != system:
             # Of a shadow of this name that was lost.
             undo(connection, name, there)
             there = None
@@ -85,7 +85,7 @@ def is_under_way(primary: psycopg.Connection, shadow: Login, name: str) -> bool:
     with shadow.connected() as connection:
         if not at_shadow.subscribed(connection, name):
             return False
-    if not at_primary.one(primary, "SELECT true FROM pg_replication_slots WHERE slot_name = %s", name):
+    if not at_primary.one(primary, at_primary.SLOT_LIVES, name):
         raise RefusedError(
             f"slot {name} is gone from the primary, and changes with it: the shadow must be made anew"
         )

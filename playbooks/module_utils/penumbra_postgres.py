@@ -268,6 +268,9 @@ def make_slot(connection: psycopg.Connection, name: str) -> None:
         ) from None
 
 
+SLOT_LIVES = (
+    "SELECT true FROM pg_replication_slots WHERE slot_name = %s AND wal_status IS DISTINCT FROM 'lost'"
+)
 SLOTS = """
     SELECT slot_name, active_pid FROM pg_replication_slots
     WHERE slot_type = 'logical' AND plugin = 'pgoutput' AND database = current_database()

@@ -26,7 +26,10 @@ are not copied, and take them for empty."""
 
 
 def quiet(connection: psycopg.Connection) -> None:
-    """What follows holds passwords and verifiers: the server's logs and statistics must not."""
+    """What follows holds passwords and verifiers: the server's logs and statistics must not.
+
+    And event triggers that came with the schema don't fire.
+    """
     for name, value in (
         ("log_statement", "none"),
         ("log_min_duration_statement", "-1"),
@@ -35,6 +38,7 @@ def quiet(connection: psycopg.Connection) -> None:
         ("log_min_error_statement", "panic"),
         ("pg_stat_statements.track", "none"),
         ("pgaudit.log", "none"),
+        ("session_replication_role", "replica"),
     ):
         connection.execute("SELECT set_config(%s, %s, false)", (name, value))
 

@@ -45,7 +45,14 @@ class Site:
     @property
     def hosts(self) -> dict[str, model.Host]:
         return {
-            name: model.Host(name, variables={"ansible_connection": "local", "netns": netns})
+            name: model.Host(
+                name,
+                variables={
+                    "ansible_connection": "local",
+                    "netns": netns,
+                    "data_dir": str(self.run_dir.parent / "data"),
+                },
+            )
             for name, netns in (("host-a", self.first), ("host-b", self.second))
         }
 
@@ -432,6 +439,27 @@ def test_close_ends_what_is_running_but_no_shadow(site: Site, tmp_path: Path) ->
     second.close()
     assert sleepers(site) == []
     assert site.get(SHADOW, made.port or 0) == "web-1-s1"
+
+
+@pytest.mark.usefixtures("original")
+def test_a_directory_that_was_being_prepared_when_the_run_was_killed_is_found_and_removed(
+    site: Site,
+) -> None:
+    order = site.order(fresh_directory={"options": [], "prepare": ["sleep", "9876"]})
+    first = site.provisioner()
+    first.provision(order)
+    eventually(lambda: sleepers(site))
+    first.close()
+    assert sleepers(site) == []
+    data = site.run_dir.parent / "data"
+    assert [path.name for path in data.glob("*/*/data")] == ["data"], "the fault hit: it was left"
+    second = site.provisioner()
+    (found,) = second.existing([("host-a", "netns"), ("host-b", "netns")]).found
+    assert (found.shadow, found.host, found.service, found.parent) == ("web-1-s1", "host-b", "web", "web-1")
+    second.deprovision(order)
+    assert result_of(second).reason == ""
+    assert list(data.iterdir()) == []
+    second.close()
 
 
 CONTROLLER = """

@@ -16,7 +16,7 @@ from controlplane import model
 from controlplane.lab.topology import Topology
 from tests.netns import postgres
 from tests.netns.engines import PASSWORD, SHADOW
-from tests.netns.postgres import Primary
+from tests.netns.postgres import PORT, Primary
 from tests.netns.steered import eventually, passes, playbooks_with
 from tests.unit.test_playbooks import PLAYBOOKS, loaded
 
@@ -145,6 +145,7 @@ def test_a_shadow_under_writes_is_a_copy_stays_one_and_goes_without_a_trace(prim
         assert PASSWORD not in log
         assert PASSWORD.replace("'", "''") not in log
         assert "SCRAM-SHA" not in log
+        assert PASSWORD not in site.log.read_text()
         assert site.deprovision().reason == ""
         assert_nothing_left(primary)
         assert site.deprovision().reason == ""
@@ -207,12 +208,10 @@ def test_while_the_primary_is_down_the_shadow_goes_and_the_rest_when_it_is_back(
 
 
 BLOCKS = {
-    "publication": "LOCK TABLE stock.items IN SHARE MODE",
     "schema": "LOCK TABLE stock.cache IN ACCESS EXCLUSIVE MODE",
     "slot": "SELECT pg_current_xact_id()",
 }
 WAITING = {
-    "publication": "query LIKE 'CREATE PUBLICATION%' AND wait_event_type = 'Lock'",
     "schema": "application_name = 'pg_dump' AND wait_event_type = 'Lock'",
     "slot": "query LIKE '%pg_create_logical_replication_slot%' AND wait_event_type = 'Lock'",
 }
@@ -244,15 +243,29 @@ def test_a_run_that_is_killed_half_way_is_undone_or_finished(primary: Primary, s
 def test_somebody_elses_slot_of_the_same_name_is_not_touched(primary: Primary) -> None:
     site = primary.site
     taken = rules("penumbra_sync").sync_name(site.instance, SHADOW)
+    postgres_rules = rules("penumbra_postgres")
+    loaded(
+        "ansible.module_utils.penumbra_postgres_shadow",
+        PLAYBOOKS / "module_utils/penumbra_postgres_shadow.py",
+    )
+    driver = loaded("penumbra_sync_postgres", PLAYBOOKS / "library/penumbra_sync_postgres.py")
+    asked = {
+        "instance": site.instance,
+        "shadow": SHADOW,
+        "sslmode": "prefer",
+        "primary": {"address": str(site.address), "port": PORT},
+        **site.sync.variables,
+    }
     with primary.connected() as connection:
         connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (taken,))
-        result = site.provision()
-        assert f"a replication slot {taken} that is not ours" in result.reason
-        assert site.deprovision().reason == ""
-        assert site.left() == []
+        with pytest.raises(postgres_rules.RefusedError, match=f"slot {taken} that is not ours"):
+            postgres_rules.check(connection, taken, None)
+        with site.at_access_point():
+            assert driver.stopped(asked, None)["changed"] is False
         slots = [row[0] for row in connection.execute("SELECT slot_name FROM pg_replication_slots")]
         assert taken in slots
         connection.execute("SELECT pg_drop_replication_slot(%s)", (taken,))
+        postgres_rules.check(connection, taken, None)  # the control: nothing else was in the way
     assert_nothing_left(primary)
 
 
@@ -300,9 +313,7 @@ def test_what_would_harm_the_primary_is_refused(primary: Primary, made: str, rea
 
 def test_two_of_them_never_share_a_directory(primary: Primary) -> None:
     site = primary.site
-    with_sync = site.provision(site.order(fresh_directory={}))
-    assert "set fresh_directory" in with_sync.reason
-    without = site.provision(replace(site.order(fresh_directory={}), sync=None))
-    assert f"{primary.data}/" in without.reason
-    assert "open for writing" in without.reason
+    refused = site.provision(replace(site.order(fresh_directory={}), sync=None))
+    assert f"{primary.data}/" in refused.reason
+    assert "open for writing" in refused.reason
     assert site.left() == []

@@ -187,20 +187,11 @@ def test_a_shadow_under_writes_is_a_copy_stays_one_and_goes_without_a_trace(prim
     assert len(kept) > 150
 
 
-def test_of_a_shadow_that_was_killed_nothing_is_left_nor_while_the_primary_is_down(primary: Primary) -> None:
+def test_of_a_shadow_that_was_killed_nothing_is_left(primary: Primary) -> None:
     site = primary.site
     at_shadow(primary, site.provision())
     site.kill()
     assert site.deprovision().reason == ""
-    assert_nothing_left(primary)
-
-    at_shadow(primary, site.provision())
-    primary.end()
-    try:
-        assert site.deprovision().reason == ""
-        assert site.left() == []
-    finally:
-        primary.start()
     assert_nothing_left(primary)
 
 

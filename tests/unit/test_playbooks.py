@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -207,6 +207,31 @@ def test_what_a_process_and_its_children_write_in_place_is_known(tmp_path: Path)
         finally:
             os.killpg(writer.pid, signal.SIGKILL)
     assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "written", "reason"),
+    [
+        pytest.param({}, [], None, id="one that writes nothing"),
+        pytest.param({"stateful": True}, [], "set fresh_directory", id="one whose data is copied"),
+        pytest.param(
+            {}, ["/data/a", "/data/b"], "has /data/a open for writing, and 1 files more", id="files"
+        ),
+        pytest.param({"shared_paths": ["/data"]}, ["/data/a"], None, id="files that may be shared"),
+        pytest.param({"shared_paths": ["/dat"]}, ["/data/a"], "/data/a open", id="others may be"),
+        pytest.param({"stateful": True, "fresh_directory": {"options": []}}, [], None, id="a new directory"),
+    ],
+)
+def test_who_would_write_to_its_originals_files_is_refused(
+    netns: ModuleType, asked: dict[str, object], written: list[str], reason: str | None
+) -> None:
+    p = {"parent": {"name": "db-1"}, "stateful": False, "fresh_directory": None, "shared_paths": [], **asked}
+    kept = SimpleNamespace(identity=SimpleNamespace(pid=7), written=written)
+    if reason is None:
+        netns.check_shares_nothing(p, kept, None)
+        return
+    with pytest.raises(netns.RefusedError, match=reason):
+        netns.check_shares_nothing(p, kept, None)
 
 
 def test_a_shadow_of_which_only_its_directory_is_left_is_listed_and_removed(
