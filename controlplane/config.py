@@ -43,11 +43,24 @@ class _Section(BaseModel):
 
 class _Probe(_Section):
     kind: model.ProbeKind = model.ProbeKind.TCP
-    path: values.UrlPath = "/"
+    port: values.Port | None = None
+    path: values.UrlPath | None = None
+    status: values.Statuses | None = None
+    body: values.Pattern | None = None
+    host: values.Server | None = None
+    ca: values.Folder | None = None
+    source: values.OwnAddress | None = None
     interval: values.ProbeInterval = 1.0
     timeout: values.Timeout = 0.5
+    jitter: values.Jitter | None = None
     rise: values.Probes = 2
     fall: values.Probes = 3
+    max_ejected: values.Ejected | None = None
+
+    def probe(self) -> model.Probe:
+        given = _given(self, {"interval": "interval_s", "timeout": "timeout_s"})
+        given |= {key: str(given[key]) for key in ("ca", "source") if key in given}
+        return model.Probe(**given)
 
 
 class _Usage(_Section):
@@ -276,17 +289,7 @@ def _in_service(root: _Root, where: str, service: _Service) -> Iterable[str]:
                 f"{where}.endpoints.{name}.limit: {one.limit:g} flows/s would part the flows of a client, "
                 f"which affinity: source keeps together; one of the two is allowed"
             )
-    probe = service.probe
-    if probe.timeout > probe.interval:
-        yield (
-            f"{where}.probe.timeout: {probe.timeout:g}s is longer than the interval ({probe.interval:g}s); "
-            f"at most the interval is allowed"
-        )
-    if probe.kind is model.ProbeKind.TCP and service.protocol == "udp":
-        yield (
-            f"{where}.probe.kind: tcp, the default, can't probe a udp service; http is allowed, "
-            f"asked over TCP on the same port"
-        )
+    yield from _in_probe(f"{where}.probe", service)
     if service.usage is not None:
         yield from _in_usage(where, service.usage, service.endpoints)
     yield from _in_data(where, root.tick, service)
@@ -330,6 +333,31 @@ def _in_data(where: str, tick_s: float, service: _Service) -> Iterable[str]:
         yield (
             f"{where}.sync.max_lag: {sync.max_lag.seconds:g}s can't be kept with interval {sync.interval:g}s "
             f"and tick {tick_s:g}s; {least_s:g}s or more is allowed (two intervals, a tick and half a second)"
+        )
+
+
+def _in_probe(where: str, service: _Service) -> Iterable[str]:
+    probe = service.probe
+    if probe.timeout > probe.interval:
+        yield (
+            f"{where}.timeout: {probe.timeout:g}s is longer than the interval ({probe.interval:g}s); "
+            f"at most the interval is allowed"
+        )
+    if probe.kind is model.ProbeKind.TCP and service.protocol == "udp" and probe.port is None:
+        yield (
+            f"{where}.kind: tcp, the default, can't probe a udp service; http is allowed, "
+            f"asked over TCP on the same port, or a port that is TCP's"
+        )
+    of_http = ("path", "status", "body", "host")
+    for key in (*(of_http if probe.kind is model.ProbeKind.TCP else ()), "ca"):
+        value = getattr(probe, key)
+        if value is not None and probe.kind is not model.ProbeKind.HTTPS:
+            kinds = "https" if key == "ca" else "http or https"
+            yield f"{where}.{key}: kind: {probe.kind.value} has no use for it; allowed with {kinds}"
+    if probe.source is not None and probe.source.version != service.vip.version:
+        yield (
+            f"{where}.source: {probe.source} is not of the IP version of its service's vip ({service.vip}); "
+            f"one of the same version is allowed"
         )
 
 
@@ -421,7 +449,11 @@ def _to_model(root: _Root) -> model.Config:
         budget_per_hour=root.budget_per_hour,
         inventory=root.inventory,
         host_usage=None if root.host_usage is None else root.host_usage.host_source(),
-        direct=(*root.direct, *host_addresses(host.variables for host in root.hosts.values())),
+        direct=(
+            *root.direct,
+            *host_addresses(host.variables for host in root.hosts.values()),
+            *_probe_sources(root.services),
+        ),
         sizes=model.Sizes(**root.sizes.model_dump()),
         idle=model.Idle(**{f"{key}_s": value for key, value in root.idle.model_dump().items()}),
         insert_limit_per_s=root.insert_limit,
@@ -483,6 +515,11 @@ def host_addresses(variables: Iterable[Mapping[str, object]]) -> Iterable[Networ
                 continue  # a name, or none
 
 
+def _probe_sources(services: Mapping[str, _Service]) -> Iterable[Network]:
+    """What members answer to checks is for who checks, and no VIP's."""
+    return dict.fromkeys(ip_network(one.probe.source) for one in services.values() if one.probe.source)
+
+
 _SHADOW_NAMES = {
     key: f"{key}_s" for key in ("lead_time", "warm_up", "min_life", "idle", "drain", "timeout", "retry_after")
 }
@@ -501,7 +538,7 @@ def _service(name: str, service: _Service) -> model.Service:
         on_down=service.on_down,
         affinity=service.affinity,
         ring_size=service.ring_size,
-        probe=model.Probe(**_given(service.probe, {"interval": "interval_s", "timeout": "timeout_s"})),
+        probe=service.probe.probe(),
         usage=None if service.usage is None else service.usage.source(),
         forecast=model.ForecastSettings(**_given(service.forecast, {})),
         shadows=model.ShadowSettings(**_given(service.shadows, _SHADOW_NAMES)),

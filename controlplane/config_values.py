@@ -29,6 +29,9 @@ _URL_PATH = re.compile(r"/[!-~]*")
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,252}")
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_STATUS = re.compile(r"([0-9]{3})(?:\s*-\s*([0-9]{3}))?")
+_SERVER = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_SERVER_MOST = 253
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _FLOWS_LEAST = 0.001
 _RATE = "a rate of new flows from 0.001 to 10^9 with its unit is allowed"
@@ -160,6 +163,32 @@ def _send(value: str) -> str:
     return value
 
 
+def _statuses(value: object) -> tuple[tuple[int, int], ...]:
+    """``200-399, 404``, or one number."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    found = [_STATUS.fullmatch(part.strip()) for part in text.split(",")]
+    ranges = tuple((int(one[1]), int(one[2] or one[1])) for one in found if one is not None)
+    if len(ranges) < len(found) or not all(100 <= least <= most <= 599 for least, most in ranges):
+        raise ValueError("statuses from 100 to 599 and ranges of them are allowed, e.g. 200-399, or 200,204")
+    return ranges
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"a regular expression is allowed ({error})") from None
+    if not value or not value.isprintable():
+        raise ValueError("a regular expression of printable characters is allowed, one at least")
+    return value
+
+
+def _server(value: str) -> str:
+    if not _SERVER.fullmatch(value) or len(value) > _SERVER_MOST:
+        raise ValueError("a host's name, or its address, is allowed, without a port")
+    return value
+
+
 def _is_prime(value: int) -> int:
     if value < 3 or any(value % divisor == 0 for divisor in range(2, int(value**0.5) + 1)):
         raise ValueError("a prime number is allowed, e.g. 4093, 16381, 65537")
@@ -249,6 +278,11 @@ Flows = Annotated[float, BeforeValidator(_flows_per_s)]
 Errors = Annotated[float, BeforeValidator(_errors_per_s)]
 Limit = Annotated[float, BeforeValidator(_limit)]
 Send = Annotated[str, AfterValidator(_send)]
+Statuses = Annotated[tuple[tuple[int, int], ...], BeforeValidator(_statuses)]
+Pattern = Annotated[str, Strict(), AfterValidator(_pattern)]
+Server = Annotated[str, Strict(), AfterValidator(_server)]
+Jitter = Annotated[float, BeforeValidator(_number(0.0, 0.9))]
+Ejected = Annotated[float, BeforeValidator(_number(0.01, 1.0))]
 UrlPath = Annotated[str, AfterValidator(_url_path)]
 Folder = Annotated[Path, AfterValidator(_absolute)]
 Variables = Annotated[dict[str, Any], BeforeValidator(_variables)]

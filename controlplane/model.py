@@ -72,6 +72,7 @@ class Requests(Enum):
 class ProbeKind(Enum):
     TCP = "tcp"
     HTTP = "http"
+    HTTPS = "https"
 
 
 class UsageKind(Enum):
@@ -153,17 +154,33 @@ class ShadowState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A health check of every endpoint of a service."""
+    """A health check of every endpoint of a service, and what follows from its answers."""
 
     kind: ProbeKind = ProbeKind.TCP
+    port: int | None = None
+    """None: the member's own."""
     path: str = "/"
-    """HTTP only: what to GET; 200..399 is healthy."""
+    """HTTP and HTTPS only, as the four that follow: what to GET."""
+    status: tuple[tuple[int, int], ...] = ((200, 399),)
+    """Ranges, ends included, of what is healthy."""
+    body: str = ""
+    """Regular expression that is found in the first 64 KiB of a healthy answer."""
+    host: str = ""
+    """Of the Host header, and the name that an HTTPS certificate must be for; empty: the member's address."""
+    ca: str = ""
+    """PEM file of the authorities that HTTPS certificates must be signed by; empty: the system's."""
+    source: str = ""
+    """Own address that checks come from; empty: as it is routed."""
     interval_s: float = 1.0
     timeout_s: float = 0.5
+    jitter: float = 0.0
+    """A check may come earlier by up to so much of the interval."""
     rise: int = 2
     """Consecutive successes until healthy."""
     fall: int = 3
     """Consecutive failures until unhealthy."""
+    max_ejected: float = 1.0
+    """At most this share of a service's members that were healthy is ejected at once."""
 
 
 @dataclass(frozen=True, slots=True)

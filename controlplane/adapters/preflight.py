@@ -7,6 +7,8 @@ Read in the network namespace of the caller. Offloads of interfaces in other nam
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -122,6 +124,35 @@ def misplaced(config: model.Config) -> list[Problem]:
             where = f"services.{name}.endpoints.{one.name}.address {one.address}"
             found += _misplaced_endpoint(where, one, routing, config.interfaces)
     return found
+
+
+def unusable_probes(config: model.Config) -> Iterator[str]:
+    """What checks of members can't be made with here, with its path in the configuration."""
+    for name, service in config.services.items():
+        where, probe = f"services.{name}.probe", service.probe
+        if probe.ca and (why := _no_authorities(probe.ca)):
+            yield f"{where}.ca: {probe.ca}: {why}; a PEM file of certificates is allowed"
+        if probe.source and (why := _no_source(probe.source)):
+            yield f"{where}.source: {probe.source}: {why}; an address of this network namespace is allowed"
+
+
+def _no_authorities(file: str) -> str:
+    try:
+        ssl.create_default_context(cafile=file)
+    except ssl.SSLError:
+        return "it holds no certificate, or a broken one"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _no_source(address: str) -> str:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as own:
+            own.bind((address, 0))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def uncounted() -> Iterable[Problem]:

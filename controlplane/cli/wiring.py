@@ -55,6 +55,7 @@ def against_machine(configured: model.Config) -> list[str]:
     folder = configured.playbooks or shipped_playbooks()
     problems += [f"playbooks: {problem}" for problem in check_playbooks(folder)]
     problems += targets.problems(configured, (folder, shipped_playbooks()))
+    problems += preflight.unusable_probes(configured)
     problems += [
         f"services.{name}.sync.variables.password_file: {path}: can't be read here; a file is allowed"
         for name, service in configured.services.items()

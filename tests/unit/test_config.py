@@ -3,7 +3,8 @@
 
 import math
 import os
-from ipaddress import IPv4Address, IPv6Address
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -367,6 +368,17 @@ TAKEN = {
     "services.web.shadows.regions": {"[]"},
     "services.web.shadows.cost_weight": {"0.5"},
     "services.web.endpoints.web-1.weight": {"0.5"},
+    "services.web.probe.body": {
+        "2024-01-01",
+        "1:30",
+        "x" * 300,
+        "999999999h",
+        "1e-9s",
+        "0.000000001 flows/s",
+    },
+    "services.web.probe.host": {"2024-01-01", "999999999h", "1e-9s"},
+    "services.web.probe.jitter": {"0.5"},
+    "services.web.probe.max_ejected": {"0.5"},
     "services.web.usage.address": {"2024-01-01", "999999999h", "1e-9s"},
     "services.web.usage.send": {"''", "2024-01-01", "1:30", "999999999h", "1e-9s", '"/\\n"'}
     | {"0.000000001 flows/s"},
@@ -394,6 +406,8 @@ def test_nonsense_is_refused_in_a_line_with_its_path_and_what_is_allowed(path):
     if path[-2:-1] == ("sync",):
         root["services"]["web"]["access"] = "read"
         here |= {"driver": "redis", "max_lag": "1m"}
+    if path[-2:-1] == ("probe",) and path[-1] in ("path", "status", "body", "host", "ca"):
+        here["kind"] = "https"
     here[path[-1]] = "VALUE"
     text = yaml.safe_dump(root)
     for value in NONSENSE:
@@ -490,3 +504,37 @@ def test_what_python_chokes_on_is_a_line_too(text, reason):
 
 def test_what_looks_like_a_date_is_a_text():
     assert config.parse(GOOD.replace("instance: lab", "instance: 2024-01-01")).instance == "2024-01-01"
+
+
+def probed(probe: str) -> model.Config:
+    return config.parse(GOOD.replace("port: 80\n", f"port: 80\n    probe: {{{probe}}}\n", 1))
+
+
+def test_a_probe_has_all_that_is_said_of_it_and_its_source_is_direct():
+    known = probed(
+        "kind: https, port: 8443, path: /h, status: '200-299, 404', body: 'ok|fine', host: web.example, "
+        "ca: /etc/ca.pem, source: 10.0.2.250, interval: 2s, timeout: 1s, jitter: 0.2, rise: 3, fall: 4, "
+        "max_ejected: 0.5"
+    )
+    assert known.services["web"].probe == model.Probe(
+        kind=model.ProbeKind.HTTPS, port=8443, path="/h", status=((200, 299), (404, 404)), body="ok|fine",
+        host="web.example", ca="/etc/ca.pem", source="10.0.2.250", interval_s=2.0, timeout_s=1.0, jitter=0.2,
+        rise=3, fall=4, max_ejected=0.5,
+    )  # fmt: skip
+    assert ip_network("10.0.2.250") in known.direct
+    assert probed("kind: http, status: 204").services["web"].probe.status == ((204, 204),)
+
+
+@pytest.mark.parametrize(
+    ("probe", "why"),
+    [
+        ("path: /h", "probe.path: kind: tcp has no use for it; allowed with http or https"),
+        ("kind: http, ca: /a.pem", "probe.ca: kind: http has no use for it; allowed with https"),
+        ("source: '2001:db8::1'", "probe.source: 2001:db8::1 is not of the IP version of its service's vip"),
+        ("kind: http, status: 399-200", "probe.status: '399-200': statuses from 100 to 599"),
+        ("kind: http, body: '('", "probe.body: '(': a regular expression is allowed (missing )"),
+    ],
+)
+def test_what_a_probe_has_no_use_for_is_refused(probe, why):
+    with pytest.raises(config.ConfigError, match=re.escape(why)):
+        probed(probe)
