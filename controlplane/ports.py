@@ -144,6 +144,13 @@ class Prober(Protocol):
     def watch(self, targets: Mapping[str, tuple[str, int, model.Probe]]) -> None:
         """Member's name -> (address, port, probe): from now on exactly these are probed."""
 
+    def check(self, members: Collection[str]) -> None:
+        """These show signs of trouble: they are checked at once, each once a second at most, and as long as
+        they do not answer well in quick succession, until they are known to be down."""
+
+    def troubles(self) -> Mapping[str, str]:
+        """Who can't be checked at present, and why."""
+
     def results(self) -> Sequence[model.Health]:
         """Answers since the last call, oldest first."""
 
@@ -301,6 +308,10 @@ class LagError(RuntimeError):
 
 class InventoryError(RuntimeError):
     """The inventory can't be read, or something in it can't be used; the message says what."""
+
+
+class ProbeError(RuntimeError):
+    """Some members can't be checked; the message says who, and why."""
 
 
 class StoreError(RuntimeError):

@@ -287,6 +287,15 @@ class FakeProber:
         self.dead: set[str] = set()
         self.silent = False
         self.targets: dict[str, tuple[str, int, model.Probe]] = {}
+        self.checked: list[str] = []
+        """Who was to be checked at once."""
+        self.unable: dict[str, str] = {}
+
+    def check(self, members: Collection[str]) -> None:
+        self.checked += members
+
+    def troubles(self) -> Mapping[str, str]:
+        return self.unable
 
     def watch(self, targets: Mapping[str, tuple[str, int, model.Probe]]) -> None:
         self.targets = dict(targets)

@@ -1,109 +1,138 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Health checks by TCP connect and HTTP GET, in a thread with an event loop of its own.
+"""Health checks, made by a process of its own (``probe_process.py``), which is started again if it ends.
 
-Each member is probed on its own beat, phases spread over the interval. Whether an answer makes a member
-healthy is not decided here (``controlplane/health.py``).
+Whether an answer makes a member healthy is not decided here (``controlplane/health.py``).
 """
 
 from __future__ import annotations
 
-import asyncio
+import queue
+import subprocess
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from ipaddress import ip_address
-
-import aiohttp
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
 
 from controlplane import model
-from controlplane.adapters import no_answer
-from controlplane.addresses import with_port
-
-Target = tuple[str, int, model.Probe]
+from controlplane.adapters.tcp_probes import Answer, Target
 
 RESULTS_MOST = 1_000_000
+SILENT_S = 10.0
+"""Who sends nothing for so long hangs."""
+AGAIN_S = 1.0
+"""Before a process that ended is started again."""
 
 
 class NetworkProber:
-    """``ports.Prober``. ``on_change`` is called, in its thread, when as many answers in a row were alike as
-    make a member healthy or unhealthy."""
+    """``ports.Prober``. ``on_change`` is called, in a thread of its own, when as many answers in a row were
+    alike as make a member healthy or unhealthy."""
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self._on_change = on_change
-        self._results: deque[model.Health] = deque(maxlen=RESULTS_MOST)
-        self._probing: dict[str, tuple[Target, asyncio.Task[None]]] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="probes", daemon=True)
-        self._thread.start()
+        self._answers: deque[Answer] = deque(maxlen=RESULTS_MOST)
+        self._unable: dict[str, str] = {}
+        self._ended = ""
+        """Why nobody is checked just now."""
+        self._targets: dict[str, Target] = {}
+        self._lock = threading.Lock()
+        self._commands: queue.SimpleQueue[tuple[object, ...] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._start()
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for name, run in (("probes", self._receive), ("probed", self._send))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def watch(self, targets: Mapping[str, Target]) -> None:
-        self._loop.call_soon_threadsafe(self._watch, dict(targets))
+        if targets == self._targets:
+            return
+        with self._lock:
+            changed = {name: one for name, one in targets.items() if self._targets.get(name) != one}
+            gone = self._targets.keys() - targets.keys()
+            self._targets = dict(targets)
+            for name in (*gone, *changed):
+                self._unable.pop(name, None)
+            self._commands.put(("watch", changed, list(gone)))
+
+    def check(self, members: Collection[str]) -> None:
+        if members:
+            self._commands.put(("check", list(members)))
 
     def results(self) -> Sequence[model.Health]:
         found = []
-        while self._results:
-            found.append(self._results.popleft())
+        while self._answers:
+            found.append(model.Health(*self._answers.popleft()))
         return found
 
+    def troubles(self) -> Mapping[str, str]:
+        if self._ended:
+            return {"all members": self._ended}
+        return {name: why for name, why in self._unable.copy().items() if name in self._targets}
+
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._closing.set()
+        self._commands.put(None)
+        self._process.kill()
+        for thread in self._threads:
+            thread.join()
+        self._connection.close()
 
-    def _watch(self, targets: dict[str, Target]) -> None:
-        for member, (target, task) in list(self._probing.items()):
-            if targets.get(member) != target:
-                task.cancel()
-                del self._probing[member]
-        new = [member for member in targets if member not in self._probing]
-        for at, member in enumerate(new):
-            phase = at / len(new)
-            task = self._loop.create_task(self._keep_probing(member, targets[member], phase))
-            self._probing[member] = (targets[member], task)
+    # ---- the process ----------------------------------------------------------------------------
 
-    async def _keep_probing(self, member: str, target: Target, phase: float) -> None:
-        address, port, probe = target
-        ask = self._get if probe.kind is model.ProbeKind.HTTP else self._connect
-        due = self._loop.time() + phase * probe.interval_s
-        before: bool | None = None
-        alike = 0
-        while True:
-            await asyncio.sleep(due - self._loop.time())
-            started = self._loop.time()
-            reason = ""
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        with theirs:
+            fd = theirs.fileno()
+            # The terminal's signals are for the controller, which ends it then.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "controlplane.adapters.probe_process", str(fd)],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=(fd,),
+            )
+        self._connection: Connection = ours
+
+    def _send(self) -> None:
+        """The loop never waits for the process, even if that hangs."""
+        while (command := self._commands.get()) is not None:
+            with suppress(OSError):
+                self._connection.send(command)
+
+    def _receive(self) -> None:
+        while not self._closing.is_set():
             try:
-                async with asyncio.timeout(probe.timeout_s):
-                    reason = await ask(address, port, probe)
-            except TimeoutError:
-                reason = f"no answer within {probe.timeout_s:g} s"
-            except Exception as error:  # whatever went wrong, it was no healthy answer
-                reason = no_answer.why(error)
-            ended = self._loop.time()
-            self._results.append(model.Health(member, not reason, ended, ended - started, reason))
-            alike = alike + 1 if before == (not reason) else 1
-            before = not reason
-            if alike == (probe.fall if reason else probe.rise):
+                if not self._connection.poll(SILENT_S):
+                    raise EOFError
+                flips, answers, unable = self._connection.recv()
+            except (EOFError, OSError):
+                self._restart()
+                continue
+            self._ended = ""
+            if self._unable:
+                for member, *_ in answers:
+                    self._unable.pop(member, None)
+            self._unable |= unable
+            self._answers.extend(answers)
+            if flips:
                 self._on_change()
-            due = max(due + probe.interval_s, ended)
 
-    async def _connect(self, address: str, port: int, _probe: model.Probe) -> str:
-        _reader, writer = await asyncio.open_connection(address, port)
-        writer.close()
-        return ""
-
-    async def _get(self, address: str, port: int, probe: model.Probe) -> str:
-        """Why it is unhealthy, or nothing. A new connection each time: making it is half the check."""
-        connector = aiohttp.TCPConnector(force_close=True, limit=1)
-        url = f"http://{with_port(ip_address(address), port)}{probe.path}"
-        async with (
-            aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
-            session.get(url, allow_redirects=False, headers={"User-Agent": "penumbra"}) as response,
-        ):
-            return "" if 200 <= response.status < 400 else f"GET {probe.path} answered {response.status}"
-
-    async def _end(self) -> None:
-        tasks = [task for _, task in self._probing.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def _restart(self) -> None:
+        self._process.kill()
+        ended = self._process.wait()
+        if self._closing.is_set():
+            return
+        self._ended = f"the process that checks them ended ({ended}) and is started again"
+        if self._closing.wait(AGAIN_S):
+            return
+        with self._lock:
+            self._connection.close()
+            try:
+                self._start()
+            except OSError as error:
+                self._ended = f"the process that checks them can't be started: {error.strerror or error}"
+                return
+            self._commands.put(("all", dict(self._targets)))
