@@ -20,6 +20,9 @@ class Announcements:
         self.penalised: frozenset[str] = frozenset()
         self._serve_on: frozenset[str] = frozenset()
         """Live endpoints that are drained and serve on."""
+        self._waiting: frozenset[str] = frozenset()
+        """Who fails and is not ejected."""
+        self._held: frozenset[str] = frozenset()
 
     def common_causes(self, fleet: Fleet) -> None:
         for service, cause in fleet.common_causes().items():
@@ -43,6 +46,20 @@ class Announcements:
             self._journal.say(name, "penalty", f"{name}: it has its usual share of new flows again")
         self.penalised = frozenset(now)
 
+    def ejections(self, fleet: Fleet) -> None:
+        """Who fails and is not ejected, and who no longer has to wait."""
+        now = fleet.ejections.waiting
+        for name in sorted(now - self._waiting):
+            said = "it fails, and is not ejected: as many as max_ejected allows are already"
+            self._journal.say(name, "not-ejected", f"{name}: {said}; it still gets packets")
+        for name in sorted(self._waiting - now):
+            done = "is ejected now" if name in fleet.ejections.failing else "no longer fails"
+            self._journal.say(name, "not-ejected", f"{name}: {done}")
+        for name in sorted(self._held - fleet.ejections.held):
+            if fleet.is_up(name, False):
+                self._journal.say(name, "hold-down", f"{name}: no longer held down")
+        self._waiting, self._held = now, fleet.ejections.held
+
     def drains(self, steered: Steered) -> None:
         """Who is drained and serves on, or no longer does."""
         now = frozenset(name for name in steered.drained if steered.serves_on(name))
@@ -58,8 +75,10 @@ class Announcements:
         opened = frozenset(name for name in services if fleet.fail_open.get(name))
         for name in sorted((opened ^ self.opened) & services.keys()):
             names = [endpoint.name for endpoint in services[name].endpoints]
-            if name not in opened:
-                own = [s.name for s in shadows.values() if s.service == name]
+            own = [s.name for s in shadows.values() if s.service == name]
+            if name in opened:
+                names += [one for one in own if shadows[one].state is model.ShadowState.READY]
+            else:
                 up = [one for one in names if fleet.is_up(one, True)]
                 names = up + [one for one in own if fleet.is_up(one, False)]
             self._journal.fail_open(name, names, is_open=name in opened)

@@ -9,15 +9,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, S
 import numpy as np
 import numpy.typing as npt
 
-from controlplane import groups, model, policy, shadows
+from controlplane import groups, model, policy, shadows, signs
 from controlplane.capacity import WINDOW_S, Capacities, News
 from controlplane.fitness import Fitness
-from controlplane.health import MemberHealth
+from controlplane.health import Ejections, MemberHealth, ejections
 from controlplane.keeping import PENALTIES, Keeping
 from controlplane.lag import Gates
 from controlplane.loads import Loads, with_capacities
 from controlplane.novelty import Novel, Novelties
-from controlplane.observe import Rates, Rows, growth, rates, work
+from controlplane.observe import Counted, Rates, Rows, growth, rates, work
 from controlplane.outlook import Outlook
 from controlplane.penalties import Penalties
 from controlplane.pool import Unit, is_pool
@@ -37,6 +37,7 @@ _CONCLUDED_SHARE = 1.25
 """Of the steps that end in a mean tick."""
 _GAP_TICKS = 3.0
 """Readings further apart are stale."""
+_ANSWERED_S = 10.0
 _SERVING = frozenset({model.ShadowState.READY, model.ShadowState.DRAINING})
 _UNKNOWN = MemberHealth()
 
@@ -49,6 +50,13 @@ class Fleet:
         self._unsettled: set[str] = set()
         """Live endpoints that are not known to be up, or came back and may still warm up."""
         self.health: dict[str, MemberHealth] = {}
+        self._unwell: set[str] = set()
+        """Members that are down, or held down."""
+        self.ejections = Ejections()
+        self._clients_s: dict[str, float] = {}
+        """Shadow -> when it last answered a client's SYN."""
+        self.suspects: Sequence[str] = ()
+        """Members most of whose new flows failed in the last tick."""
         self.use = Fitness()
         self.lag = Gates()
         """Of shadows that serve copies of data."""
@@ -107,6 +115,8 @@ class Fleet:
     def _set_up_views(self, services: Collection[model.Service]) -> None:
         self.views = {service.name: Outlook(service, self._tick_s) for service in services}
         self.loads = Loads(services, [view.method for view in self.views.values()])
+        is_tcp = [one.protocol is model.Protocol.TCP for one in services for _ in one.endpoints]
+        self._is_tcp = np.array(is_tcp, np.bool_)
 
     def take_rings(self, rings: Mapping[str, Mapping[str, float]]) -> None:
         """Service -> the weights that new flows go by until the next reading; of those that changed."""
@@ -117,10 +127,15 @@ class Fleet:
     def adopt_health(self, installed: model.Steering) -> None:
         """Before the first probes, health is what the data plane was last told."""
         for member in installed.members.values():
-            if member.name not in self.health:
-                self.health[member.name] = MemberHealth(up=not member.down)
-                if not member.down:
-                    self._unsettled.discard(member.name)
+            self.adopt(member.name, down=member.down)
+
+    def adopt(self, name: str, *, down: bool) -> None:
+        if name not in self.health:
+            self.health[name] = MemberHealth(up=not down, was_up=not down)
+            if down:
+                self._unwell.add(name)
+            else:
+                self._unsettled.discard(name)
 
     def observe_health(self, answers: Sequence[model.Health], roster: Members) -> list[tuple[str, str]]:
         """Takes probes' answers. Whose health changed, and a sentence."""
@@ -134,6 +149,7 @@ class Fleet:
             after = self.health[name] = before.observe(answer, probe)
             if after.up is before.up:
                 continue
+            self._unwell.add(name)
             if after.up and name in roster.shadows and not roster.shadows[name].standby:
                 self.loads.help_came(roster.shadows[name].parent)
             if after.up and after.back_s is None:
@@ -142,10 +158,39 @@ class Fleet:
                 self._unsettled.add(name)
             if after.up:
                 said = f"{name} is healthy after {after.successes} good probes"
+                if held_s := after.held_s(answer.at_s):
+                    times = f"it went down {after.flaps} times"
+                    said += f"; {times}, and is held down for {held_s:.0f} s unless it is needed"
             else:
                 said = f"{name} is unhealthy after {after.failures} failed probes: {after.reason}"
             changed.append((name, said))
         return changed
+
+    def judge_health(self, roster: Members, now_s: float) -> bool:
+        """Who is ejected. True if that has changed."""
+        before = self.ejections
+        health = self.health
+        self._unwell = {
+            n
+            for n in self._unwell
+            if n in health and (health[n].up is False or health[n].held_s(now_s) > 0.0)
+        }
+        lives = self.loads.index
+        services = {self.loads.service(lives[name]).name for name in self._unwell & lives.keys()}
+        services |= {roster.shadows[name].service for name in self._unwell & roster.shadows.keys()}
+        found = []
+        for name in services & self.views.keys():
+            view = self.views[name]
+            members = {one: health.get(one, _UNKNOWN) for one in view.names}
+            for shadow in roster.shadows.values():
+                known = health.get(shadow.name)
+                if shadow.service == name and known is not None and known.was_up:
+                    members[shadow.name] = known
+            absent = self.use.usages.down
+            found.append(ejections(members, absent, view.service.probe.max_ejected, now_s))
+        parts = zip(*found, strict=True) if found else ((), (), ())
+        self.ejections = Ejections(*(frozenset().union(*part) for part in parts))
+        return self.ejections != before
 
     def _shadows_probe(self, name: str, roster: Members) -> model.Probe | None:
         shadow = roster.shadows.get(name)
@@ -165,10 +210,14 @@ class Fleet:
             return False
         self.shadow_rates = {n: (float(found.flows[i]), float(found.rtt_us[i])) for i, n in enumerate(names)}
         self._troubles.take(names, found.counted, found.over_s)
+        self._clients_s = {name: self._clients_s[name] for name in names if name in self._clients_s}
+        self._clients_s |= {names[i]: after.at_s for i in np.flatnonzero(found.counted.rtt_count).tolist()}
         reading = rates(before, after, self._rows)
+        self.suspects = ()
         if reading is not None:
             both = (found.counted, reading.counted)
             new = sum(float(np.nansum(one.flows) - np.nansum(one.unremembered)) for one in both)
+            self._suspect(reading.counted, names, found.counted, roster, new / reading.over_s)
             demand = self.loads.take(reading, self._down(), after.at_s, now_unix_s, new / reading.over_s)
             self._turnover.take(demand, reading.over_s)
             least = least_kept(
@@ -192,6 +241,19 @@ class Fleet:
 
     def _helps(self, name: str, default: bool, roster: Members, now_s: float) -> bool:
         return self.serves(name, roster, now_s) if name in roster.shadows else self.is_up(name, default)
+
+    def _suspect(
+        self, lives: Counted, names: Sequence[str], own: Counted, roster: Members, new_flows: float
+    ) -> None:
+        """:param names: of shadows, of which ``own`` tells."""
+        loads, by = self.loads, {name: view.service.protocol for name, view in self.views.items()}
+        them = [
+            loads.names[i] for i in np.flatnonzero(signs.failing(lives, self._is_tcp, new_flows)).tolist()
+        ]
+        protocols = [by.get(roster.shadows[name].service) for name in names]
+        is_tcp = np.array([one is model.Protocol.TCP for one in protocols], np.bool_)
+        them += [names[i] for i in np.flatnonzero(signs.failing(own, is_tcp, new_flows)).tolist()]
+        self.suspects = [name for name in them if name not in self._unwell]
 
     def _learn_capacities(
         self, reading: Rates, before: Counters | None, after: Counters, roster: Members
@@ -399,8 +461,11 @@ class Fleet:
     # ---- verdicts ---------------------------------------------------------------------------
 
     def is_up(self, name: str, default: bool) -> bool:
-        if name in self.use.usages.down:
+        """It gets packets, as far as health has a say: it is well, or has to wait until it is ejected."""
+        if name in self.use.usages.down or name in self.ejections.held:
             return False
+        if name in self.ejections.waiting:
+            return True
         health = self.health.get(name)
         return default if health is None or health.up is None else health.up
 
@@ -416,13 +481,19 @@ class Fleet:
         return shadows.Copy(self.lag.waits(shadow), sync.copy_timeout_s if sync and is_made else 0.0)
 
     def fails_outright(self, name: str) -> bool:
-        """A live endpoint most of whose new flows fail, while its neighbours' do not."""
+        """A live endpoint most of whose new flows fail, while its neighbours' do not; or who fails its probes
+        and is not ejected."""
+        if name in self.ejections.waiting:
+            return True
         i = self.loads.index.get(name)
         return i is not None and bool(self.loads.conditions.fails_outright[i])
 
+    def answers_clients(self, shadow: str, now_s: float) -> bool:
+        """It answered a SYN just now."""
+        return now_s - self._clients_s.get(shadow, -math.inf) < _ANSWERED_S
+
     def _down(self) -> frozenset[str]:
-        unhealthy = frozenset(name for name, health in self.health.items() if health.up is False)
-        return unhealthy | self.use.usages.down
+        return frozenset(self._unwell) | self.use.usages.down
 
     def back_s(self, name: str) -> float | None:
         health, again_s = self.health.get(name), self.use.usages.back_s.get(name)
@@ -520,10 +591,11 @@ class Fleet:
         names = [endpoint.name for endpoint in unit.endpoints]
         them = [loads.index[name] for name in names]
         own = tuple(shadow for name in names for shadow in roster.of(name))
-        well = [s for s in own if self.is_up(s.name, False) and s.name not in drained]
+        out = drained | self.ejections.waiting
+        well = [s for s in own if self.is_up(s.name, False) and s.name not in out]
         up = frozenset(s.name for s in well if self.lag.serves(s, now_s))
         lagging = {s.name: self.lag.why(s, now_s) for s in well if self._lags(s, now_s)}
-        lives = [name for name in names if self.is_up(name, True)]
+        lives = [name for name in names if self.is_up(name, True) and name not in self.ejections.waiting]
         if unit.is_pool:
             staying = [name for name in lives if name not in drained]
             lives = staying if up or staying else lives  # who is drained serves where nobody else does

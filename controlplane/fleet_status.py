@@ -16,6 +16,7 @@ from controlplane.outlook import Outlook
 from controlplane.roster import Roster
 from controlplane.shadows import Members
 from controlplane.status import (
+    EjectionStatus,
     GroupStatus,
     LagStatus,
     NoveltyStatus,
@@ -171,7 +172,7 @@ def _group_status(
     member = steered.installed.members.get(endpoint.name)
     return GroupStatus(
         name=endpoint.name,
-        up=False if endpoint.name in fleet.use.usages.down else health.up,
+        up=False if endpoint.name in fleet.use.usages.down | fleet.ejections.held else health.up,
         drained=endpoint.name in steered.drained,
         serves_on=steered.serves_on(endpoint.name),
         capacity=fleet.capacity(i),
@@ -210,6 +211,28 @@ def _group_status(
         standby_lacks=roster.lacking_standbys.get(endpoint.name, ""),
         requests=fleet.responses.status(endpoint.name),
         usage=_usage_status(fleet, endpoint.name, now_s),
+        ejection=_ejection_status(fleet, endpoint.name, now_s),
+    )
+
+
+def _ejection_status(fleet: Fleet, name: str, now_s: float) -> EjectionStatus | None:
+    known, now = fleet.health.get(name), fleet.ejections
+    if known is None or not (known.flaps or name in now.failing or name in now.waiting):
+        return None
+    if not (fails := name in now.failing or name in now.waiting) and known.is_forgotten(now_s):
+        return None
+    held_s = known.held_s(now_s) if name in now.held else 0.0
+    reason = f"fails: {known.reason}" if fails else ""
+    if name in now.waiting:
+        reason += "; not ejected, as max_ejected allows no more"
+    if held_s:
+        reason = f"held down for {held_s:.0f} s more, after it went down {known.flaps} times"
+    return EjectionStatus(
+        ejected=name in now.failing or name in now.held,
+        not_ejected=name in now.waiting,
+        held_s=round(held_s, 1),
+        flaps=known.flaps,
+        reason=reason,
     )
 
 
@@ -235,7 +258,7 @@ def _shadow_status(
     now_s: float,
     now_unix_s: float,
 ) -> ShadowStatus:
-    up = fleet.is_up(shadow.name, False)
+    up = fleet.is_up(shadow.name, False) and shadow.name not in fleet.ejections.waiting
     parent = steered.installed.members.get(shadow.parent)
     waits = (
         up and shadow.state in _SERVES and not shadow.standby and not (parent and shadow.name in parent.slots)
@@ -263,6 +286,7 @@ def _shadow_status(
         usage=_usage_status(fleet, shadow.name, now_s),
         id=shadow.id,
         lag=_lag_status(fleet.lag, shadow, now_s),
+        ejection=_ejection_status(fleet, shadow.name, now_s),
     )
 
 

@@ -74,9 +74,9 @@ class Journal:
         return dict(self._troubles)
 
     def fail_open(self, service: str, names: Sequence[str], *, is_open: bool) -> None:
-        """:param names: of the live endpoints, which packets go to; else of who is healthy again."""
+        """:param names: of who packets go to then; else of who is healthy again."""
         if is_open:
-            said = f"all members are down: fails open, packets go to all live endpoints ({_listed(names)})"
+            said = f"all members are down: fails open, packets go to all of them ({_listed(names)})"
             self.say(service, "fail-open", f"{service}: {said}")
         else:
             said = f"no longer fails open, packets go to who is healthy ({_listed(names)})"

@@ -42,6 +42,7 @@ from controlplane.ports import (
     LagSource,
     LoadSource,
     Metrics,
+    ProbeError,
     Prober,
     Provisioner,
     Store,
@@ -57,7 +58,7 @@ from controlplane.wanted import wanted_steering
 _log = logging.getLogger("penumbra")
 _T = TypeVar("_T")
 
-_OURS = (DataplaneError, InventoryError, LagError, StoreError, UsageError)
+_OURS = (DataplaneError, InventoryError, LagError, ProbeError, StoreError, UsageError)
 """Whose messages are made for people."""
 _STALE_TICKS = 3.0
 _DIRECT_S = 30.0
@@ -381,6 +382,7 @@ class Controller:
         self._record(lambda recorder: recorder.observed(after, self._roster.shadows, now_unix_s))
         if self._fleet.observe_counters(before, after, self._roster, now_unix_s):
             self._fresh_s = self._clock.now_s()
+            self._prober.check(self._fleet.suspects)
         self._guarded("requests told", lambda: self._observe_requests(before, after))
 
     def _observe_requests(self, before: Counters | None, after: Counters) -> None:
@@ -408,14 +410,16 @@ class Controller:
         self._happenings.take(self._dataplane.events(), self._clock.now_s())
 
     def _take_answers(self) -> bool:
-        """True if somebody's health changed."""
-        answers = self._prober.results()
-        self._record(lambda recorder: recorder.answered(answers))
+        """True if somebody's health changed, or who is ejected."""
+        answers, now_s = self._prober.results(), self._clock.now_s()
+        self._record(lambda recorder: recorder.answered(answers, now_s))
         changed = self._fleet.observe_health(answers, self._roster)
         self._specifications.healthy_again(name for name, _ in changed if self._is_healthy(name))
         for name, said in changed:
             self._journal.say(name, "health", said)
-        return bool(changed)
+        is_other = self._fleet.judge_health(self._roster, now_s)
+        self._news.ejections(self._fleet)
+        return bool(changed) or is_other
 
     def _is_healthy(self, name: str) -> bool:
         health = self._fleet.health.get(name)
@@ -436,9 +440,7 @@ class Controller:
         for name, said in self._fleet.observe_usage(usages, self._roster):
             self._journal.say(name, "agent", said)
         if troubles := self._load_source.troubles():
-            name, why = min(troubles.items())
-            others = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
-            raise UsageError(f"{name}: {why}{others}")
+            raise UsageError(_first_of(troubles))
 
     def _observe_lags(self) -> None:
         if self._lag_source is None or not self._fleet.lag.applies:
@@ -448,9 +450,7 @@ class Controller:
         self._record(lambda recorder: recorder.looked(now_s))
         self._take_lags()
         if troubles := self._lag_source.troubles():
-            name, why = min(troubles.items())
-            others = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
-            raise LagError(f"{name}: {why}{others}")
+            raise LagError(_first_of(troubles))
 
     def _take_lags(self) -> bool:
         """True if somebody gets new flows again, or no longer."""
@@ -493,8 +493,14 @@ class Controller:
 
     def _take_shadow_health(self) -> None:
         for name, up in self._fleet.shadow_health(self._roster).items():
-            copy = self._fleet.copy_of(self._roster.shadows[name], self._clock.now_s())
-            self._roster.take_health(name, up, copy)
+            if up or not self._serves_open(self._roster.shadows[name]):
+                copy = self._fleet.copy_of(self._roster.shadows[name], self._clock.now_s())
+                self._roster.take_health(name, up, copy)
+
+    def _serves_open(self, shadow: model.Shadow) -> bool:
+        """Where all fail and it answers clients all the same, it is the probes that fail."""
+        is_open = self._fleet.fail_open.get(shadow.service, False)
+        return is_open and self._fleet.answers_clients(shadow.name, self._clock.now_s())
 
     def _decide(self) -> None:
         self._record(lambda recorder: recorder.probed(self._roster.shadows))
@@ -621,12 +627,19 @@ class Controller:
         targets = {}
         for service in self._config.services.values():
             for endpoint in service.endpoints:
-                targets[endpoint.name] = (str(endpoint.address), endpoint.port, service.probe)
+                targets[endpoint.name] = (
+                    str(endpoint.address),
+                    service.probe.port or endpoint.port,
+                    service.probe,
+                )
         for shadow in self._roster.shadows.values():
             service_of = self._config.services.get(shadow.service)
             if shadow.state in shadows.INSTALLED and shadow.address and shadow.port and service_of:
-                targets[shadow.name] = (str(shadow.address), shadow.port, service_of.probe)
+                port = service_of.probe.port or shadow.port
+                targets[shadow.name] = (str(shadow.address), port, service_of.probe)
         self._prober.watch(targets)
+        if troubles := self._prober.troubles():
+            raise ProbeError(_first_of(troubles))
 
     def _watch_usage(self) -> None:
         if self._load_source is None:
@@ -690,3 +703,8 @@ class Controller:
             self._journal.well("status")
         except OSError as error:
             self._journal.trouble("status", f"can't be written for others to read: {error.strerror}")
+
+
+def _first_of(troubles: Mapping[str, str]) -> str:
+    name, why = min(troubles.items())
+    return f"{name}: {why}" + (f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else "")

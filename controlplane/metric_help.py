@@ -186,6 +186,15 @@ HELP: Mapping[str, str] = {
     "endpoint_healthy": (
         "1 while the live endpoint is healthy by its probes and its agent, else 0; absent: not known yet."
     ),
+    "endpoint_ejected": (
+        "1 while the member gets no packets for its health (it fails its probes, or is held down); absent: "
+        "it has not failed lately, as the next three."
+    ),
+    "endpoint_not_ejected": (
+        "1 while the member fails its probes and gets packets all the same, as max_ejected allows no more."
+    ),
+    "endpoint_held_seconds": "How long the member is still held down though it is well, in seconds.",
+    "endpoint_flaps": "How often the member went down lately, until it has been well for ten minutes.",
     "endpoint_serves_on": (
         "1 while the live endpoint is drained (by command or by its agent) and serves on, as nobody else "
         "could take its new flows; 0 while it is drained and gets none; absent: it is not drained."

@@ -21,12 +21,11 @@ import numpy as np
 from controlplane import groups, model, novelty
 from controlplane.addresses import Address
 from controlplane.fleet import Fleet
-from controlplane.health import MemberHealth
 from controlplane.novelty import Novel
 from controlplane.observe import COUNTED
 from controlplane.ports import Counters
 
-VERSION = 6
+VERSION = 7
 RECORD_BEGIN = '{"penumbra_record":'
 """So its first line begins."""
 _NOVEL = "novel"
@@ -80,7 +79,9 @@ class Recorder:
         if rings != self._rings:
             self._tick["rings"] = self._rings = rings
 
-    def answered(self, answers: Iterable[model.Health]) -> None:
+    def answered(self, answers: Iterable[model.Health], now_s: float) -> None:
+        """:param now_s: when it was judged by them who is ejected."""
+        self._tick["judged_s"] = now_s
         self._tick.setdefault("answers", []).extend(
             [one.member, one.ok, one.at_s, one.latency_s, one.reason] for one in answers
         )
@@ -327,8 +328,10 @@ class _Replay:
         self._set_shadows(raw.get("observed_shadows"))
         fleet.take_rings(raw.get("rings", {}))
         for name, down in raw.get("down", {}).items():
-            fleet.health.setdefault(name, MemberHealth(up=not down))
+            fleet.adopt(name, down=down)
         fleet.observe_health([model.Health(*answer) for answer in raw.get("answers", ())], roster)
+        if "judged_s" in raw:
+            fleet.judge_health(roster, raw["judged_s"])
         looks = raw.get("lags", [])
         first = next((k for k, (_, told) in enumerate(looks) if told is None), len(looks))
         self._look(looks[:first])  # between ticks

@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 _TIMED_PER_S = 2048 / 0.268435456
 """New flows of a CPU: of further ones one in so many is timed (``HANDSHAKES_TIMED``, ``HANDSHAKE_SHARE``)."""
 _TIMED_SHARE = 8.0
+_FAILED_PART, _FAILED_LEAST = 0.5, 3.0
 _UNEVEN = 2.0
 """New flows come so much more densely within a tick than in all of it."""
 
@@ -88,6 +89,17 @@ def read(counted: Counted, over_s: float, is_tcp: npt.NDArray[np.bool_], new_flo
         np.vstack([seconds, seconds, counted.flows, remembered, counted.requests]),
         np.log(times, out=np.full(times.shape, np.nan), where=times > 0),
     )
+
+
+def failing(counted: Counted, is_tcp: npt.NDArray[np.bool_], new_flows: float) -> npt.NDArray[np.bool_]:
+    """(rows,) most new flows of this one tick got no answer, or were reset: reason enough to look, no more.
+
+    :param new_flows: as of ``read``."""
+    remembered = np.maximum(counted.flows - counted.unremembered, 0.0)
+    unanswered = np.where(is_tcp, remembered - counted.rtt_count / timed_share(new_flows), 0.0)
+    failed = np.fmax(unanswered, counted.resets)
+    found: npt.NDArray[np.bool_] = failed >= np.maximum(_FAILED_PART * counted.flows, _FAILED_LEAST)
+    return found
 
 
 def timed_share(new_flows: float) -> float:

@@ -74,6 +74,22 @@ class LagStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class EjectionStatus:
+    """Of a member that fails its probes, or did lately."""
+
+    ejected: bool
+    """It gets no packets for it."""
+    not_ejected: bool
+    """It fails and gets packets all the same: as many as ``max_ejected`` allows are ejected already."""
+    held_s: float
+    """How long it is still held down though it is well, unless it is needed."""
+    flaps: int
+    """How often it went down lately."""
+    reason: str
+    """In words; empty: it is well."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowStatus:
     name: str
     state: str
@@ -94,6 +110,8 @@ class ShadowStatus:
     """Of its flows, past the drain's deadline: the share that others have."""
     served: float | None
     """Flows per second that it is given."""
+    ejection: EjectionStatus | None = None
+    """None: it is well and has been, as far as is known."""
     requests: RequestStatus | None = None
     """None: off."""
     usage: UsageStatus | None = None
@@ -164,6 +182,8 @@ class GroupStatus:
     """Those that the live endpoint itself serves; None: off."""
     usage: UsageStatus | None = None
     """The live endpoint's own; None: it was not read."""
+    ejection: EjectionStatus | None = None
+    """As of shadows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,6 +447,10 @@ def _group_samples(group: GroupStatus, labels: dict[str, str]) -> Iterator[Sampl
     for name, requests in of_members.items():
         if requests is not None:
             yield from _request_samples(requests, labels | {"endpoint": name})
+    ejections = {group.name: group.ejection} | {shadow.name: shadow.ejection for shadow in group.shadows}
+    for name, ejection in ejections.items():
+        if ejection is not None:
+            yield from _ejection_samples(ejection, labels | {"endpoint": name})
     used_by = {group.name: group.usage} | {shadow.name: shadow.usage for shadow in group.shadows}
     for name, usage in used_by.items():
         if usage is not None:
@@ -457,6 +481,13 @@ def _request_samples(requests: RequestStatus, labels: dict[str, str]) -> Iterato
     for quantile, value_ms in (("0.5", requests.p50_ms), ("0.99", requests.p99_ms)):
         if value_ms is not None:
             yield Sample("endpoint_response_seconds", labels | {"quantile": quantile}, value_ms / 1000)
+
+
+def _ejection_samples(ejection: EjectionStatus, labels: dict[str, str]) -> Iterator[Sample]:
+    yield Sample("endpoint_ejected", labels, float(ejection.ejected))
+    yield Sample("endpoint_not_ejected", labels, float(ejection.not_ejected))
+    yield Sample("endpoint_held_seconds", labels, ejection.held_s)
+    yield Sample("endpoint_flaps", labels, float(ejection.flaps))
 
 
 def _usage_samples(usage: UsageStatus, labels: dict[str, str]) -> Iterator[Sample]:

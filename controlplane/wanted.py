@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -137,8 +137,9 @@ def wanted_steering(
         if not healthy:
             # Nobody is known to answer: a down flag would drop what might still be served.
             for endpoint in service.endpoints:
-                live = members[endpoint.name]
-                members[endpoint.name] = _without_down(live)
+                ready = [one for one in shadows_of.get(endpoint.name, ()) if one.state is ShadowState.READY]
+                those = [one.name for one in ready if one.name in members and fleet.lag.serves(one, now_s)]
+                members |= _all_up(members, endpoint.name, those)
         services[service.name] = model.VirtualService(
             service.name,
             service.vip,
@@ -154,8 +155,12 @@ def wanted_steering(
     return model.Steering(services, members)
 
 
-def _without_down(live: Member) -> Member:
-    return replace(live, down=False, spill=0.0, slots={})
+def _all_up(members: Mapping[str, Member], live: str, own: Sequence[str]) -> dict[str, Member]:
+    """A live endpoint and its shadows, as if all were well: each gets as much as the others."""
+    slots = {name: 1.0 for name in own if not members[name].draining}
+    spill = weights.wanted_spill(0.0, None, float(len(slots)), True) if slots else 0.0
+    up = {name: replace(members[name], down=False) for name in own}
+    return {**up, live: replace(members[live], down=False, spill=spill, slots=slots)}
 
 
 def _installable(shadow: Shadow) -> bool:

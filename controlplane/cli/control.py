@@ -23,6 +23,7 @@ STALE_S = 5.0
 NOVEL_S = 3600.0
 """What was new longer ago is left to ``penumbra explain``."""
 TRAFFIC = ("name", "received", "forwarded", "passed", "dropped", "sent", "lost", "refused", "error")
+EJECTED = ("endpoint", "name", "ejected", "held_s", "flaps", "reason")
 USAGE = ("endpoint", "name", "cpu", "memory", "network", "weight", "asks", "strength", "age_s")
 LAG = (
     "endpoint",
@@ -222,7 +223,7 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
     pools = [{"service": one["name"], **one["pool"]} for one in found["services"] if one.get("pool")]
     for service in found["services"]:
         if service["fail_open"]:
-            warn(f"{service['name']}: all members are down: fails open, packets go to all live endpoints")
+            warn(f"{service['name']}: all members are down: fails open, packets go to all of them")
         if service.get("common_cause"):
             warn(f"{service['name']}: {service['common_cause']}: a common cause, no shadows for it")
         if on := [group["name"] for group in service["groups"] if group["serves_on"]]:
@@ -255,6 +256,14 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         columns = ("endpoint", "name", "state", "host", "address", "port", "up", "served", "age_s", "reason")
         output.rows(columns, shadows, as_json=False)
+    if ill := [
+        {"endpoint": group["name"], "name": member["name"], **member["ejection"]}
+        for group in groups
+        for member in (group, *group["shadows"])
+        if member.get("ejection")
+    ]:
+        say("")
+        output.rows(EJECTED, ill, as_json=False)
     if found["hosts"]:
         say("")
         output.rows(HOSTS, found["hosts"], as_json=False)

@@ -117,6 +117,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"  novelty    {_novelty(group['novelty'])}"
     if group.get("usage"):
         yield f"  uses       {_used(group['usage'])}"
+    if group.get("ejection") and group["ejection"]["reason"]:
+        yield f"  health     {group['ejection']['reason']}"
     if group.get("standby_lacks"):
         yield f"  standby    fewer than are to, for {group['standby_lacks']}"
     for shadow in group["shadows"]:
@@ -125,6 +127,8 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"  shadow     {at}: {shadow['state']}, {up}: {shadow['reason']}"
         if shadow.get("lag"):
             yield f"  data       {_lag(shadow['name'], shadow['lag'])}"
+        if shadow.get("ejection") and shadow["ejection"]["reason"]:
+            yield f"             {shadow['ejection']['reason']}"
         if shadow["placed"]:
             yield f"  placed     {shadow['name']}: {shadow['placed']}"
 

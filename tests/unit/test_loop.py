@@ -156,7 +156,7 @@ def test_the_last_one_is_never_ejected():
     assert not any(member.down for member in world.dataplane.members.values())
     assert world.controller.status().services[0].fail_open
     begun = [row.reason for row in world.store.rows if row.action in {"fail-open", "up"}]
-    assert begun == ["web: all members are down: fails open, packets go to all live endpoints (web-1, web-2)"]
+    assert begun == ["web: all members are down: fails open, packets go to all of them (web-1, web-2)"]
     world.prober.dead.remove("web-2")
     world.ticks(4, 30.0)
     world.prober.dead.clear()
