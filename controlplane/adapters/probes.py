@@ -47,6 +47,11 @@ class NetworkProber:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that checks."""
+        return self._process.pid
+
     def watch(self, targets: Mapping[str, Target]) -> None:
         if targets == self._targets:
             return

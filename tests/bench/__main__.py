@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench import control, dataplane, endtoend, figures
+from tests.bench import control, dataplane, endtoend, figures, probes
 
-BENCHES = (dataplane.measure, control.measure, endtoend.measure)
+BENCHES = (dataplane.measure, control.measure, probes.measure, endtoend.measure)
 OUTPUT = Path("build/bench.json")
 
 

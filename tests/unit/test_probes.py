@@ -299,10 +299,10 @@ def test_as_many_answers_as_flip_a_members_health_wake_whoever_waits(web, monkey
         assert sum(not health.ok for health in prober.results()) >= HTTP.fall
         # The process that checks is killed: another one goes on with the same members.
         web.RequestHandlerClass.status = 200
-        killed = prober._process.pid
+        killed = prober.pid
         os.kill(killed, signal.SIGKILL)
         assert first(prober, "a", lambda health: health.ok)
-        assert prober._process.pid != killed
+        assert prober.pid != killed
         assert prober.troubles() == {}
         last = prober._process
     finally:
@@ -324,7 +324,7 @@ def test_the_process_ends_with_who_started_it():
     code = (
         "from controlplane.adapters.probes import NetworkProber\n"
         "p = NetworkProber()\n"
-        "print(p._process.pid, flush=True)\n"
+        "print(p.pid, flush=True)\n"
         "import os; os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([os.sys.executable, "-c", code], capture_output=True, text=True, check=False)
