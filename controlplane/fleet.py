@@ -12,7 +12,7 @@ import numpy.typing as npt
 from controlplane import groups, model, policy, shadows, signs
 from controlplane.capacity import WINDOW_S, Capacities, News
 from controlplane.fitness import Fitness
-from controlplane.health import Ejections, MemberHealth, ejections
+from controlplane.health import Ejections, MemberHealth, Outages, ejections
 from controlplane.keeping import PENALTIES, Keeping
 from controlplane.lag import Gates
 from controlplane.loads import Loads, with_capacities
@@ -131,7 +131,7 @@ class Fleet:
 
     def adopt(self, name: str, *, down: bool) -> None:
         if name not in self.health:
-            self.health[name] = MemberHealth(up=not down, was_up=not down)
+            self.health[name] = MemberHealth(up=not down, outages=Outages(was_up=not down))
             if down:
                 self._unwell.add(name)
             else:
@@ -159,7 +159,7 @@ class Fleet:
             if after.up:
                 said = f"{name} is healthy after {after.successes} good probes"
                 if held_s := after.held_s(answer.at_s):
-                    times = f"it went down {after.flaps} times"
+                    times = f"it went down {after.outages.flaps} times"
                     said += f"; {times}, and is held down for {held_s:.0f} s unless it is needed"
             else:
                 said = f"{name} is unhealthy after {after.failures} failed probes: {after.reason}"
@@ -184,7 +184,7 @@ class Fleet:
             members = {one: health.get(one, _UNKNOWN) for one in view.names}
             for shadow in roster.shadows.values():
                 known = health.get(shadow.name)
-                if shadow.service == name and known is not None and known.was_up:
+                if shadow.service == name and known is not None and known.outages.was_up:
                     members[shadow.name] = known
             absent = self.use.usages.down
             found.append(ejections(members, absent, view.service.probe.max_ejected, now_s))

@@ -217,7 +217,7 @@ def _group_status(
 
 def _ejection_status(fleet: Fleet, name: str, now_s: float) -> EjectionStatus | None:
     known, now = fleet.health.get(name), fleet.ejections
-    if known is None or not (known.flaps or name in now.failing or name in now.waiting):
+    if known is None or not (known.outages.flaps or name in now.failing or name in now.waiting):
         return None
     if not (fails := name in now.failing or name in now.waiting) and known.is_forgotten(now_s):
         return None
@@ -226,12 +226,12 @@ def _ejection_status(fleet: Fleet, name: str, now_s: float) -> EjectionStatus | 
     if name in now.waiting:
         reason += "; not ejected, as max_ejected allows no more"
     if held_s:
-        reason = f"held down for {held_s:.0f} s more, after it went down {known.flaps} times"
+        reason = f"held down for {held_s:.0f} s more, after it went down {known.outages.flaps} times"
     return EjectionStatus(
         ejected=name in now.failing or name in now.held,
         not_ejected=name in now.waiting,
         held_s=round(held_s, 1),
-        flaps=known.flaps,
+        flaps=known.outages.flaps,
         reason=reason,
     )
 
