@@ -137,9 +137,10 @@ def wanted_steering(
         if not healthy:
             # Nobody is known to answer: a down flag would drop what might still be served.
             for endpoint in service.endpoints:
-                ready = [one for one in shadows_of.get(endpoint.name, ()) if one.state is ShadowState.READY]
-                those = [one.name for one in ready if one.name in members and fleet.lag.serves(one, now_s)]
-                members |= _all_up(members, endpoint.name, those)
+                those = shadows_of.get(endpoint.name, ())
+                ready = [one for one in those if one.state is ShadowState.READY and not one.standby]
+                names = [one.name for one in ready if one.name in members and fleet.lag.serves(one, now_s)]
+                members |= _all_up(members, endpoint.name, names)
         services[service.name] = model.VirtualService(
             service.name,
             service.vip,
