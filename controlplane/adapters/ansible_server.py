@@ -4,7 +4,7 @@
 ``python -m controlplane.adapters.ansible_server FOLDER``, told on its standard input which environment and
 working folder runs have (two lines of JSON), and alive until that input ends. Each run is a fork of a process
 that has never run a playbook, so nothing of one reaches the next. Much of Ansible's configuration is read
-when it is imported: a run whose environment, folder or ansible.cfg differs from what was there then becomes
+when it is imported: a run whose environment or ansible.cfg differs from what was there then becomes
 the installed ansible-playbook instead; it is right, and merely slower.
 
 The process has one thread: what forks must hold no other's locks.
@@ -72,6 +72,9 @@ _PLUGINS = {
     "vars": ("host_group_vars",),
 }
 """Of Ansible's own those that each run loads, were they asked for or not."""
+_READ = frozenset({"HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "TZ", "USER"})
+_READ_ALL = ("ANSIBLE_", "LC_", "PYTHON")
+"""Beside the variables that Ansible's settings name."""
 _LONGEST = 16 << 20
 _PATIENCE_S = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -126,8 +129,9 @@ class Server:
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(environment)
-        self._as_imported = self._imported_by(os.fsencode(Path.cwd()), environment)
+        self._cwd = Path.cwd()
         self._import_ansible()
+        self._as_imported = _imported_by(environment)
         self._config = self._configuration()
         self._running: dict[int, Running] = {}
         """By the file descriptor that tells its end."""
@@ -147,9 +151,6 @@ class Server:
         _keep_parsed_routing()
         gc.freeze()  # what all share is not written to when a fork collects garbage of its own
 
-    def _imported_by(self, cwd: bytes, environment: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
-        return cwd, {name: value for name, value in environment.items() if name not in PER_RUN}
-
     @staticmethod
     def _configuration() -> tuple[str | None, tuple[int, ...]]:
         """Which ansible.cfg holds here, and in what state it and Ansible itself are."""
@@ -164,6 +165,19 @@ class Server:
                     is_now = Path(path).stat()
                     states += [is_now.st_mtime_ns, is_now.st_size, is_now.st_ino]
         return found, tuple(states)
+
+    def _hinges_on_folder(self) -> bool:
+        """Configuration names files relative to the working folder, and that is another one."""
+        if (folder := Path.cwd()) == self._cwd:
+            return False
+        file = self._config[0]
+        if file is not None and "{{CWD}}" in Path(file).read_text(errors="replace"):
+            return True
+        values = (value for name, value in self._as_imported.items() if name.startswith("ANSIBLE_"))
+        parts = {part for value in values for part in value.split(":") if part}
+        return any(
+            (there / part).exists() for part in parts if part[0] not in "/~" for there in (folder, self._cwd)
+        )
 
     @staticmethod
     def _has_own_plugins() -> bool:
@@ -292,8 +306,11 @@ class Server:
         os.environ.update(asked.environment)
 
     def _play(self, asked: Asked) -> int:
-        its = self._imported_by(asked.folder, asked.environment)
-        differs = its != self._as_imported or self._configuration() != self._config
+        differs = (
+            _imported_by(asked.environment) != self._as_imported
+            or self._configuration() != self._config
+            or self._hinges_on_folder()
+        )
         if differs or self._has_own_plugins():
             plain = asked.environment["PENUMBRA_PLAIN_PLAYBOOK"]
             os.execv(plain, [plain, *asked.arguments])  # noqa: S606
@@ -320,6 +337,19 @@ class Server:
             sys.stdout.flush()
             sys.stderr.flush()
         return 0
+
+
+def _imported_by(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """What of it may have been read when Python was started and Ansible imported."""
+    from ansible import constants
+
+    defined = constants.config.get_configuration_definitions().values()
+    names = {one["name"] for setting in defined for one in setting.get("env") or ()} | _READ
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name in names or name.startswith(_READ_ALL)) and name not in PER_RUN
+    }
 
 
 def _keep_parsed_routing() -> None:

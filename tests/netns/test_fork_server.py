@@ -195,6 +195,27 @@ def test_kill_9_of_the_controller_ends_the_server_and_its_runs(tmp_path: Path) -
     eventually(lambda: ansible_processes.start_ticks(server) is None, 10)
 
 
+def _is_forked(place: Place, playbook: Path) -> bool:
+    """A run of this playbook did not become the installed command."""
+    (place.folder / "runs").mkdir(exist_ok=True)
+    playbook.write_text(TELLS % "lookup('pipe', 'cat /proc/$PPID/cmdline')")
+    run = PlaybookRun(playbook, HOSTS, {}, place.server)
+    outcome = run.execute(place.folder / "runs", place.label(), 30.0, time.monotonic)
+    return "ansible_server" in str(outcome.data["told"])
+
+
+def test_playbooks_of_another_folder_are_forked_unless_that_may_matter(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.tells("1")
+    assert _is_forked(place, tmp_path / "play.yml")
+    (tmp_path / "ansible.cfg").write_text("[defaults]\nforks = 3\n")
+    assert not _is_forked(place, tmp_path / "play.yml")
+    (tmp_path / "ansible.cfg").unlink()
+    monkeypatch.setenv("ANSIBLE_FORKS", "7")
+    assert not _is_forked(place, tmp_path / "play.yml")
+
+
 def test_what_is_found_in_the_folder_later_takes_effect_at_once(place: Place) -> None:
     """ansible.cfg, and plugins in place of Ansible's own, are read by a run, not by the server."""
     forks = "lookup('config', 'DEFAULT_FORKS')"
