@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench import control, dataplane, endtoend, figures, probes
+from tests.bench import control, dataplane, endtoend, figures, probes, provisioning
 
-BENCHES = (dataplane.measure, control.measure, probes.measure, endtoend.measure)
+BENCHES = (dataplane.measure, control.measure, probes.measure, endtoend.measure, provisioning.measure)
 OUTPUT = Path("build/bench.json")
 
 

@@ -11,15 +11,22 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from controlplane import requests
 from controlplane.adapters import ansible_forks, ansible_processes
+from controlplane.adapters.ansible import AnsibleProvisioner
 from controlplane.adapters.ansible_forks import ForkServer
 from controlplane.adapters.ansible_run import Outcome, PlaybookRun
+from controlplane.adapters.clock import MachineClock
+from controlplane.loop import Controller
+from controlplane.model import ShadowState
+from tests.fakes import FakeClock, FakeDataplane, FakeMetrics, FakeProber, FakeStore
 from tests.netns.steered import eventually
+from tests.world import config
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = {"here": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}
@@ -239,6 +246,76 @@ def test_what_is_found_in_the_folder_later_takes_effect_at_once(place: Place) ->
     finally:
         own.unlink()
     assert place.tells(forks) == 5
+
+
+MADE = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.set_stats:
+        data: {address: "10.9.0.{{ order.parent.name.split('-')[1] }}", port: 8080}
+"""
+
+
+class Late(Controller):
+    """Knows how late each of its ticks began, behind the cadence of the first."""
+
+    def tick(self) -> None:
+        self.began_s = [*getattr(self, "began_s", ()), time.monotonic()]
+        super().tick()
+
+    def late_s(self) -> list[float]:
+        return [at - self.began_s[0] - k * self._config.tick_s for k, at in enumerate(self.began_s)]
+
+
+def ten_at_once(folder: Path, threads: int, pause_s: float) -> list[float]:
+    """How late ticks began while ten shadows were made at once, by playbooks.
+
+    :param pause_s: that a tick waits for the runs.
+    """
+    (folder / "books").mkdir()
+    for name in ("provision.yml", "deprovision.yml"):
+        (folder / "books" / name).write_text(MADE)
+    whole = config(endpoints=10)
+    local = {name: replace(one, slots=9, variables=HOSTS["here"]) for name, one in whole.hosts.items()}
+    whole = replace(whole, instance="ten", hosts=local)
+    clock, fake, store = MachineClock(), FakeClock(), FakeStore()
+    provisioner = AnsibleProvisioner(
+        "ten", local, clock, folder / "books", folder / "run", threads, on_ended=clock.wake
+    )
+    controller = Late(
+        *(whole, FakeDataplane(fake), FakeProber(fake), provisioner, store, clock, FakeMetrics()),
+        show=lambda text: time.sleep(pause_s if provisioner.running() else 0.0),
+    )
+    thread = threading.Thread(target=controller.run)
+    thread.start()
+    try:
+        for k in range(1, 11):
+            requests.request_shadow_add(store, f"web-{k}")
+        made = {ShadowState.WARMING, ShadowState.READY}
+        eventually(
+            lambda: len(store.records) == 10 and all(one.state in made for one in [*store.records.values()]),
+            60.0,
+            lambda: store.rows[-3:],
+        )
+    finally:
+        controller.stop()
+        clock.wake()
+        thread.join()
+        provisioner.close()
+    return controller.late_s()
+
+
+@pytest.mark.calm
+def test_ten_provisionings_at_once_leave_every_tick_on_time(tmp_path: Path) -> None:
+    late = ten_at_once(tmp_path, threads=10, pause_s=0.0)
+    assert len(late) >= 2
+    assert max(late) < 1.0, late
+
+
+@pytest.mark.calm
+def test_negative_control_a_loop_that_waits_for_runs_is_late(tmp_path: Path) -> None:
+    assert max(ten_at_once(tmp_path, threads=2, pause_s=2.5)) >= 1.0
 
 
 @pytest.mark.parametrize("fault", ["no such module", "a file in the folder's place"])
