@@ -17,7 +17,7 @@ from typing import Self
 
 import pytest
 
-from controlplane.lab.topology import UPLINK
+from controlplane.lab.topology import AP, UPLINK
 from tests.netns.steered import DETECTED_S, Steered, Traffic, assert_unharmed, eventually, steered
 
 pytestmark = pytest.mark.slow
@@ -80,9 +80,18 @@ class Tap:
         self._socket.close()
 
 
+SOURCE = "198.51.100.250"
+"""Checks come from here: an address of the access point's that no interface's network has."""
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Steered]:
     with steered(tmp_path) as made:
+        made.lab.run(AP, ["ip", "address", "add", f"{SOURCE}/32", "dev", "lo"])
+        root = made.configuration()
+        for service in root["services"].values():
+            service["probe"]["source"] = SOURCE
+        made.configure(root)
         yield made
 
 

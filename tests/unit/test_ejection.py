@@ -160,6 +160,25 @@ def test_signs_of_trouble_have_members_checked_at_once_and_eject_nobody():
     assert world.prober.checked == [], "it is known to be down"
 
 
+def test_checks_go_to_the_port_that_is_given_or_each_members_own():
+    world = World(with_probe(2, port=9000))
+    world.ticks(2, 20.0)
+    assert [port for _, port, _ in world.prober.targets.values()] == [9000, 9000]
+    world = World(with_probe(2))
+    world.ticks(2, 20.0)
+    assert [port for _, port, _ in world.prober.targets.values()] == [8080, 8080]
+
+
+def test_who_can_not_be_checked_is_told_as_a_trouble_and_ejected_by_nobody():
+    world = World(with_probe(2))
+    world.ticks(5, 20.0)
+    world.prober.silent = True
+    world.prober.unable["web-2"] = "source: 192.0.2.7: Cannot assign requested address"
+    world.ticks(30, 20.0)
+    assert world.controller.status().troubles["probes"].startswith("web-2: source: 192.0.2.7")
+    assert down(world) == set()
+
+
 def test_shadows_are_looked_at_as_well():
     world = grown()
     world.ticks(5, 110.0)

@@ -15,8 +15,9 @@ from dataclasses import replace
 import pytest
 
 from controlplane import model
-from controlplane.adapters import probes
+from controlplane.adapters import preflight, probes
 from controlplane.adapters.probes import NetworkProber
+from tests.world import config
 
 HTTP = model.Probe(model.ProbeKind.HTTP, path="/healthz", interval_s=0.1, timeout_s=0.1)
 TCP = model.Probe(interval_s=0.1, timeout_s=0.1)
@@ -222,6 +223,25 @@ def test_a_ca_that_is_gone_is_our_trouble(pki, tls_web, prober, tmp_path):
     (tmp_path / "gone.pem").write_bytes((pki / "ca.pem").read_bytes())
     assert first(prober, "a", lambda health: health.ok)
     assert prober.troubles() == {}
+
+
+def test_what_checks_can_not_be_made_with_here_is_named_with_its_path(pki, tmp_path):
+    (tmp_path / "no.pem").write_text("nothing")
+    settings = [
+        {"ca": str(pki / "ca.pem"), "source": "127.0.0.2"},
+        {"ca": str(tmp_path / "gone.pem")},
+        {"ca": str(tmp_path / "no.pem")},
+        {"source": "192.0.2.7"},
+    ]
+    service = config().services["web"]
+    services = {f"s{n}": replace(service, probe=model.Probe(**one)) for n, one in enumerate(settings)}
+    found = list(preflight.unusable_probes(replace(config(), services=services)))
+    assert [one.split(": ", 1)[0] for one in found] == [
+        "services.s1.probe.ca", "services.s2.probe.ca", "services.s3.probe.source"
+    ]  # fmt: skip
+    assert "No such file" in found[0]
+    assert "no certificate" in found[1]
+    assert "Cannot assign requested address" in found[2]
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------
