@@ -530,6 +530,8 @@ class Controller:
                     else:
                         self._roster.obey(verdict, inputs)
         self._roster.order_fairly(more)
+        placed, self._roster.placements = self._roster.placements, []
+        self._record(lambda recorder: recorder.placed(placed))
         self._news.common_causes(self._fleet)
         if self._automatic:
             self._news.penalties(self._fleet)

@@ -64,6 +64,15 @@ class Placement:
     """In words and numbers: why this host, or why none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One choice, with all that it was made of."""
+
+    candidates: Sequence[Candidate]
+    wish: Wish
+    answer: Placement
+
+
 def choose(candidates: Sequence[Candidate], wish: Wish) -> Placement:
     """Where the next shadow goes.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from controlplane import groups, model, novelty
+from controlplane import groups, model, novelty, placement
 from controlplane.addresses import Address
 from controlplane.fleet import Fleet
 from controlplane.novelty import Novel
@@ -28,6 +28,7 @@ from controlplane.ports import Counters
 VERSION = 7
 RECORD_BEGIN = '{"penumbra_record":'
 """So its first line begins."""
+_PLACE = "place"
 _NOVEL = "novel"
 """Beside the acts of verdicts."""
 _LITERAL_MOST = 8
@@ -118,6 +119,11 @@ class Recorder:
     def probed(self, shadows: Mapping[str, model.Shadow]) -> None:
         self._take_shadows("probed_shadows", shadows)
 
+    def placed(self, choices: Iterable[placement.Question]) -> None:
+        """Where shadows that were ordered are to be, or why nowhere."""
+        if told := [_choice(one) for one in choices]:
+            self._tick["placed"] = told
+
     def decided(
         self,
         now_s: float,
@@ -156,6 +162,23 @@ class Recorder:
     def _line(self, value: Mapping[str, Any]) -> None:
         self._write(json.dumps({**value, "line": self._lines}) + "\n")
         self._lines += 1
+
+
+def _choice(one: placement.Question) -> list[object]:
+    return [
+        [[getattr(host, field.name) for field in fields(host)] for host in one.candidates],
+        [getattr(one.wish, field.name) for field in fields(one.wish)],
+        one.answer.host,
+        one.answer.why,
+    ]
+
+
+def _chosen(unix_s: float, told: list[Any]) -> Redone:
+    candidates, asked, host, why = told
+    wish = placement.Wish(*asked)
+    wish = replace(wish, regions=tuple(wish.regions))
+    now = placement.choose([placement.Candidate(*one) for one in candidates], wish)
+    return Redone(unix_s, wish.parent, _PLACE, now.host, now.why, (_PLACE, host, why))
 
 
 def _used(usage: model.Usage) -> list[object]:
@@ -346,6 +369,7 @@ class _Replay:
         self._set_shadows(raw.get("shadows"))
         if "verdicts" in raw:
             yield from self._decide(raw)
+            yield from (_chosen(raw["unix_s"], one) for one in raw.get("placed", ()))
         fleet.learn()
         self._novel += fleet.judge_steps()
 

@@ -74,6 +74,8 @@ class Roster:
         self._untried: set[str] = set()
         """Those that go where they failed not; nothing of them is there."""
         self.hosts = hosts.Hosts()
+        self.placements: list[placement.Question] = []
+        """Choices of hosts since somebody took them."""
         self.endpoints: dict[str, model.Endpoint] = {}
         self.shadows: dict[str, Shadow] = {}
         self._shadows_of: dict[str, dict[str, None]] = {}
@@ -286,7 +288,10 @@ class Roster:
         found = self.hosts.candidates(self._config, others, parent, allowed, now_s, now_unix_s, again)
         if named:
             found = [replace(one, avoided_s=0.0, unread="") for one in found]
-        return placement.choose(found, hosts.wish(self._config, parent, others, by_hand=by_hand))
+        wish = hosts.wish(self._config, parent, others, by_hand=by_hand)
+        answer = placement.choose(found, wish)
+        self.placements.append(placement.Question(found, wish, answer))
+        return answer
 
     def _retry(self, shadow: Shadow, verdict: groups.Verdict, inputs: Mapping[str, float | str]) -> None:
         """On another host, if there is one, by another name: what the failed try left is removed by its own.

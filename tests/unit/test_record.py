@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import pytest
 from controlplane import requests
 from controlplane.cli import replay
 from controlplane.observe import COUNTED
+from controlplane.placement import Candidate
 from controlplane.record import RecordError, Redone, redone
 from tests.world import World, config
+
+USED = [field.name for field in fields(Candidate)].index("used")
 
 
 def lively() -> World:
@@ -53,7 +57,7 @@ def test_the_same_is_decided_with_the_same_reasons(recorded):
     decisions = again(recorded, recorded.recorded)
     assert [one for one in decisions if not one.is_same] == []
     acts = {one.act for one in decisions}
-    assert {"add", "hold", "retry", "drain", "ease", "remove"} <= acts
+    assert {"add", "place", "hold", "retry", "drain", "ease", "remove"} <= acts
     assert any("of flows are reset" in one.reason for one in decisions)
 
 
@@ -65,6 +69,20 @@ def test_negative_control_other_readings_are_decided_about_otherwise(recorded):
             counts[1 + COUNTED.index("completed")] *= 2
         lines.append(json.dumps(raw))
     assert any(not one.is_same for one in again(recorded, lines))
+
+
+def test_negative_control_hosts_that_are_used_otherwise_are_chosen_otherwise(recorded):
+    lines, other = [], 0
+    for line in recorded.recorded:
+        raw = json.loads(line)
+        for candidates, *_ in raw.get("placed", ()):
+            for host in candidates:
+                host[USED] = 0.9 if host[0] == "host-b" else 0.1
+            other += 1
+        lines.append(json.dumps(raw))
+    assert other, "the fault hit"
+    placed = [one for one in again(recorded, lines) if one.act == "place"]
+    assert any(not one.is_same for one in placed)
 
 
 def _second(lines: list[str]) -> int:
