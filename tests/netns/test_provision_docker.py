@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 import uuid
@@ -17,7 +18,9 @@ import pytest
 from controlplane import model
 from controlplane.adapters.ansible import AnsibleProvisioner
 from controlplane.adapters.clock import MachineClock
+from controlplane.adapters.load_source import BackgroundLoadSource
 from controlplane.lab.dockerd import Dockerd, host_rootfs
+from controlplane.model import UsageKind, UsageSource
 from tests.netns.steered import eventually, playbooks_with
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -301,3 +304,49 @@ def test_a_clone_on_another_engine_takes_the_image_along_but_no_volume(
             provisioner.close()
     for container in (live, kept):
         container.remove(force=True)
+
+
+def test_what_a_container_uses_is_read_of_the_engine_and_of_its_cgroup_alike(
+    engine: Engine, client: docker.DockerClient
+) -> None:
+    labels = {"penumbra.instance": "t", "penumbra.shadow": "web-1-s1"}
+    busy = client.containers.run(
+        "lab",
+        ["python3", "-c", "while True: pass"],
+        name="busy",
+        detach=True,
+        volumes=USR,
+        mem_limit="64m",
+        nano_cpus=200_000_000,
+        labels=labels,
+    )
+    fast = {"interval_s": 0.5, "timeout_s": 0.5}
+    of_engine = UsageSource(UsageKind.DOCKER, engine.daemon.url, **fast)
+    reader = BackgroundLoadSource()
+    try:
+        reader.watch(
+            {
+                "name": replace(of_engine, selector="busy"),
+                "labels": replace(
+                    of_engine, selector=",".join(f"{key}={one}" for key, one in labels.items())
+                ),
+                "host:host-a": of_engine,
+                "cgroup": UsageSource(
+                    UsageKind.CGROUP, f"/sys/fs/cgroup/{engine.daemon.cgroup}/{busy.id}", **fast
+                ),
+            }
+        )
+        told: dict[str, model.Usage] = {}
+
+        def all_told() -> bool:
+            told.update({one.member: one for one in reader.usages() if (one.cpu or 0.0) > 0.02})
+            return len(told) == 4
+
+        eventually(all_told, 20, lambda: f"{told} {reader.troubles()}")
+    finally:
+        reader.close()
+    for name in ("name", "labels", "cgroup"):
+        assert told[name].of_cpus == pytest.approx(0.2)
+        assert told[name].of_memory_bytes == 64 << 20
+        assert 0.0 < (told[name].memory or 0.0) < 0.8
+    assert told["host:host-a"].of_cpus == os.cpu_count()
