@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,7 @@ class Hosts:
         self._last: dict[str, Usage] = {}
         """By key: a member's name, or ``usage_source.host_key``."""
         self.failing: dict[str, Failing] = {}
+        self._counted: tuple[Config, Counter[str | None]] | None = None
 
     # ---- use --------------------------------------------------------------------------------
 
@@ -134,10 +136,13 @@ class Hosts:
         :param again: the shadow that failed, and is tried again: its slot is not counted."""
         held = [one for one in shadows if again is None or one.name != again.name]
         need = self.need(config, held, parent, now_s)
+        of_host: dict[str, list[Shadow]] = {name: [] for name in allowed}
+        for one in held:
+            if one.host in of_host:
+                of_host[one.host].append(one)
         found = []
-        for name in allowed:
+        for name, there in of_host.items():
             host = config.hosts.get(name) or Host(name, gone=True)
-            there = [one for one in held if one.host == name]
             is_read = (host.usage or config.host_usage) is not None
             failing = self.lately(name, now_unix_s)
             found.append(
@@ -196,11 +201,19 @@ class Hosts:
         last = None if host is None else self._fresh(usage_source.host_key(host.name), now_s)
         if host is None or last is None:
             return Need()
-        live = sum(one.host == host.name for service in config.services.values() for one in service.endpoints)
-        members = live + sum(one.host == host.name and one.state in _RUNNING for one in shadows)
+        members = self._live_on(config)[host.name] + sum(
+            one.host == host.name and one.state in _RUNNING for one in shadows
+        )
         cpu, memory = _product(last.cpu, 1.0 / members), _product(last.memory, 1.0 / members)
         cpus = _product(cpu, last.of_cpus or host.capacity.cpus)
         return Need(cpus, _product(memory, last.of_memory_bytes or host.capacity.memory_bytes), cpu, memory)
+
+    def _live_on(self, config: Config) -> Counter[str | None]:
+        """Host -> live endpoints there: asked for each order, and there are thousands of them."""
+        if self._counted is None or self._counted[0] is not config:
+            live = (one.host for service in config.services.values() for one in service.endpoints)
+            self._counted = config, Counter(live)
+        return self._counted[1]
 
 
 def wish(config: Config, parent: Endpoint, shadows: Iterable[Shadow], *, by_hand: bool = False) -> Wish:

@@ -62,6 +62,8 @@ class Placement:
     host: str | None
     why: str
     """In words and numbers: why this host, or why none."""
+    full: bool = False
+    """There is no slot, whoever asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,9 @@ def choose(candidates: Sequence[Candidate], wish: Wish) -> Placement:
     if not usable:
         full = all(one.taken >= one.slots and not one.gone for one in candidates)
         what = "no host has a free slot" if full else "no host can take it"
-        return Placement(None, f"{what} ({_listed(f'{name}: {why}' for name, why in unfit.items())})")
+        return Placement(
+            None, full=full, why=f"{what} ({_listed(f'{name}: {why}' for name, why in unfit.items())})"
+        )
     dearest = max(one.price_per_hour for one in candidates)
 
     def order(one: Candidate) -> tuple[bool, bool, int, int, bool, float]:

@@ -227,11 +227,14 @@ class Roster:
         host: str | None = None,
         by_hand: bool = False,
         inputs: Mapping[str, float | str] | None = None,
+        full_for: dict[tuple[str, ...], placement.Placement] | None = None,
     ) -> bool:
-        """False: there is no room for it."""
+        """False: there is no room for it.
+
+        :param full_for: hosts that have no slot left, as was just seen: they are not gone through again."""
         if not by_hand and self._promote(parent, reason, inputs):
             return True
-        full = self._make(parent, reason, host, by_hand=by_hand, inputs=inputs)
+        full = self._make(parent, reason, host, by_hand=by_hand, inputs=inputs, full_for=full_for)
         if full is not None:
             if not by_hand and (gives := self._make_room(parent)):
                 full += f"; {gives} makes room"
@@ -249,12 +252,17 @@ class Roster:
         by_hand: bool = False,
         standby: bool = False,
         inputs: Mapping[str, float | str] | None = None,
+        full_for: dict[tuple[str, ...], placement.Placement] | None = None,
     ) -> str | None:
         """Why there is no room for one more; None: it is ordered."""
         endpoint = self.endpoints[parent]
         settings = self._config.services[endpoint.service].shadows
         allowed = settings.hosts if host is None else (host,)
-        placed = self._placed(endpoint, allowed, by_hand=by_hand, named=host is not None)
+        placed = (full_for or {}).get(allowed)
+        if placed is None:
+            placed = self._placed(endpoint, allowed, by_hand=by_hand, named=host is not None)
+        if placed.full and full_for is not None:
+            full_for[allowed] = placed
         avoided = self.hosts.avoided(self._clock.record_s())
         full = None if by_hand else placement.full(self._config, self.shadows.values(), endpoint, avoided)
         chosen = placed.host
@@ -363,11 +371,13 @@ class Roster:
             why = f"shadow {shadow.name} again: to stand by"
             self._retry(shadow, groups.Verdict(groups.Act.RETRY, why, shadow.name), {})
         lacking = {}
+        full_for: dict[tuple[str, ...], placement.Placement] = {}
         for parent in todo.missing:
             most = self._config.services[self.endpoints[parent].service].shadows.max_per_endpoint
             full: str | None = f"it has {most} shadows, max_per_endpoint"
             if len(self.of(parent)) + len(self.standbys(parent)) < most:
-                full = self._make(parent, f"shadow {parent} +1: to stand by", standby=True)
+                why = f"shadow {parent} +1: to stand by"
+                full = self._make(parent, why, standby=True, full_for=full_for)
             if full is not None:
                 lacking[parent] = full
                 self._journal.once(parent, "standby", f"{parent}: no shadow stands by, for {full}")
@@ -380,6 +390,7 @@ class Roster:
     ) -> None:
         """One after another to those that have the fewest for each live endpoint: slots may not suffice for
         all. Of several live endpoints that may get it the one with the fewest does, or the first of them."""
+        full_for: dict[tuple[str, ...], placement.Placement] = {}
         left = dict(enumerate((parents, one.count, one, inputs) for parents, one, inputs in wanted))
 
         def held(at: int) -> float:
@@ -391,7 +402,7 @@ class Roster:
             parents, count, verdict, inputs = left.pop(at)
             parent = min(parents, key=lambda n: (standbys.best(self.standbys(n)) is None, len(self.of(n))))
             reason = _ADDED.sub(f"shadow {parent} +1", verdict.reason, count=1)
-            if self.order(parent, reason, inputs=inputs) and count > 1:
+            if self.order(parent, reason, inputs=inputs, full_for=full_for) and count > 1:
                 left[at] = parents, count - 1, verdict, inputs
 
     def obey(self, verdict: groups.Verdict, inputs: Mapping[str, float | str]) -> None:

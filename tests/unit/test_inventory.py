@@ -12,6 +12,7 @@ import pytest
 
 from controlplane import config, inventory, model, requests
 from controlplane.adapters.inventory import BackgroundInventory, InventoryReadError, read
+from controlplane.cli import wiring
 from controlplane.model import Host, Inventory, ShadowState
 from tests import world as worlds
 from tests.world import World
@@ -114,6 +115,18 @@ def until(done) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_check_refuses_what_is_wrong_with_an_inventory_and_names_it(tmp_path):
+    (tmp_path / "hosts.ini").write_text("[edge]\nb penumbra_slots=0\n")
+    wrong = replace(file_config("nowhere"), inventory=tmp_path / "hosts.ini")
+    assert wiring.against_inventory(wrong) == [
+        "inventory host b: penumbra_slots: 0: 1 or more is allowed",
+        "services.web.shadows.hosts.0: 'nowhere' is no host and no group of the inventory",
+    ]
+    gone = replace(wrong, inventory=tmp_path / "none")
+    assert wiring.against_inventory(gone) == [f"inventory: {tmp_path}/none: there is no such file or folder"]
+    assert wiring.against_inventory(replace(wrong, inventory=None)) == []
 
 
 # ---- one set with the configuration's ------------------------------------------------------
