@@ -110,6 +110,7 @@ class Controller:
         self._inventory_problems: tuple[str, ...] = ()
         self._hosts_kept: str | None = None
         """As the store has them; None: it was not read yet."""
+        self._hosts_to_keep: str | None = None
         self._used = usage_source.of_endpoints(config)
         self._hosts_used = usage_source.of_hosts(config)
         self._journal = Journal(store, clock)
@@ -206,12 +207,7 @@ class Controller:
 
     def _take_inventory(self) -> None:
         """Hosts may come and go, or change, between ticks. Until it was read, it is as it was known last."""
-        if self._hosts_kept is None:
-            text = self._store.get(inventory.KEPT)
-            self._inventory, gone = inventory.parsed(text)
-            self._hosts_kept = text or ""
-            if self._inventory is not None or gone:
-                self._take_hosts(by_inventory=True, lost=gone)
+        self._guarded("hosts kept", self._keep_hosts)
         if self._inventory_source is None:
             return
         self._inventory_source.watch(self._file.inventory)
@@ -242,10 +238,20 @@ class Controller:
         if by_inventory and (changed := inventory.changes(before, here)):
             self._journal.say("inventory", "inventory", f"inventory: {changed}")
         left = [host for host in self._config.hosts.values() if host.gone]
-        text = inventory.to_keep(told, left) if told is not None or left else ""
-        if text != self._hosts_kept:
-            self._store.put(inventory.KEPT, text or None)
-            self._hosts_kept = text
+        self._hosts_to_keep = inventory.to_keep(told, left) if told is not None or left else ""
+
+    def _keep_hosts(self) -> None:
+        """For the next start, and of the last one: not over what was not read yet."""
+        if self._hosts_kept is None:
+            text = self._store.get(inventory.KEPT)
+            self._hosts_kept = text or ""
+            kept, gone = inventory.parsed(text)
+            self._inventory = self._inventory or kept
+            if kept is not None or gone:
+                self._take_hosts(by_inventory=True, lost=gone)
+        if self._hosts_to_keep is not None and self._hosts_to_keep != self._hosts_kept:
+            self._store.put(inventory.KEPT, self._hosts_to_keep or None)
+            self._hosts_kept = self._hosts_to_keep
 
     def status(self) -> Status | None:
         """After the last tick; None before the first."""

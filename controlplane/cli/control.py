@@ -267,7 +267,8 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
     if found["hosts"]:
         say("")
         output.rows(HOSTS, found["hosts"], as_json=False)
-        say(_cost(found))
+        if found["budget_per_hour"] is not None or any(one["price_per_hour"] for one in found["hosts"]):
+            say(_cost(found))
     if requests := [
         {"endpoint": group["name"], **member, **member["requests"]}
         for group in groups

@@ -257,3 +257,18 @@ def test_trouble_is_told_until_it_is_over_and_a_reload_reads_it_again():
     assert "inventory" not in world.controller.status().troubles
     assert world.inventory.reads == 1
     assert world.controller.status().hosts[0].name == "host-b"
+
+
+def test_a_store_that_does_not_work_stops_neither_the_inventory_nor_a_reload_and_gets_it_later():
+    world = World(file_config("edge", max_per_endpoint=1))
+    world.store.broken = True
+    world.restart()
+    world.inventory.tells = told("host-b", netns="b")
+    world.ticks(2, 40.0)
+    assert [one.name for one in world.controller.status().hosts] == ["host-b"]
+    world.config = replace(file_config("edge"), max_shadows=7)
+    world.controller.reconfigure(world.config)
+    world.ticks(2, 40.0)
+    world.store.broken = False
+    world.ticks(2, 40.0)
+    assert inventory.parsed(world.store.values[inventory.KEPT])[0] == told("host-b", netns="b")
