@@ -53,7 +53,9 @@ class Announcements:
             said = "it fails, and is not ejected: as many as max_ejected allows are already"
             self._journal.say(name, "not-ejected", f"{name}: {said}; it still gets packets")
         for name in sorted(self._waiting - now):
-            done = "is ejected now" if name in fleet.ejections.failing else "no longer fails"
+            done = "no longer fails"
+            if name in fleet.ejections.failing:
+                done = "is ejected now, unless nobody is well"
             self._journal.say(name, "not-ejected", f"{name}: {done}")
         for name in sorted(self._held - fleet.ejections.held):
             if fleet.is_up(name, False):

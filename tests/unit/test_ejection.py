@@ -76,7 +76,7 @@ def test_no_more_than_its_share_is_ejected_and_who_waits_is_told():
     world.prober.dead.remove("web-3")
     world.ticks(3, 60.0)
     assert down(world) == {"web-2", "web-4"}, "who failed next was next"
-    assert said(world, "not-ejected")[-1] == "web-4: is ejected now"
+    assert said(world, "not-ejected")[-1] == "web-4: is ejected now, unless nobody is well"
     world.prober.dead.add("web-3")
     world.prober.dead.add("web-1")
     world.ticks(4, 60.0)
