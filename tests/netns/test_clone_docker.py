@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -487,12 +489,13 @@ def needles() -> list[bytes]:
 
 
 def written_in(*folders: Path) -> list[Path]:
-    """Files that hold the secret."""
+    """Files that hold the secret. What a run removes meanwhile holds none."""
     found = []
-    for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_file() and any(needle in path.read_bytes() for needle in needles()):
-                found.append(path)
+    for folder, _, names in (one for root in folders for one in os.walk(root)):
+        for path in (Path(folder) / name for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and any(needle in path.read_bytes() for needle in needles()):
+                    found.append(path)
     return found
 
 

@@ -115,6 +115,8 @@ def no_containers_left(client: docker.DockerClient) -> Iterator[None]:
     yield
     for container in client.containers.list(all=True):
         container.remove(force=True)
+    for volume in client.volumes.list():
+        volume.remove()
 
 
 @pytest.fixture(scope="module")
