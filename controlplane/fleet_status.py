@@ -56,7 +56,7 @@ class Steered:
 def services(
     fleet: Fleet, roster: Roster, steered: Steered, now_s: float, now_unix_s: float
 ) -> tuple[ServiceStatus, ...]:
-    costs = roster.costs_per_hour()
+    costs, reserve = roster.costs_per_hour(), roster.costs_per_hour(standbys_only=True)
     lives_s, causes = fleet.lives_s(), fleet.common_causes()
     installed, out = steered.installed, []
     for at, (name, view) in enumerate(fleet.views.items()):
@@ -98,6 +98,7 @@ def services(
                 pool=pool,
                 novelty=_novelty_status(fleet.novelties.of(name), now_unix_s),
                 cost_per_hour=costs.get(name, 0.0),
+                standbys_cost_per_hour=reserve.get(name, 0.0),
             )
         )
     return tuple(out)

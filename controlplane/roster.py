@@ -201,11 +201,12 @@ class Roster:
         those = map(self.shadows.__getitem__, self._shadows_of.get(parent, ()))
         return tuple(shadow for shadow in those if shadow.standby)
 
-    def costs_per_hour(self) -> dict[str, float]:
+    def costs_per_hour(self, *, standbys_only: bool = False) -> dict[str, float]:
         """By service."""
         held: dict[str, list[Shadow]] = {}
         for shadow in self.shadows.values():
-            held.setdefault(shadow.service, []).append(shadow)
+            if shadow.standby or not standbys_only:
+                held.setdefault(shadow.service, []).append(shadow)
         return {name: round(placement.cost_per_hour(self._config, its), 6) for name, its in held.items()}
 
     def lead_time_s(self, service: str) -> float:

@@ -248,6 +248,8 @@ class ServiceStatus:
     """None: it is not foreseen, so there are no steps."""
     cost_per_hour: float = 0.0
     """Of its shadows, by the prices of their hosts."""
+    standbys_cost_per_hour: float = 0.0
+    """Of those of them that stand by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,7 +305,9 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
 def _cost(found: dict[str, Any]) -> str:
     budget = found["budget_per_hour"]
     of = "" if budget is None else f" of {budget:g}/h, budget_per_hour"
-    return f"shadows cost {found['cost_per_hour']:g}/h{of}"
+    reserve = sum(service.get("standbys_cost_per_hour", 0.0) for service in found["services"])
+    standby = f"; those that stand by {reserve:g}/h" if reserve else ""
+    return f"shadows cost {found['cost_per_hour']:g}/h{of}{standby}"
 
 
 def _checked(path: Path) -> model.Config:

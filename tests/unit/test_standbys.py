@@ -273,6 +273,18 @@ def test_at_most_two_are_made_at_once():
     assert len(world.orders()) == 2
 
 
+def test_its_price_is_told():
+    whole = config(standby=1)
+    hosts = {name: replace(one, price_per_hour=0.25) for name, one in whole.hosts.items()}
+    world = kept(World(replace(whole, hosts=hosts)))
+    world.ticks(1, CALM)
+    service = world.controller.status().services[0]
+    assert (service.cost_per_hour, service.standbys_cost_per_hour) == (0.25, 0.25)
+    ticks_until_served(world)
+    service = world.controller.status().services[0]
+    assert service.standbys_cost_per_hour == service.cost_per_hour - 0.25
+
+
 YAML = """
 interfaces: [eth1]
 hosts: {a: {}}
