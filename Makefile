@@ -23,10 +23,10 @@ READY := $(VENV)/ready-$(shell pwd | cksum | cut -d' ' -f1)
 
 export TRACE TARGET
 
-.PHONY: help setup demo test test-kernel fuzz score lint bench lab format clean
+.PHONY: help setup demo demo-stateful test test-kernel fuzz score lint bench lab format clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: build/packages $(READY) ## install what is missing (Debian packages, a Python venv)
 
@@ -63,6 +63,9 @@ $(READY): build/packages pyproject.toml constraints.txt
 
 demo: setup ## the same trace without shadows, reactive and with Penumbra (TRACE=file.csv, TARGET=docker)
 	@$(BIN)/python -m controlplane.lab.demo
+
+demo-stateful: setup ## a PostgreSQL under reads and writes gets a shadow, is cut off from it, and loses it again
+	@$(BIN)/python -m controlplane.lab.demo_stateful
 
 test: setup ## all tests, as root
 	@$(BIN)/python -m tests

@@ -34,6 +34,8 @@ class Choices:
     probe: Mapping[str, object] = field(default_factory=dict)
     usage: Mapping[str, object] = field(default_factory=dict)
     """Empty: what endpoints use is not read."""
+    data: Mapping[str, object] = field(default_factory=dict)
+    """``access`` and ``sync`` of a service that keeps data."""
     forecast: Mapping[str, object] = field(default_factory=dict)
     shadows: Mapping[str, object] = field(default_factory=dict)
     host_variables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -81,6 +83,7 @@ def written(topology: Topology, choices: Choices, state_dir: Path) -> str:
                 "port": topology.vip_port,
                 "probe": {"kind": "http", "path": "/healthz", **choices.probe},
                 **({"usage": dict(choices.usage)} if choices.usage else {}),
+                **choices.data,
                 "forecast": dict(choices.forecast),
                 "shadows": shadows,
                 "endpoints": endpoints,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,17 +54,15 @@ class Start:
     duration_s: float
 
 
-class Follower:
-    """Reads a record file while it grows."""
+class Lines:
+    """Reads a file of JSON lines while it grows."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
-        self.start: Start | None = None
-        """Known after the first ``read`` that found it."""
 
-    def read(self) -> list[Record]:
-        """The records since the last call; none while there is no file yet."""
+    def read(self) -> list[dict[str, Any]]:
+        """The whole lines since the last call; none while there is no file yet."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -72,7 +71,20 @@ class Follower:
             return []
         data = data[: data.rfind(b"\n") + 1]
         self._offset += len(data)
-        rows = [json.loads(line) for line in data.splitlines()]
+        return [json.loads(line) for line in data.splitlines()]
+
+
+class Follower:
+    """Reads a record file while it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = Lines(path)
+        self.start: Start | None = None
+        """Known after the first ``read`` that found it."""
+
+    def read(self) -> list[Record]:
+        """The records since the last call."""
+        rows = self._lines.read()
         if rows and self.start is None:
             self.start = Start(**rows.pop(0))
         return [Record(**row) for row in rows]
