@@ -11,6 +11,9 @@ import yaml
 
 from controlplane.lab.topology import Topology
 
+HEALTHZ = {"kind": "http", "path": "/healthz"}
+"""What the lab's own endpoints answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class LiveEndpoint:
@@ -81,7 +84,7 @@ def written(topology: Topology, choices: Choices, state_dir: Path) -> str:
             choices.service: {
                 "vip": str(topology.vip),
                 "port": topology.vip_port,
-                "probe": {"kind": "http", "path": "/healthz", **choices.probe},
+                "probe": {**({} if "kind" in choices.probe else HEALTHZ), **choices.probe},
                 **({"usage": dict(choices.usage)} if choices.usage else {}),
                 **choices.data,
                 "forecast": dict(choices.forecast),

@@ -48,7 +48,8 @@ BEGIN_WITHIN_S = 30.0
 SERVES_WITHIN_S = 60.0
 """Past the rise of load, on a machine that is busy with other things."""
 BACK_WITHIN_S = 45.0
-GONE_WITHIN_S = 75.0
+GONE_WITHIN_S = 150.0
+"""Also where it is ordered once more before the crowd is forgotten (two minutes)."""
 ENOUGH_READS = 20
 """So many at the shadow, before and after the cut."""
 RECENT_S = 3.0
