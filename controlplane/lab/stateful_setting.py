@@ -23,7 +23,7 @@ NO_LAG_S = 3600.0
 CUT_S = 6.0
 """So long the shadow hears nothing of the original: twice what is agreed."""
 
-QUIET, PEAK, HELD, LOW = 0.3, 1.3, 0.8, 0.15
+QUIET, PEAK, HELD = 0.3, 1.3, 0.8
 """Levels of load, as parts of one server's capacity."""
 QUIET_S, RISE_S = 12.0, 60.0
 LONGEST_S = 150.0
@@ -73,12 +73,12 @@ class Setting:
     @property
     def courses(self) -> list[trace.Trace]:
         """Reads/s of each stage."""
-        quiet, peak, held, low = (share * CAPACITY for share in (QUIET, PEAK, HELD, LOW))
+        quiet, peak, held = (share * CAPACITY for share in (QUIET, PEAK, HELD))
         rise_s = [0.0, QUIET_S, QUIET_S + self.rise_s, QUIET_S + self.rise_s + LONGEST_S]
         return [
             trace.samples("rising", rise_s, [quiet, quiet, peak, peak]),
             trace.samples("holding", [0.0, 3.0, LONGEST_S], [peak, held, held]),
-            trace.samples("falling", [0.0, 3.0, LONGEST_S], [held, low, low]),
+            trace.samples("falling", [0.0, 3.0, LONGEST_S], [held, 0.0, 0.0]),
         ]
 
     @property
