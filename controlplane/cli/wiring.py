@@ -60,7 +60,7 @@ def against_machine(configured: model.Config) -> list[str]:
         f"services.{name}.sync.variables.password_file: {path}: can't be read here; a file is allowed"
         for name, service in configured.services.items()
         if service.sync is not None and (path := service.sync.variables.get("password_file")) is not None
-        if not os.access(str(path), os.R_OK)
+        if not (os.access(str(path), os.R_OK) and os.path.isfile(str(path)))  # noqa: PTH113 - as below
     ]
     # Not Path.exists: where this user may not look, it raises, and that root is needed would remain unsaid.
     places = (configured.state_dir, *configured.state_dir.parents)

@@ -97,6 +97,9 @@ def test_a_password_that_is_not_on_this_machine_is_told_before_it_runs(tmp_path)
     text = TEXT.format(tick="1s", access="access: read", on_down="", hosts="a", sync=sync)
     said = f"services.db.sync.variables.password_file: {place}: can't be read here; a file is allowed"
     assert said in wiring.against_machine(config.parse(text))
+    place.mkdir()
+    assert said in wiring.against_machine(config.parse(text)), "nor is a folder a password"
+    place.rmdir()
     place.touch()
     assert said not in wiring.against_machine(config.parse(text))
 
