@@ -478,7 +478,8 @@ class Fleet:
         """Of the data that it serves."""
         sync = self.views[shadow.service].service.sync if shadow.service in self.views else None
         is_made = sync is not None and self.lag.is_copying(shadow, now_s)
-        return shadows.Copy(self.lag.waits(shadow), sync.copy_timeout_s if sync and is_made else 0.0)
+        limit_s = sync.copy_timeout_s if sync and is_made else 0.0
+        return shadows.Copy(self.lag.waits(shadow), limit_s, self.lag.lost(shadow))
 
     def fails_outright(self, name: str) -> bool:
         """A live endpoint most of whose new flows fail, while its neighbours' do not; or who fails its probes

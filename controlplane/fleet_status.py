@@ -303,7 +303,7 @@ def _lag_status(gates: lag.Gates, shadow: model.Shadow, now_s: float) -> LagStat
         max_bytes=sync.max_lag_bytes,
         on_lag=sync.on_lag.value,
         is_open=gates.serves(shadow, now_s),
-        reason=gates.why(shadow, now_s),
+        reason=gates.why(shadow, now_s) or gates.stopped(shadow),
         age_s=round(now_s - gate.last.at_s, 1) if gate.last else None,
     )
 

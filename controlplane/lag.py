@@ -51,11 +51,13 @@ class Gate:
     read: Lag | None = None
     """The last one that tells what is agreed on."""
     last: Lag | None = None
+    told: str = ""
+    """Why its copy goes no further, as it was said last."""
 
 
 def oldest_s(read: Lag, now_s: float) -> float:
     """So old may the data be that its clients see now."""
-    return math.inf if read.lag_s is None else read.lag_s + max(now_s - read.at_s, 0.0)
+    return math.inf if read.lag_s is None else max(read.lag_s, 0.0) + max(now_s - read.at_s, 0.0)
 
 
 def most_bytes(read: Lag, now_s: float) -> float:
@@ -78,7 +80,15 @@ def excess(sync: Sync, gate: Gate, now_s: float, look_s: float) -> str:
     """Why it may not be given new flows until the next look, ``look_s`` from now; empty: it may."""
     if gate.last is not None and not gate.last.copied:
         return gate.last.reason or _NOT_COPIED
-    read = gate.read
+    why = _excess(sync, gate.read, now_s, look_s)
+    return f"{why} ({_stopped(gate)})" if why and _stopped(gate) else why
+
+
+def _stopped(gate: Gate) -> str:
+    return gate.last.reason if gate.last is not None and gate.last.copied else ""
+
+
+def _excess(sync: Sync, read: Lag | None, now_s: float, look_s: float) -> str:
     if read is None:
         return _UNKNOWN
     if sync.max_lag_s is not None:
@@ -96,7 +106,7 @@ def behind(sync: Sync, read: Lag | None) -> str:
     if read is None:
         return _UNKNOWN
     if sync.max_lag_s is not None:
-        return f"its data is {read.lag_s or 0.0:.1f} s behind"
+        return f"its data is {max(read.lag_s or 0.0, 0.0):.1f} s behind"
     return f"its data is {read.lag_bytes or 0} bytes behind"
 
 
@@ -151,7 +161,8 @@ class Gates:
         return shadow.service in self._syncs and shadow.state in shadows.INSTALLED
 
     def take(self, readings: Sequence[Lag], now_s: float) -> list[tuple[str, str]]:
-        """Who gets new flows again, or none from now on, and a sentence."""
+        """Who gets new flows again, or none from now on, or no newer data, and a sentence."""
+        stopped = []
         for read in readings:
             gate = self._gates.get(read.shadow)
             if gate is None or (gate.last is not None and read.at_s < gate.last.at_s):
@@ -165,7 +176,19 @@ class Gates:
                 read=read if _tells(sync, read) else gate.read,
                 last=read,
             )
-        return [(name, said) for name in self._gates if (said := self._judge(name, now_s))]
+            if said := self._tell_stopped(read):
+                stopped.append((read.shadow, said))
+        return stopped + [(name, said) for name in self._gates if (said := self._judge(name, now_s))]
+
+    def _tell_stopped(self, read: Lag) -> str:
+        """Once, until it is well within what is agreed again: a reason may come and go meanwhile."""
+        gate, why = self._gates[read.shadow], read.reason if read.copied else ""
+        if not why and gate.calm >= _CALM_READINGS:
+            self._gates[read.shadow] = replace(gate, told="")
+        if not why or why == gate.told:
+            return ""
+        self._gates[read.shadow] = replace(gate, told=why)
+        return f"{read.shadow}: {why}"
 
     def _judge(self, name: str, now_s: float) -> str:
         """What is new of it; empty: nothing."""
@@ -225,6 +248,16 @@ class Gates:
         if gate is None or gate.last is None:
             return _UNKNOWN
         return "" if gate.last.copied else gate.last.reason or _NOT_COPIED
+
+    def stopped(self, shadow: Shadow) -> str:
+        """Why its copy goes no further at present, in words; empty: nothing is known that says so."""
+        gate = self._gates.get(shadow.name)
+        return "" if gate is None else _stopped(gate)
+
+    def lost(self, shadow: Shadow) -> str:
+        """Why its copy can never go on, in words; empty: it may."""
+        gate = self._gates.get(shadow.name)
+        return gate.last.reason if gate is not None and gate.last is not None and gate.last.is_lost else ""
 
     def is_copying(self, shadow: Shadow, now_s: float) -> bool:
         """Its first copy is being made, as was read lately."""

@@ -727,7 +727,9 @@ class Lag:
     copied: bool = True
     """The first copy is complete, and what comes after it is being taken."""
     reason: str = ""
-    """Why it is not, in words."""
+    """Why it is not, or why nothing comes after it, in words."""
+    is_lost: bool = False
+    """It can never go on."""
 
 
 @dataclass(frozen=True, slots=True)

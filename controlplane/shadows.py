@@ -11,7 +11,10 @@ from controlplane.model import Endpoint, RunResult, RunState, Shadow, ShadowSett
 
 INSTALLED = frozenset({ShadowState.WARMING, ShadowState.READY, ShadowState.DRAINING})
 """States in which a shadow is known to the data plane and probed."""
+_COPIES = frozenset({ShadowState.WARMING, ShadowState.READY})
+"""... and in which its data is to go on; who drains goes anyway."""
 
+_UNHEALTHY = "unhealthy"
 _UNHEALTHY_S = 60.0
 """A ready shadow that stays unhealthy for so long has failed."""
 
@@ -39,6 +42,8 @@ class Copy:
     """Why it is not there yet; empty: it is, or none is needed."""
     limit_s: float = 0.0
     """So long it may take, as it is being made; 0: it is not seen to be."""
+    lost: str = ""
+    """Why it can never go on; empty: it may."""
 
 
 _NO_COPY = Copy()
@@ -128,7 +133,10 @@ def after_probe(
 ) -> Shadow:
     """Health moves a shadow on: warming to ready after the warm-up, to failed when it is not healthy.
 
-    :param copy: of data: until it is there, it is not healthy either, and has more time while it is made."""
+    :param copy: of data: until it is there, it is not healthy either, and has more time while it is made.
+        Who serves one that can never go on has failed: it is made again, or goes if nobody needs it."""
+    if copy.lost and shadow.state in _COPIES:
+        return failed(shadow, now_unix_s, copy.lost)
     if shadow.state is ShadowState.WARMING:
         if copy.waits:
             return _waiting(shadow, settings, now_unix_s, copy)
@@ -144,10 +152,13 @@ def after_probe(
         return shadow
     if shadow.state is ShadowState.READY:
         if up:
-            return shadow if shadow.healthy_unix_s is not None else replace(shadow, healthy_unix_s=now_unix_s)
+            if shadow.healthy_unix_s is not None:
+                return shadow
+            reason = "healthy again" if shadow.reason == _UNHEALTHY else shadow.reason
+            return replace(shadow, healthy_unix_s=now_unix_s, reason=reason)
         # changed_unix_s is when it went down: healthy_unix_s is None from then on.
         if shadow.healthy_unix_s is not None:
-            return replace(shadow, healthy_unix_s=None, changed_unix_s=now_unix_s, reason="unhealthy")
+            return replace(shadow, healthy_unix_s=None, changed_unix_s=now_unix_s, reason=_UNHEALTHY)
         if now_unix_s - shadow.changed_unix_s > _UNHEALTHY_S:
             return failed(shadow, now_unix_s, f"unhealthy for {_UNHEALTHY_S:.0f} s")
     return shadow

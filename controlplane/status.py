@@ -68,7 +68,7 @@ class LagStatus:
     is_open: bool
     """New flows may go to it, as far as its data goes."""
     reason: str
-    """Why not; empty: they may."""
+    """Why not, or why nothing newer comes and they soon may not; empty: all is well."""
     age_s: float | None
     """Of the last reading."""
 
@@ -232,7 +232,7 @@ class ServiceStatus:
     earlier_s: float
     """By so much shadows are ordered earlier, as only new flows can be moved."""
     fail_open: bool
-    """No member is healthy: packets go to all of them."""
+    """No member may serve: packets go to all of them but shadows whose data may be too old."""
     rate_deviation: float = 0.0
     """As of groups, as the following four; of all of them together."""
     latency_deviation: float = 0.0

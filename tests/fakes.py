@@ -356,6 +356,8 @@ class FakeLagSource:
         self.cut: set[str] = set()
         self.unread: set[str] = set()
         self.copying: set[str] = set()
+        self.stopped: dict[str, str] = {}
+        self.lost: set[str] = set()
         self.has_s: dict[str, float] = {}
         """So new is a shadow's data."""
         self.bytes: dict[str, int] = {}
@@ -373,9 +375,10 @@ class FakeLagSource:
                 continue
             is_copied = name not in self.copying
             lag_s = now - self.has_s[name] if is_copied and name in self.has_s else None
-            reason = "" if is_copied else "1 of 2 tables are copied"
+            reason = self.stopped.get(name, "") if is_copied else "1 of 2 tables are copied"
             lacks = self.bytes.get(name)
-            found.append(model.Lag(name, target.service, now, lag_s, lacks, 0.0, is_copied, reason))
+            lost = name in self.lost
+            found.append(model.Lag(name, target.service, now, lag_s, lacks, 0.0, is_copied, reason, lost))
         return found
 
     def troubles(self) -> Mapping[str, str]:

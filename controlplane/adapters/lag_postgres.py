@@ -31,17 +31,32 @@ _BEAT = """
     ON CONFLICT (instance) DO UPDATE SET at = excluded.at
 """
 _POSITIONS = """
-    SELECT NULL, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint UNION ALL
-    SELECT slot_name::text, pg_wal_lsn_diff(confirmed_flush_lsn, '0/0')::bigint FROM pg_replication_slots
-    WHERE starts_with(slot_name::text, 'penumbra_')
+    SELECT NULL, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint, NULL UNION ALL
+    SELECT slot_name::text, pg_wal_lsn_diff(confirmed_flush_lsn, '0/0')::bigint, wal_status
+    FROM pg_replication_slots WHERE starts_with(slot_name::text, 'penumbra_')
 """
 _COPIES = """
     SELECT count(r.srrelid) FILTER (WHERE r.srsubstate = 'r'), count(r.srrelid), min(s.subslotname::text),
-        to_regclass('penumbra.heartbeat') IS NOT NULL
+        to_regclass('penumbra.heartbeat') IS NOT NULL, bool_and(s.subenabled), bool_or(w.subid IS NOT NULL)
     FROM pg_subscription s LEFT JOIN pg_subscription_rel r ON r.srsubid = s.oid
+    LEFT JOIN (SELECT DISTINCT subid FROM pg_stat_subscription WHERE relid IS NULL AND pid IS NOT NULL) w
+        ON w.subid = s.oid
     WHERE starts_with(s.subname::text, 'penumbra_')
     AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+_ERRORS = """
+    SELECT sum(apply_error_count + sync_error_count)::bigint FROM pg_stat_subscription_stats
+    WHERE starts_with(subname::text, 'penumbra_')
+"""
+_COUNTS_ERRORS = 15_00_00
+"""Version from which on servers do."""
+_SLOT_LOST = (
+    "its slot on the primary has lost WAL that it needs (max_slot_wal_keep_size): its copy can't go on"
+)
+_SLOT_GONE = "its slot on the primary is gone: its copy can't go on"
+_DISABLED = "its subscription is disabled"
+_FAILING = "its subscription fails, and its server's log tells why"
+_NOT_RUNNING = "the apply worker of its subscription does not run"
 _SEEN = "SELECT at FROM penumbra.heartbeat WHERE instance = %s"
 
 _Connection = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -95,6 +110,8 @@ class PostgresPrimary:
         """What was written, or may be -> when that was begun, in the order of time."""
         self._positions: dict[str, int] = {}
         """Slot -> up to where its subscriber has confirmed."""
+        self._slots: dict[str, bool] = {}
+        """Those that there are -> whether it still has the WAL that it needs."""
         self._written = (0, 0.0)
         """Where the primary is, and when it was asked."""
         self._written_bytes_per_s = 0.0
@@ -110,7 +127,8 @@ class PostgresPrimary:
                 await connection.close()
             raise
         await self._session.give_back(connection)
-        self._take_positions(dict(told), began_s)
+        self._slots = {name: status != "lost" for name, _, status in told if name}
+        self._take_positions({name: at for name, at, _ in told}, began_s)
 
     def _new_beat(self, now_s: float) -> datetime:
         """No other is the same."""
@@ -134,10 +152,18 @@ class PostgresPrimary:
 
         One of before this process began is older than its first one; by how much, the clock tells."""
         if beat in self._beats:
-            return now_s - self._beats[beat]
+            return max(now_s - self._beats[beat], 0.0)
         if not self._beats:
             return None
         return max(now_s - next(iter(self._beats.values())), (datetime.now(UTC) - beat).total_seconds())
+
+    def lost(self, slot: str, since_s: float) -> str:
+        """Why its subscriber can never go on, in words; empty: nothing is known that says so.
+
+        :param since_s: by then it was there."""
+        if slot not in self._slots:
+            return _SLOT_GONE if self._written[1] > since_s else ""
+        return "" if self._slots[slot] else _SLOT_LOST
 
     def lag_bytes(self, slot: str | None) -> tuple[int | None, float, float]:
         """What its subscriber lacks, the rate that it grows by if it stops, and when that was read."""
@@ -153,6 +179,12 @@ class PostgresReplica:
     def __init__(self, target: model.LagTarget, primary: PostgresPrimary) -> None:
         self._target, self._primary = target, primary
         self._session = _Session((target.address, target.port), target.sync.variables)
+        self._slot: tuple[str, float] | None = None
+        """Its subscription's, and when that was first read."""
+        self._beat: datetime | None = None
+        self._errors: int | None = None
+        self._is_failing = False
+        """It failed, and nothing has come since."""
 
     async def read(self) -> model.Lag:
         connection = await self._session.take()
@@ -168,20 +200,48 @@ class PostgresReplica:
     async def _read(self, connection: _Connection) -> model.Lag:
         now_s = asyncio.get_running_loop().time()
         row = await (await connection.execute(_COPIES)).fetchone()
-        done, tables, slot, has_beats = row or (0, 0, None, False)
-        if done < tables or not tables:
-            why = f"{done} of {tables} tables are copied" if slot else "there is no subscription yet"
-            return self._lag(now_s, copied=False, reason=why)
+        done, tables, slot, has_beats, is_enabled, runs = row or (0, 0, None, False, None, None)
+        if not slot:
+            return self._lag(now_s, copied=False, reason="there is no subscription yet")
         beat = None
         if has_beats:
             beat = await (await connection.execute(_SEEN, (self._target.instance,))).fetchone()
-        if beat is None:
-            return self._lag(now_s, copied=False, reason="it has no row of penumbra.heartbeat")
+        await self._look_for_errors(connection, beat[0] if beat else None)
+        lost, stopped = self._lost(slot), self._stopped(is_enabled=is_enabled, runs=runs)
+        if done < tables or not tables or beat is None:
+            why = "it has no row of penumbra.heartbeat"
+            if done < tables or not tables:
+                why = f"{done} of {tables} tables are copied"
+            why = ": ".join(part for part in (why, lost or stopped) if part)
+            return self._lag(now_s, copied=False, reason=why, is_lost=bool(lost))
         lag_s = self._primary.age_s(beat[0], now_s)
         lag_bytes, rate, bytes_s = self._primary.lag_bytes(slot)
         if self._target.sync.max_lag_bytes is not None and bytes_s:
             now_s = min(now_s, bytes_s)
-        return self._lag(now_s, lag_s, lag_bytes, rate)
+        return self._lag(now_s, lag_s, lag_bytes, rate, reason=lost or stopped, is_lost=bool(lost))
+
+    async def _look_for_errors(self, connection: _Connection, beat: datetime | None) -> None:
+        if beat != self._beat:
+            self._beat, self._is_failing = beat, False
+        if connection.info.server_version < _COUNTS_ERRORS:
+            return
+        row = await (await connection.execute(_ERRORS)).fetchone()
+        errors, before = (row[0] or 0) if row else 0, self._errors
+        self._errors = errors
+        self._is_failing |= before is not None and errors > before
+
+    def _lost(self, slot: str) -> str:
+        if self._slot is None or self._slot[0] != slot:
+            self._slot = (slot, asyncio.get_running_loop().time())
+        return self._primary.lost(*self._slot)
+
+    def _stopped(self, *, is_enabled: bool, runs: bool) -> str:
+        """Why nothing comes at present, in words; empty: it may."""
+        if not is_enabled:
+            return _DISABLED
+        if self._is_failing:
+            return _FAILING
+        return "" if runs else _NOT_RUNNING
 
     def _lag(
         self,
@@ -192,9 +252,10 @@ class PostgresReplica:
         *,
         copied: bool = True,
         reason: str = "",
+        is_lost: bool = False,
     ) -> model.Lag:
         name, service = self._target.shadow, self._target.service
-        return model.Lag(name, service, at_s, lag_s, lag_bytes, written_bytes_per_s, copied, reason)
+        return model.Lag(name, service, at_s, lag_s, lag_bytes, written_bytes_per_s, copied, reason, is_lost)
 
     async def close(self) -> None:
         await self._session.close()

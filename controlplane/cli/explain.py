@@ -88,7 +88,8 @@ def _names(decision: model.Decision, name: str) -> bool:
 
 
 def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
-    serving = sum(shadow["state"] == model.ShadowState.READY.value for shadow in group["shadows"])
+    ready = [one for one in group["shadows"] if one["state"] == model.ShadowState.READY.value and one["up"]]
+    serving = sum(one.get("lag") is None or one["lag"]["is_open"] for one in ready)
     yield (
         f"{group['name']} of service {group['service']}: {output.counted(group['wanted'], 'member')} wanted, "
         f"itself and {output.counted(serving, 'shadow')} serve"
@@ -163,7 +164,7 @@ def _lag(name: str, lag: Mapping[str, Any]) -> str:
     else:
         old = "of unknown age" if lag["bytes"] is None else f"{lag['bytes']} bytes behind"
         limit = f"{lag['max_bytes']} bytes"
-    reason = f": no new flows: {lag['reason']}" if lag["reason"] else ""
+    reason = f": {'' if lag['is_open'] else 'no new flows: '}{lag['reason']}" if lag["reason"] else ""
     return f"of {name} {old}, {limit} agreed (on_lag: {lag['on_lag']}){reason}"
 
 

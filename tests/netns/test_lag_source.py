@@ -200,7 +200,7 @@ def test_postgres_lag_grows_while_replication_stands_still_and_falls_after(serve
 
 def test_a_beat_that_a_shadow_shows_before_the_primary_has_answered_is_known(servers, read, monkeypatch):
     primary, shadow = servers
-    slow = "SELECT NULL, 0::bigint FROM pg_sleep(0.3)"
+    slow = "SELECT NULL, 0::bigint, NULL FROM pg_sleep(0.3)"
     monkeypatch.setattr(lag_postgres, "_POSITIONS", slow)
     reader = read(target(POSTGRES, shadow.port, primary.port))
     reader.until(is_close)

@@ -434,3 +434,59 @@ def test_a_shadows_place_and_primary_are_read():
     target = world.lag_source.targets["web-1-s1"]
     assert target.primary == (IPv4Address("10.0.0.1"), 8080)
     assert (target.instance, target.service, target.sync) == ("test", "web", SYNC)
+
+
+# ---- a copy that goes no further ------------------------------------------------------------
+
+DISABLED = "its subscription is disabled"
+LOST = "its slot on the primary has lost WAL that it needs: its copy can't go on"
+
+
+def test_why_a_copy_goes_no_further_is_told_once_and_shown_beside_its_lag():
+    world = served()
+    world.lag_source.cut = {"web-1-s1"}
+    world.lag_source.stopped = {"web-1-s1": DISABLED}
+    world.tick(110.0)
+    assert said(world, "lag")[-1] == f"web-1-s1: {DISABLED}"
+    assert f"(on_lag: hold): {DISABLED}" in "\n".join(explained(world)), "new flows still go to it"
+    world.ticks(7, 110.0)
+    assert [DISABLED in line for line in said(world, "lag")] == [False, True, True]
+    assert "it gets no new flows" in said(world, "lag")[-1]
+    [shadow] = world.controller.status().services[0].groups[0].shadows
+    assert re.fullmatch(rf"its data may be [0-9.]+ s old by the next look \({DISABLED}\)", shadow.lag.reason)
+    assert DISABLED in shadow.reason
+    assert shadow.state == "ready", "it may go on"
+
+
+def test_a_reason_that_comes_and_goes_is_no_news_until_it_is_well():
+    made = opened()
+    worker = read(3.5, 0.2, reason="its worker does not run")
+    assert made.take([worker], 3.5) == [("web-1-s1", "web-1-s1: its worker does not run")]
+    assert made.take([read(4.0, 2.6), replace(worker, at_s=4.5)], 4.5) == []
+    assert made.take([read(at_s) for at_s in (5.0, 5.5, 6.0)], 6.0) == []
+    assert made.take([replace(worker, at_s=6.5)], 6.5) != []
+
+
+def lost(world: World) -> World:
+    world.lag_source.cut = {"web-1-s1"}
+    world.lag_source.stopped, world.lag_source.lost = {"web-1-s1": LOST}, {"web-1-s1"}
+    world.tick(110.0)
+    return world
+
+
+def test_a_copy_that_can_never_go_on_has_failed_and_is_made_again():
+    world = lost(served())
+    [shadow] = world.store.records.values()
+    assert (shadow.state, shadow.reason) == (ShadowState.FAILED, LOST)
+    world.lag_source.cut, world.lag_source.stopped, world.lag_source.lost = set(), {}, set()
+    world.until(ShadowState.READY, 110.0, limit=200)
+    assert len(world.orders()) == 2
+
+
+def test_negative_control_without_that_it_stays_for_ever(monkeypatch):
+    monkeypatch.setattr(Gates, "lost", lambda *_: "")
+    world = lost(served())
+    world.ticks(60, 110.0)
+    [shadow] = world.store.records.values()
+    assert shadow.state is ShadowState.READY
+    assert LOST in world.controller.status().services[0].groups[0].shadows[0].lag.reason
