@@ -72,16 +72,23 @@ class Announcements:
         self._serve_on = now
 
     def fail_open(
-        self, fleet: Fleet, services: Mapping[str, model.Service], shadows: Mapping[str, model.Shadow]
+        self,
+        fleet: Fleet,
+        services: Mapping[str, model.Service],
+        shadows: Mapping[str, model.Shadow],
+        now_s: float,
     ) -> None:
         opened = frozenset(name for name in services if fleet.fail_open.get(name))
         for name in sorted((opened ^ self.opened) & services.keys()):
             names = [endpoint.name for endpoint in services[name].endpoints]
-            own = [s.name for s in shadows.values() if s.service == name]
+            theirs = [s for s in shadows.values() if s.service == name]
+            own = [s.name for s in theirs if fleet.lag.serves(s, now_s)]
+            ready = [s.name for s in theirs if s.state is model.ShadowState.READY and not s.standby]
+            too_old = [one for one in ready if one not in own]
             if name in opened:
-                names += [one for one in own if shadows[one].state is model.ShadowState.READY]
+                names += [one for one in ready if one in own]
             else:
                 up = [one for one in names if fleet.is_up(one, True)]
                 names = up + [one for one in own if fleet.is_up(one, False)]
-            self._journal.fail_open(name, names, is_open=name in opened)
+            self._journal.fail_open(name, names, is_open=name in opened, too_old=too_old)
         self.opened = opened

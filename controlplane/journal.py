@@ -73,10 +73,13 @@ class Journal:
     def troubles(self) -> dict[str, str]:
         return dict(self._troubles)
 
-    def fail_open(self, service: str, names: Sequence[str], *, is_open: bool) -> None:
-        """:param names: of who packets go to then; else of who is healthy again."""
+    def fail_open(
+        self, service: str, names: Sequence[str], *, is_open: bool, too_old: Sequence[str] = ()
+    ) -> None:
+        """:param names: of who packets go to then; else of who is healthy again.
+        :param too_old: shadows that get none then, for their data."""
         if is_open:
-            said = f"all members are down: fails open, packets go to all of them ({_listed(names)})"
+            said = f"{fails_open(too_old)} ({_listed(names)})"
             self.say(service, "fail-open", f"{service}: {said}")
         else:
             said = f"no longer fails open, packets go to who is healthy ({_listed(names)})"
@@ -115,6 +118,14 @@ class Journal:
                     if any(after.members[other].role is model.Role.LIVE for other in slots):
                         whom = "its neighbours while it warms up"
                     self.say(name, "spill", f"{name}: {share:.0%} of its new flows go to {whom}")
+
+
+def fails_open(too_old: Sequence[str]) -> str:
+    """:param too_old: shadows that are not known to have data that is new enough."""
+    if not too_old:
+        return "all members are down: fails open, packets go to all of them"
+    those = f"all members are down, or not known to have data that is new enough ({_listed(too_old)})"
+    return f"{those}: fails open, packets go to the others"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -610,7 +610,7 @@ class Controller:
             now_s=now_s,
             now_unix_s=self._clock.record_s(),
         )
-        self._news.fail_open(self._fleet, self._config.services, self._roster.shadows)
+        self._news.fail_open(self._fleet, self._config.services, self._roster.shadows, now_s)
         self._set_direct(steering, now_s)
         for step in plan(self._installed, steering):
             self._dataplane.apply(step)

@@ -45,7 +45,7 @@ HELP: Mapping[str, str] = {
     ),
     "flow_life_seconds": "Mean life of the service's flows, in seconds; absent: not known.",
     "fail_open": (
-        "1 while no member of the service is healthy, and packets go to all its live endpoints; else 0."
+        "1 while no member of the service may serve, and packets go to all its live endpoints; else 0."
     ),
     "service_rate_deviation": "How unusual the service's request rate is, 0 to 1; 0.5 and more is no chance.",
     "service_latency_deviation": (

@@ -80,5 +80,6 @@ def parsed(text: str) -> tuple[float | None, int | None]:
     except ValueError:
         number = math.nan
     if not 0.0 <= number < math.inf:
-        raise ValueError(f"the lag command printed {told[:40]!r}: seconds, or bytes with a B, are allowed")
+        # Not what it printed, which goes to the log: it may be a secret.
+        raise ValueError("the lag command printed no number: seconds, or bytes with a B, are allowed")
     return (None, round(number)) if in_bytes else (number, None)

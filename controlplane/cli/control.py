@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from controlplane.cli import instance as instances
 from controlplane.cli import output, wiring
 from controlplane.cli.options import AsJson, ConfigFile, InstanceName
 from controlplane.cli.output import EXIT_USAGE, fail, say, warn
+from controlplane.journal import fails_open
 from controlplane.ports import StoreError
 from controlplane.requests import SERVES_ON
 
@@ -223,7 +225,8 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
     pools = [{"service": one["name"], **one["pool"]} for one in found["services"] if one.get("pool")]
     for service in found["services"]:
         if service["fail_open"]:
-            warn(f"{service['name']}: all members are down: fails open, packets go to all of them")
+            those = (shadow for group in service["groups"] for shadow in group["shadows"])
+            warn(f"{service['name']}: {fails_open([one['name'] for one in those if _is_too_old(one)])}")
         if service.get("common_cause"):
             warn(f"{service['name']}: {service['common_cause']}: a common cause, no shadows for it")
         if on := [group["name"] for group in service["groups"] if group["serves_on"]]:
@@ -300,6 +303,12 @@ def _print_status(at: instances.Instance, found: dict[str, Any]) -> None:
         say("")
         for one in reversed(found["decisions"]):
             say(f"{output.clock_time(one['at_unix_s'])}  {one['reason']}")
+
+
+def _is_too_old(shadow: Mapping[str, Any]) -> bool:
+    """It would have served, but for its data."""
+    lag = shadow.get("lag")
+    return shadow["state"] == model.ShadowState.READY.value and lag is not None and not lag["is_open"]
 
 
 def _cost(found: dict[str, Any]) -> str:

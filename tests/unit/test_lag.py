@@ -7,13 +7,15 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from ipaddress import IPv4Address
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane import lag, model, policy
+from controlplane import lag, model, policy, shadows
+from controlplane.adapters import lag_command
 from controlplane.cli import control, explain
 from controlplane.lag import Gates
 from controlplane.model import Lag, OnLag, Shadow, ShadowState, Sync, SyncDriver
@@ -490,3 +492,53 @@ def test_negative_control_without_that_it_stays_for_ever(monkeypatch):
     [shadow] = world.store.records.values()
     assert shadow.state is ShadowState.READY
     assert LOST in world.controller.status().services[0].groups[0].shadows[0].lag.reason
+
+
+# ---- sentences ------------------------------------------------------------------------------
+
+
+def test_fails_open_without_shadows_that_are_too_old_and_says_so(capsys):
+    world = served()
+    world.lag_source.cut = {"web-1-s1"}
+    world.prober.dead.add("web-1")
+    world.ticks(9, 110.0)
+    too_old = "web: all members are down, or not known to have data that is new enough (web-1-s1): fails open"
+    assert said(world, "fail-open") == [f"{too_old}, packets go to the others (web-1)"]
+    at = SimpleNamespace(name="x", config="x.yaml")
+    control._print_status(at, {**parsed(world.shown[-1]), "controller_pid": 1, "decisions": []})
+    assert f"{too_old}, packets go to the others" in capsys.readouterr().err
+    world.prober.dead.clear()
+    world.ticks(4, 110.0)
+    assert said(world, "fail-closed") == ["web: no longer fails open, packets go to who is healthy (web-1)"]
+
+
+def test_who_gets_no_new_flows_does_not_serve():
+    world = served()
+    assert "itself and 1 shadow serve" in explained(world)[0]
+    world.lag_source.cut = {"web-1-s1"}
+    world.ticks(8, 110.0)
+    assert "itself and 0 shadows serve" in explained(world)[0]
+
+
+@pytest.mark.parametrize("lag_s", [-0.01, -0.0, 0.0])
+def test_no_data_is_behind_by_less_than_nought(lag_s):
+    assert lag.behind(SYNC, read(1.0, lag_s)) == "its data is 0.0 s behind"
+    assert lag.oldest_s(read(1.0, lag_s), 1.0) == 0.0
+
+
+def test_what_a_command_prints_may_be_a_secret():
+    for told in ("garbage 1 2", "secret", "-1"):
+        with pytest.raises(ValueError, match="printed no number: seconds, or bytes with a B, are") as caught:
+            lag_command.parsed(told)
+        assert told not in str(caught.value)
+
+
+def test_who_is_healthy_again_is_not_called_unhealthy():
+    its = model.ShadowSettings()
+    well = replace(READY, reason="healthy and warm", healthy_unix_s=1.0)
+    ill = shadows.after_probe(well, False, its, 2.0)
+    assert (ill.reason, ill.healthy_unix_s) == ("unhealthy", None)
+    again = shadows.after_probe(ill, True, its, 3.0)
+    assert (again.reason, again.healthy_unix_s) == ("healthy again", 3.0)
+    met = replace(READY, reason="adopted")
+    assert shadows.after_probe(met, True, its, 3.0).reason == "adopted"
