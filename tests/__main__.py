@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All tests, in mount and process namespaces of their own: ``python -m tests [PYTEST'S ARGUMENTS]``.
 
-Most of their time is waiting: without arguments three run at once; those marked ``calm`` follow, two at once,
+Most of their time is waiting: without arguments four run at once; those marked ``calm`` follow, two at once,
 then those marked ``alone``, one by one.
 
 Network namespaces, pins, engines and processes of tests live there alone. However a run ends, by kill -9 too,
@@ -24,7 +24,7 @@ MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 ALL = (
-    ("-n", "3", "--dist", "loadfile", "-m", "not calm and not alone"),
+    ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not calm and not alone"),
     ("-n", "2", "--dist", "load", "-m", "calm"),
     ("-m", "alone"),
 )

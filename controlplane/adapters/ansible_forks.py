@@ -36,6 +36,7 @@ class ForkServer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._began_s = 0.0
+        self._died_young = False
         self._not_before_s = 0.0
         self._closed = False
         self.trouble = ""
@@ -97,12 +98,13 @@ class ForkServer:
             self._process.stdin.flush()
 
     def _mourn(self, status: int) -> None:
-        """It has died. If it did so at once it would again."""
-        lived_s = self._now_s() - self._began_s
+        """It has died. If it did so soon, and the one before it too, the next would again."""
+        is_young = self._now_s() - self._began_s < _ENDS_S
         said = (self._folder / "log").read_text(errors="replace").strip().rpartition("\n")[2]
         self._end()
-        if status > 0 or lived_s < _ENDS_S:
+        if status > 0 or (is_young and self._died_young):
             self._fail(f"it ended with status {status}: {said or 'it said nothing'}")
+        self._died_young = is_young
 
     def _fail(self, why: str) -> None:
         self._end()

@@ -60,7 +60,8 @@ def site(tmp_path: Path, timeout: str) -> Iterator[Steered]:
         root = made.configuration(playbooks=str(books))
         web = root["services"]["web"]
         web["endpoints"]["web-1"]["capacity"] = "8 flows/s"
-        web["shadows"] |= {"timeout": timeout, "retry_after": "1s", "max_per_endpoint": 1}
+        # One host: with another the next try would be made there.
+        web["shadows"] |= {"timeout": timeout, "retry_after": "1s", "max_per_endpoint": 1, "hosts": ["host2"]}
         made.configure(root)
         yield made
 
