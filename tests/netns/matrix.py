@@ -213,14 +213,18 @@ class Matrix:
 
     def await_final(self, final: str) -> None:
         """And that it stays so: nobody is still about to change it."""
-        check = {"serves": serves, "gone": gone}[final]
+        check, states = {"serves": (serves, ["ready"]), "gone": (gone, [])}[final]
+
+        def told() -> str:
+            return f"{final}: {self.left()}\n{self.site.said()[-3000:]}"
+
+        # The records first: they cost little to read, and are the last to be so.
+        eventually(lambda: list(self.records().values()) == states and check(self.left()), self.final_s, told)
+        self.site.await_tick()
         eventually(
-            lambda: check(self.left()), 90, lambda: f"{final}: {self.left()}\n{self.site.said()[-3000:]}"
+            lambda: self.site.await_tick()["troubles"] == {}, 40, lambda: self.site.status()["troubles"]
         )
-        self.site.await_tick()
-        self.site.await_tick()
-        left = self.left()
-        assert check(left), left
+        assert check(self.left()), told()
 
     def assert_load_kept(self, row: Row, hit_s: float) -> None:
         """New flows fail only while a host that took them is not known to be dead; else none does."""
@@ -231,15 +235,17 @@ class Matrix:
 
     # ---- what is there -----------------------------------------------------------------
 
-    def left(self) -> Left:
-        instance = self.site.instance
-        place = f"file:{sqlite.path_of(self.site.state_dir, instance)}?mode=ro"
+    def records(self) -> dict[str, str]:
+        place = f"file:{sqlite.path_of(self.site.state_dir, self.site.instance)}?mode=ro"
         with closing(sqlite3.connect(place, uri=True)) as db:
             found = db.execute("SELECT name, record FROM shadow").fetchall()
-        run = Path("/run/penumbra") / instance
-        labels = [label for label in ansible_processes.labels().values() if f"-{instance}-" in label]
+        return {name: json.loads(record)["state"] for name, record in found}
+
+    def left(self) -> Left:
+        run = Path("/run/penumbra") / self.site.instance
+        labels = [one for one in ansible_processes.labels().values() if f"-{self.site.instance}-" in one]
         return Left(
-            records={name: json.loads(record)["state"] for name, record in found},
+            records=self.records(),
             steered_to=self.dumped(),
             serving=self.serving(),
             runs=(*labels, *(path.name for path in (run / "runs").glob("*"))),
