@@ -278,8 +278,8 @@ class Roster:
         now = self._clock.record_s()
         asked = shadows.requested(name, endpoint, chosen, settings, now, by_hand, sentence)
         self._put(replace(asked, placed=placed.why, standby=standby))
-        self._journal.say(name, "standby" if standby else "add", sentence, inputs)
         self._journal.say(name, "place", f"shadow {name} on {chosen}: {placed.why}")
+        self._journal.say(name, "standby" if standby else "add", sentence, inputs)
         return None
 
     def _placed(
@@ -324,8 +324,8 @@ class Roster:
         self._moved(shadow, replace(gone, attempts=0))
         self._untried.add(name)
         self._put(replace(asked, attempts=shadow.attempts, placed=placed.why, standby=shadow.standby))
-        self._journal.say(name, verdict.act.value, sentence, inputs)
         self._journal.say(name, "place", f"shadow {name} on {placed.host}: {placed.why}")
+        self._journal.say(name, verdict.act.value, sentence, inputs)
 
     def _promote(self, parent: str, reason: str, inputs: Mapping[str, float | str] | None) -> bool:
         """One that stands by is the member that is wanted."""

@@ -59,9 +59,11 @@ def forget(name: str) -> None:
     for path in (_record_path(name), clock_path(name), status_file.path_of(name)):
         path.unlink(missing_ok=True)
         path.with_suffix(".new").unlink(missing_ok=True)  # of who was killed while writing it
-    ansible_processes.clear_stale(RUN_DIR / name / "runs", name)
+    its = RUN_DIR / name
+    for folder in (its / "runs", its / "servers"):
+        ansible_processes.clear_stale(folder, name)
     # Playbooks' folders; not while records of shadows that live on are in them.
-    for folder in (RUN_DIR / name / "runs", RUN_DIR / name / "shadows", RUN_DIR / name):
+    for folder in (its / "runs", its / "servers", its / "shadows", its):
         with suppress(OSError):
             folder.rmdir()
 

@@ -302,6 +302,6 @@ def _forget_shadows(namespaces: Collection[str]) -> None:
             record.unlink()
             record.with_suffix(".log").unlink(missing_ok=True)
         instance = record.parents[1]
-        for folder in (record.parent, instance / "runs", instance):
+        for folder in (record.parent, instance / "runs", instance / "servers", instance):
             with suppress(OSError):  # others' are in it
                 folder.rmdir()
