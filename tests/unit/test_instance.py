@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.cli import instance as instances
+from controlplane.lab import lab
 from tests.world import World, config
 
 
@@ -56,6 +57,26 @@ def test_what_a_killed_writer_left_goes_with_the_instance(run_dir: Path) -> None
         (run_dir / f"{kept}.new").write_text('{"conf')
     instances.forget("web")
     assert [path.name for path in run_dir.iterdir() if path.is_file()] == []
+
+
+def test_no_folder_of_playbooks_runs_is_left_of_an_instance(run_dir: Path) -> None:
+    for folder in ("runs", "servers/1-1-dead", "shadows"):
+        (run_dir / "web" / folder).mkdir(parents=True)
+    instances.forget("web")
+    assert not (run_dir / "web").exists()
+
+
+def test_no_folder_is_left_of_shadows_that_ended_with_their_lab(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab.state, "RUN", run_dir)
+    for folder in ("runs", "servers", "shadows"):
+        (run_dir / "lab" / folder).mkdir(parents=True)
+    (run_dir / "lab/shadows/web-1-s1.json").write_text('{"netns": "lab-host-1"}')
+    lab._forget_shadows({"lab-host-2"})
+    assert (run_dir / "lab/shadows/web-1-s1.json").exists(), "another lab's"
+    lab._forget_shadows({"lab-host-1"})
+    assert not (run_dir / "lab").exists()
 
 
 @pytest.mark.parametrize(
