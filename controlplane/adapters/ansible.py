@@ -25,7 +25,7 @@ from controlplane import model, ports
 from controlplane.adapters import ansible_processes, targets
 from controlplane.adapters.ansible_forks import ForkServer
 from controlplane.adapters.ansible_inspect import INSPECT, Inspector
-from controlplane.adapters.ansible_run import Outcome, PlaybookRun, one_line
+from controlplane.adapters.ansible_run import Outcome, PlaybookRun, literal, one_line
 
 PROVISION = "provision.yml"
 DEPROVISION = "deprovision.yml"
@@ -184,7 +184,7 @@ class AnsibleProvisioner:
                 continue
             hosts = {name: _host_variables(self._hosts[name]) for name in names}
             order = {"instance": self._instance, "target": target}
-            variables = {"order": order, "run_dir": str(self._run_dir)}
+            variables = {"order": literal(order), "run_dir": str(self._run_dir)}
             playbook = self._playbook(EXISTING, target) or shipped_playbooks() / EXISTING
             run = PlaybookRun(playbook, hosts, variables, self._server)
             with self._books.lock:
@@ -308,11 +308,13 @@ class AnsibleProvisioner:
                 "host": order.parent.host or "",
             },
             "specification": order.specification,
-            "parent_host": dict(parent_host.variables) if parent_host else {},
         }
         if order.sync is not None:
             asked["sync"] = _sync(order.sync, order.parent)
-        variables = {"run_dir": str(self._run_dir)} | dict(order.variables) | {"order": asked}
+        # Variables of hosts may be templates, here as in the inventory.
+        its_host = {"parent_host": dict(parent_host.variables) if parent_host else {}}
+        passed = {name: literal(value) for name, value in asked.items()} | its_host
+        variables = {"run_dir": str(self._run_dir)} | dict(order.variables) | {"order": passed}
         path = self._playbook(PLAN, order.target) if playbook == PLAN else None
         return PlaybookRun(path or self._playbooks / playbook, hosts, variables, self._server)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from controlplane import model
 from controlplane.adapters.ansible_forks import ForkServer
-from controlplane.adapters.ansible_run import Outcome, PlaybookRun, one_line
+from controlplane.adapters.ansible_run import Outcome, PlaybookRun, literal, one_line
 
 INSPECT = "inspect.yml"
 
@@ -94,7 +94,7 @@ class Inspector:
             "target": first.target,
             "parents": parents,
         }
-        return {"run_dir": str(self._run_dir)} | dict(first.variables) | {"order": asked_of_all}
+        return {"run_dir": str(self._run_dir)} | dict(first.variables) | {"order": literal(asked_of_all)}
 
 
 def _inspection(order: model.Order, text: str = "", reason: str = "") -> model.Inspection:

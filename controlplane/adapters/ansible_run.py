@@ -29,6 +29,8 @@ _ENVIRONMENT = {
     "ANSIBLE_LOG_PATH": "/dev/null",
 }
 _REASON_MOST = 500
+_VALIDATES = frozenset({"validate_argument_spec", "ansible.builtin.validate_argument_spec"})
+"""Actions that hold variables against a role's specification."""
 
 
 @dataclass(slots=True)
@@ -43,7 +45,7 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
     """Host -> why its last task failed."""
     refused: bool = False
-    """A task failed that would on any host, by its own word."""
+    """The task that failed last would on any host: it says so, or a role does not take its variables."""
     task: str = ""
     """The task that was begun last."""
 
@@ -150,7 +152,8 @@ class PlaybookRun:
             self._outcome.task = str(data.get("task", ""))
         elif kind in ("runner_on_failed", "runner_on_unreachable") and not data.get("ignore_errors"):
             result = data.get("res")
-            self._outcome.refused |= isinstance(result, Mapping) and result.get("refused") is True
+            refused = isinstance(result, Mapping) and result.get("refused") is True
+            self._outcome.refused = refused or data.get("task_action") in _VALIDATES
             message = str(result.get("msg", result)) if isinstance(result, Mapping) else str(result)
             self._outcome.failures[str(data.get("host"))] = one_line(f"task {data.get('task')}: {message}")
         elif kind == "runner_on_ok":
@@ -187,6 +190,17 @@ def _surroundings(folder: Path, playbook: Path) -> tuple[Mapping[str, str], str]
         asked = _asked(Path(made_up), playbook, temporary, "none", folder)
         config = ansible_runner.interface.init_runner(**asked, cancel_callback=lambda: False).config
     return {str(name): str(value) for name, value in config.env.items()}, os.fspath(config.cwd)
+
+
+def literal(value: object) -> object:
+    """The same, with texts that Ansible takes as they stand: braces in them are no templates."""
+    if isinstance(value, str):
+        return {"__ansible_unsafe": value}
+    if isinstance(value, Mapping):
+        return {key: literal(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [literal(inner) for inner in value]
+    return value
 
 
 def _mapping(value: object) -> Mapping[str, object]:

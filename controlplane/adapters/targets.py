@@ -74,7 +74,7 @@ def _of_sync(where: str, sync: model.Sync, folders: Sequence[Path]) -> Iterator[
     )
     options = None if role is None else _options(role)
     if options is not None:
-        yield from _in_mapping(f"{where}.variables", sync.variables, options)
+        yield from _in_mapping(f"{where}.variables", sync.variables, options, templates=False)
 
 
 def _options(role: Path) -> dict[str, Any] | None:
@@ -91,16 +91,19 @@ def _options(role: Path) -> dict[str, Any] | None:
     }
 
 
-def _in_mapping(where: str, given: Mapping[str, object], options: Mapping[str, Any]) -> Iterator[str]:
+def _in_mapping(
+    where: str, given: Mapping[str, object], options: Mapping[str, Any], *, templates: bool = True
+) -> Iterator[str]:
+    """:param templates: texts may be Ansible's templates."""
     for key, value in given.items():
         if key in options:
-            yield from _in_value(f"{where}.{key}", value, options[key])
+            yield from _in_value(f"{where}.{key}", value, options[key], templates=templates)
         elif not str(key).startswith("ansible_"):  # how its hosts are reached is every target's
             yield f"{where}.{key}: is not known; allowed: {', '.join(sorted(options))}"
 
 
-def _in_value(where: str, value: object, option: Mapping[str, Any]) -> Iterator[str]:
-    if isinstance(value, str) and "{{" in value:
+def _in_value(where: str, value: object, option: Mapping[str, Any], *, templates: bool) -> Iterator[str]:
+    if templates and isinstance(value, str) and "{{" in value:
         return  # what Ansible makes of it is known only there
     kind = str(option.get("type", "str"))
     told, holds = _KINDS.get(kind, _KINDS["raw"])
@@ -113,9 +116,9 @@ def _in_value(where: str, value: object, option: Mapping[str, Any]) -> Iterator[
     if isinstance(value, list | tuple) and "elements" in option:
         element = {"type": option["elements"], "options": option.get("options")}
         for at, one in enumerate(value):
-            yield from _in_value(f"{where}.{at}", one, element)
+            yield from _in_value(f"{where}.{at}", one, element, templates=templates)
     if isinstance(value, Mapping) and option.get("options"):
         inner = option["options"]
-        yield from _in_mapping(where, value, inner)
+        yield from _in_mapping(where, value, inner, templates=templates)
         missing = (key for key, one in inner.items() if one.get("required") and key not in value)
         yield from (f"{where}.{key}: is missing" for key in missing)

@@ -92,7 +92,7 @@ def main() -> None:
     try:
         run(module.params)
     except RefusedError as refused:
-        module.fail_json(msg=str(refused))
+        module.fail_json(msg=str(refused), refused=True)
     module.exit_json(changed=True)
 
 

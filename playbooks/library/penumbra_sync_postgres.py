@@ -14,7 +14,7 @@ from ansible.module_utils import penumbra_postgres as at_primary
 from ansible.module_utils import penumbra_postgres_shadow as at_shadow
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.penumbra_postgres import Login, Mark
-from ansible.module_utils.penumbra_sync import RefusedError, sync_name
+from ansible.module_utils.penumbra_sync import RefusedError, on_any_host, sync_name
 
 ARGUMENTS = {
     "state": {"choices": ["started", "stopped"], "required": True},
@@ -55,6 +55,8 @@ def started(p: dict, module: AnsibleModule) -> dict:
     name = sync_name(p["instance"], p["shadow"])
     shadow = login(p, p["address"], p["port"])
     primary = login(p, p["primary"]["address"], p["primary"]["port"])
+    with primary.connected():
+        pass  # a wrong password is told as what it is, not as a shadow that can't be reached
     system = await_system(shadow)
     mark = Mark(p["instance"], p["shadow"], system, shadow.address, shadow.port)
     with primary.connected() as connection:
@@ -143,9 +145,10 @@ def main() -> None:
     try:
         result = states[module.params["state"]](module.params, module)
     except RefusedError as refused:
-        module.fail_json(msg=str(refused))
+        its = (module.params["address"], module.params["port"])
+        module.fail_json(msg=str(refused), refused=on_any_host(refused, its))
     except psycopg.Error as error:
-        module.fail_json(msg=f"PostgreSQL refused: {error}")
+        module.fail_json(msg=f"PostgreSQL refused: {error}", refused=True)
     module.exit_json(**result)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import redis
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.penumbra_sync import RefusedError, password_in
+from ansible.module_utils.penumbra_sync import RefusedError, UnreachableError, on_any_host, password_in
 
 ARGUMENTS = {
     "state": {"choices": ["started", "stopped"], "required": True},
@@ -31,13 +31,9 @@ NOWHERE = ("127.0.0.1", "0")
 """As somebody's replica it goes on refusing writes; nobody answers at port 0."""
 
 
-class UnreachableError(RefusedError):
-    """Nobody answers."""
-
-
 @contextlib.contextmanager
 def connected(p: dict, address: str, port: int) -> Iterator[redis.Redis]:
-    """Raises UnreachableError."""
+    """Raises UnreachableError, also when it is lost."""
     server = redis.Redis(
         host=address,
         port=port,
@@ -50,9 +46,12 @@ def connected(p: dict, address: str, port: int) -> Iterator[redis.Redis]:
     try:
         server.ping()
     except redis.RedisError as error:
-        raise UnreachableError(f"{address}:{port} can't be reached: {error}") from None
-    with server:
-        yield server
+        raise UnreachableError(address, port, error) from None
+    try:
+        with server:
+            yield server
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise UnreachableError(address, port, error) from None
 
 
 def version_of(server: redis.Redis) -> tuple[int, ...]:
@@ -142,9 +141,10 @@ def main() -> None:
     try:
         result = states[module.params["state"]](module.params)
     except RefusedError as refused:
-        module.fail_json(msg=str(refused))
+        its = (module.params["address"], module.params["port"])
+        module.fail_json(msg=str(refused), refused=on_any_host(refused, its))
     except redis.RedisError as error:
-        module.fail_json(msg=f"Redis refused: {error}")
+        module.fail_json(msg=f"Redis refused: {error}", refused=True)
     module.exit_json(**result)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import psycopg
-from ansible.module_utils.penumbra_sync import RefusedError, password_in
+from ansible.module_utils.penumbra_sync import RefusedError, UnreachableError, password_in
 from psycopg import sql
 
 CONNECT_S = 5
@@ -38,7 +38,7 @@ class Login:
 
     @contextlib.contextmanager
     def connected(self, database: str | None = None) -> Iterator[psycopg.Connection]:
-        """A session whose statements end with us, and in time."""
+        """A session whose statements end with us, and in time. Raises UnreachableError, if lost, too."""
         try:
             connection = psycopg.connect(
                 host=self.address,
@@ -52,7 +52,7 @@ class Login:
                 autocommit=True,
             )
         except psycopg.OperationalError as error:
-            raise RefusedError(f"{self.address}:{self.port} can't be reached: {error}") from None
+            raise UnreachableError(self.address, self.port, error) from None
         with connection:
             settings = {
                 "statement_timeout": f"{STATEMENT_S}s",
@@ -61,9 +61,14 @@ class Login:
                 "default_transaction_read_only": "off",
                 "search_path": "",
             }
-            for name, value in settings.items():
-                connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-            yield connection
+            try:
+                for name, value in settings.items():
+                    connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+                yield connection
+            except psycopg.OperationalError as error:
+                if not connection.broken:  # another server's, or a statement's
+                    raise
+                raise UnreachableError(self.address, self.port, error) from None
 
     @property
     def conninfo(self) -> str:

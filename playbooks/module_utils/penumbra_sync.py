@@ -15,6 +15,19 @@ class RefusedError(Exception):
     """It can't be done; the message says why and what to do."""
 
 
+class UnreachableError(RefusedError):
+    """Nobody answers, or not any more."""
+
+    def __init__(self, address: str, port: int, why: object) -> None:
+        super().__init__(f"{address}:{port} can't be reached: {why}")
+        self.place = (str(address), int(port))
+
+
+def on_any_host(error: Exception, shadow: tuple[str | None, int | None]) -> bool:
+    """Whether it would fail on any host: all but a shadow that can't be reached."""
+    return not (isinstance(error, UnreachableError) and error.place == shadow)
+
+
 def sync_name(instance: str, shadow: str) -> str:
     """The name of all that is made for a shadow's copy: of a-z, 0-9 and _, at most 63 long.
 

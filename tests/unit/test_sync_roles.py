@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import ansible.module_utils
+import psycopg
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,3 +132,67 @@ def stat_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "Z"
+
+
+# ---- whose fault it is --------------------------------------------------------------------
+
+ITS = {"state": "started", "address": "10.0.0.2", "port": 2}
+
+
+@pytest.mark.parametrize("driver", ["postgres", "redis"])
+def test_only_a_shadow_that_can_not_be_reached_may_be_its_hosts_fault(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("penumbra_sync", "penumbra_postgres", "penumbra_postgres_shadow"):
+        shared = loaded(f"ansible.module_utils.{name}", PLAYBOOKS / f"module_utils/{name}.py")
+        monkeypatch.setattr(ansible.module_utils, name, shared, raising=False)
+    module = loaded(f"penumbra_sync_{driver}", PLAYBOOKS / f"library/penumbra_sync_{driver}.py")
+    theirs = {"postgres": psycopg.Error, "redis": redis.RedisError}[driver]
+    rules = sys.modules["ansible.module_utils.penumbra_sync"]
+
+    def refused(error: Exception) -> object:
+        def fails(*_: object) -> dict[str, object]:
+            raise error
+
+        monkeypatch.setattr(module, "started", fails)
+        answered: dict[str, object] = {}
+        its = SimpleNamespace(
+            params=ITS, fail_json=lambda **said: answered.update(said), exit_json=lambda **said: None
+        )
+        monkeypatch.setattr(module, "AnsibleModule", lambda *_, **__: its)
+        with contextlib.suppress(UnboundLocalError):  # fail_json would have ended it
+            module.main()
+        return answered["refused"]
+
+    assert refused(rules.RefusedError("wal_level = replica")) is True
+    assert refused(theirs("no such function")) is True
+    assert refused(rules.UnreachableError("10.0.0.1", 1, "refused")) is True, "the primary"
+    assert refused(rules.UnreachableError("10.0.0.2", 2, "refused")) is False, "the shadow"
+
+
+class _Session:
+    def __init__(self, *, broken: bool) -> None:
+        self.broken = broken
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def execute(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("broken", [True, False], ids=["lost", "a statement that fails"])
+def test_a_session_that_is_lost_tells_whose_it_was(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = loaded("ansible.module_utils.penumbra_sync", PLAYBOOKS / "module_utils/penumbra_sync.py")
+    module = loaded("ansible.module_utils.penumbra_postgres", PLAYBOOKS / "module_utils/penumbra_postgres.py")
+    monkeypatch.setattr(module.psycopg, "connect", lambda **_: _Session(broken=broken))
+    login = module.Login("10.0.0.2", 2, "shop", "penumbra", None, "prefer")
+    with (
+        pytest.raises(rules.UnreachableError if broken else psycopg.OperationalError) as raised,
+        login.connected(),
+    ):
+        raise psycopg.OperationalError("it ended")
+    assert getattr(raised.value, "place", None) == (("10.0.0.2", 2) if broken else None)

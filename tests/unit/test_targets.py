@@ -105,6 +105,8 @@ def test_a_specification_that_can_not_be_read_is_told(tmp_path: Path, specs: str
     [
         ("postgres", {"database": "shop", "user": "penumbra", "tables": ["public.items"]}, None),
         ("command", {"start": ["begin"], "stop": "end", "lag": "tell"}, None),
+        ("command", {"start": "docker ps --format '{{.Names}}'", "lag": "tell"}, None),
+        ("postgres", {"tables": "{{ all }}"}, "tables: '{{ all }}' is not a list; "),
         ("postgres", {"tabels": []}, "tabels: is not known; allowed: database, password_file, sslmode, "),
         ("postgres", {"sslmode": "always"}, "sslmode: 'always' is none of disable, allow, "),
         ("redis", {"database": 1}, "database: is not known; allowed: password_file, user"),
