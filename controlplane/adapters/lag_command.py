@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from controlplane import model
 
@@ -18,6 +19,7 @@ _OUTPUT_MOST = 4096
 class Command:
     def __init__(self, target: model.LagTarget) -> None:
         self._target = target
+        self._lag = partial(model.Lag, target.shadow, target.service)
         given = target.sync.variables["lag"]
         self._command = ["/bin/sh", "-c", str(given)]
         if isinstance(given, Sequence) and not isinstance(given, str):
@@ -45,14 +47,14 @@ class Command:
             return self._failed(process.returncode, said, began_s)
         lag_s, lag_bytes = parsed(out[:_OUTPUT_MOST].decode(errors="replace"))
         self._was_copied = True
-        return model.Lag(self._target.shadow, self._target.service, began_s, lag_s, lag_bytes)
+        return self._lag(began_s, lag_s, lag_bytes)
 
     def _failed(self, code: int, said: bytes, began_s: float) -> model.Lag:
         lines = said[-_OUTPUT_MOST:].decode(errors="replace").strip().splitlines()
         why = f"the lag command ended with {code}{f': {lines[-1]}' if lines else ''}"
         if self._was_copied:
             raise ValueError(why)
-        return model.Lag(self._target.shadow, self._target.service, began_s, copied=False, reason=why)
+        return self._lag(began_s, copied=False, reason=why)
 
     def _environment(self) -> dict[str, str]:
         target = self._target

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,7 @@ class PostgresPrimary:
 class PostgresReplica:
     def __init__(self, target: model.LagTarget, primary: PostgresPrimary) -> None:
         self._target, self._primary = target, primary
+        self._lag = partial(model.Lag, target.shadow, target.service)
         self._session = _Session((target.address, target.port), target.sync.variables)
         self._slot: tuple[str, float] | None = None
         """Its subscription's, and when that was first read."""
@@ -242,20 +244,6 @@ class PostgresReplica:
         if self._is_failing:
             return _FAILING
         return "" if runs else _NOT_RUNNING
-
-    def _lag(
-        self,
-        at_s: float,
-        lag_s: float | None = None,
-        lag_bytes: int | None = None,
-        written_bytes_per_s: float = 0.0,
-        *,
-        copied: bool = True,
-        reason: str = "",
-        is_lost: bool = False,
-    ) -> model.Lag:
-        name, service = self._target.shadow, self._target.service
-        return model.Lag(name, service, at_s, lag_s, lag_bytes, written_bytes_per_s, copied, reason, is_lost)
 
     async def close(self) -> None:
         await self._session.close()

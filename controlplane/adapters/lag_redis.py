@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ class RedisPrimary:
 class RedisReplica:
     def __init__(self, target: model.LagTarget, primary: RedisPrimary) -> None:
         self._target, self._primary = target, primary
+        self._lag = partial(model.Lag, target.shadow, target.service)
         self._session = _Session((target.address, target.port), target.sync.variables)
         self._reached_s: float | None = None
         """By then it had everything, when it was linked last."""
@@ -130,19 +132,6 @@ class RedisReplica:
         if told["master_link_status"] != "up":
             return "" if self._reached_s is not None else "it is not linked to its primary yet"
         return "" if told.get("master_replid") == self._primary.stream else "it copies another primary"
-
-    def _lag(
-        self,
-        at_s: float,
-        lag_s: float | None = None,
-        lag_bytes: int | None = None,
-        written_bytes_per_s: float = 0.0,
-        *,
-        copied: bool = True,
-        reason: str = "",
-    ) -> model.Lag:
-        name, service = self._target.shadow, self._target.service
-        return model.Lag(name, service, at_s, lag_s, lag_bytes, written_bytes_per_s, copied, reason)
 
     async def close(self) -> None:
         await self._session.close()
